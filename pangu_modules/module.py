@@ -1,0 +1,168 @@
+"""PanguModule: the base of our LightningModules, where methods meet training.
+
+It holds the configuration with the plans of structure, the objectives, and the rules for checkpoints: a checkpoint
+rebuilds base model and plans from its own hyper-parameters, with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from pydantic import Field
+from torch import Tensor, nn
+
+from pangu_modules import objectives as objective_functions
+from pangu_modules.config import Config as BaseConfig
+from pangu_modules.config import Configurable
+from pangu_modules.objectives import Batch, Objective, Outputs
+from pangu_modules.optim import OptimizerConfig, build_optimizer
+from pangu_modules.structure import Plan, Structure, describe, find_plan, plan_from
+
+
+class PanguModule(Configurable, LightningModule):
+    """A model with its configuration, plans and objectives.
+
+    A subclass implements `build_model` and `compute_outputs`, fills `objectives` in its constructor, and may return
+    plans of its own from `initial_plans`. The model is `self.model`.
+
+    Args:
+        config: the configuration, or its plain data as stored in a checkpoint.
+        **runtime: plain values known only at run time (e.g. ``num_classes``); they are stored in checkpoints.
+    """
+
+    class Config(BaseConfig):
+        """Fields every module has."""
+
+        optimizer: OptimizerConfig = Field(OptimizerConfig(), description="Optimizer and learning-rate schedule.")
+        init_checkpoint: str | None = Field(
+            None, description="Checkpoint whose structure and weights training starts from (set by start_from)."
+        )
+        structure: Structure = Field((), description="Plans applied to the base model, in order.")
+
+    config: Config
+
+    def __init__(self, config: Config | Mapping[str, Any], **runtime: Any) -> None:
+        super().__init__()
+        self.config = config if isinstance(config, BaseConfig) else type(self).Config.model_validate(config)
+        self.runtime = runtime
+        self.objectives: dict[str, Objective] = {}
+        start = self._read_start()
+        self.model: nn.Module = self.build_model()
+        for plan in self.config.structure:
+            plan.apply(self)
+        if start is not None:
+            load_weights(self, start, source=str(self.config.init_checkpoint))
+        self.config = self.config.derive(**self.fields_spent_by_building())
+        for plan in self.initial_plans():
+            if find_plan(self.config.structure, plan.kind, plan.source) is None:
+                self.restructure(plan)
+        self._record_config()
+
+    # What a subclass provides.
+
+    def build_model(self) -> nn.Module:
+        """Return the base model, before any plan."""
+        raise TypeError(f"{type(self).__name__} does not define build_model()")
+
+    def compute_outputs(self, batch: Batch) -> Outputs:
+        """Run the model on a batch; objectives receive what this returns."""
+        raise TypeError(f"{type(self).__name__} does not define compute_outputs(batch)")
+
+    def initial_plans(self) -> Sequence[Plan]:
+        """Return the plans that the configuration itself asks for."""
+        return ()
+
+    def fields_spent_by_building(self) -> dict[str, Any]:
+        """Return the config fields that only matter while building, with the value to store: weights come later."""
+        return {"init_checkpoint": None}
+
+    # Structure.
+
+    def restructure(self, plan: Plan) -> None:
+        """Apply a plan to the model and append it to ``config.structure``; must happen before optimizers exist.
+
+        Raises:
+            RuntimeError: optimizers exist already: they would go on training removed tensors.
+        """
+        if self._trainer is not None and self.trainer.optimizers:
+            raise RuntimeError(f"plan {plan.kind!r} arrives after the optimizers exist; apply it in a callback's setup()")
+        plan.apply(self)
+        self.config = self.config.derive(structure=(*self.config.structure, plan))
+        self._record_config()
+
+    def _record_config(self) -> None:
+        self.save_hyperparameters({"config": self.config.plain(), **self.runtime}, logger=False)
+
+    def _read_start(self) -> dict[str, Any] | None:
+        """Read `init_checkpoint` and take over its structure; the state dict is loaded after the plans."""
+        path = self.config.init_checkpoint
+        if path is None:
+            return None
+        if self.config.structure:
+            raise ValueError("init_checkpoint brings its own structure: leave `structure` empty, or the checkpoint out")
+        if not Path(path).is_file():
+            raise ValueError(f"init_checkpoint: no file {path!r}; give a .ckpt file written by fit")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        structure = checkpoint.get("hyper_parameters", {}).get("config", {}).get("structure", [])
+        self.config = self.config.derive(structure=tuple(plan_from(plan) for plan in structure))
+        state: dict[str, Any] = checkpoint["state_dict"]
+        return state
+
+    # Training.
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the weighted sum of the objectives and log each by its name."""
+        loss, values = objective_functions.evaluate(self.objectives, self, batch, self.compute_outputs(batch))
+        if len(values) > 1:
+            self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=batch_size(batch))
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=batch_size(batch))
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW and its per-step schedule over all optimizer steps of the run."""
+        total = int(self.trainer.estimated_stepping_batches)
+        optimizer, scheduler = build_optimizer(self, self.config.optimizer, total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # Checkpoints.
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose structure is not this module's, before any tensor is copied."""
+        stored = checkpoint.get("hyper_parameters", {}).get("config", {}).get("structure", [])
+        ours = [plan.plain() for plan in self.config.structure]
+        theirs = [plan_from(plan).plain() for plan in stored]
+        if ours != theirs:
+            raise ValueError(
+                f"the checkpoint's structure is [{describe(theirs)}], this module's is [{describe(ours)}]: build the "
+                f"module from the checkpoint with {type(self).__name__}.load_from_checkpoint(path, weights_only=True), "
+                "or pass ckpt_path to the recipe, which does so"
+            )
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load `state` into `module`, all of it, or raise a ValueError that lists what does not fit."""
+    own = module.state_dict()
+    missing = [name for name in own if name not in state]
+    extra = [name for name in state if name not in own]
+    wrong = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    problems = [
+        f"{title}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''} ({len(names)})"
+        for title, names in (("missing", missing), ("unexpected", extra), ("wrong shape", wrong))
+        if names
+    ]
+    if problems:
+        raise ValueError(f"{source} does not fit the model it should start from: {'; '.join(problems)}")
+    module.load_state_dict(state)
+
+
+def batch_size(batch: Batch) -> int:
+    """Return the number of sequences or images in a batch: the length of its first tensor."""
+    return next(len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim > 0)

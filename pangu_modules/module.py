@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -44,6 +44,7 @@ class PanguModule(Configurable, LightningModule):
         structure: Structure = Field((), description="Plans applied to the base model, in order.")
 
     config: Config
+    monitor: ClassVar[tuple[str, str]] = ("val/loss", "min")  # metric and direction by which a checkpoint is best
 
     def __init__(self, config: Config | Mapping[str, Any], **runtime: Any) -> None:
         super().__init__()

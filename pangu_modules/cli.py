@@ -1,0 +1,280 @@
+"""The command line of a recipe: one parser made from the recipe object. jsonargparse stays behind this module."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pangu_modules.bare_help import COMMANDS, bare_help
+from pangu_modules.errors import UsageError, readable
+from pangu_modules.names import nearest
+from pangu_modules.recipe import Recipe, Stage
+
+# Options beside the configuration, by command.
+OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "fit": {
+        "--ckpt_path": {"type": str, "help": "Checkpoint to resume from: a path, or 'last' for the newest run's."},
+    },
+    "validate": {},
+    "test": {},
+    "predict": {"--output": {"type": str, "help": "File for the predictions (default: predictions.pt in the run)."}},
+    "export": {
+        "--format": {"type": str, "help": "Export format, one of the module's (default: its first)."},
+        "--output": {"type": str, "help": "Folder for the export (default: export/ in the run's folder)."},
+    },
+    "plan": {"--json": {"action": "store_true", "help": "Print one JSON object."}},
+}
+CHECKPOINT_HELP = "Checkpoint: a path, 'last' or 'best' of the newest run (default: last)."
+for _command in ("validate", "test", "predict", "export"):
+    OPTIONS[_command]["--ckpt_path"] = {"type": str, "default": "last", "help": CHECKPOINT_HELP}
+OWN_FIELDS = ("module", "data", "callbacks", "trainer")  # the other fields of Stage become plain options
+
+
+@dataclass(frozen=True)
+class Request:
+    """A parsed command line: the command, the recipe with all overrides, and the command's own options."""
+
+    command: str
+    recipe: Recipe
+    name: str
+    title: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def main(recipe: Recipe, arguments: list[str] | None = None) -> None:
+    """Parse the command line, run the command; exit with code 2 and a short message on a bad value."""
+    words = sys.argv[1:] if arguments is None else arguments
+    program = Path(sys.argv[0])
+    try:
+        request = parse(recipe, words, program)
+        if request is not None:
+            from pangu_modules.commands import run
+
+            run(request)
+    except (UsageError, ValidationError) as error:
+        message = readable(error) if isinstance(error, ValidationError) else str(error)
+        command = words[0] if words and words[0] in COMMANDS else ""
+        help_command = " ".join(part for part in ("python", sys.argv[0], command, "--help") if part)
+        print(f"error: {message}\nSee: {help_command}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def parse(recipe: Recipe, words: list[str], program: Path) -> Request | None:
+    """Return the request, or None where printing the configuration or help was all that was asked.
+
+    Raises:
+        UsageError: an unknown command, option or stage, or a value that does not validate.
+    """
+    title = _title()
+    if not words:
+        raise UsageError(f"no command given; commands: {', '.join(COMMANDS)}")
+    command, *rest = words
+    if command in ("-h", "--help"):
+        print(bare_help(str(program), title))
+        return None
+    if command not in COMMANDS:
+        raise UsageError(f"unknown command {command!r}.{nearest(command, COMMANDS)} Commands: {', '.join(COMMANDS)}")
+    removed = removed_callbacks(recipe, rest)
+    parser = build_parser(recipe, command, removed, f"{program} {command}", title)
+    values = _parse(parser, rest)
+    changed = overridden(recipe, values, removed)
+    if values.pop("print_config"):
+        from pangu_modules.run_folder import to_yaml
+
+        print(to_yaml(changed.plain()), end="")
+        return None
+    options = {key: values[key] for key in ("stage", *map(_option_key, OPTIONS[command])) if key in values}
+    return Request(command=command, recipe=changed, name=program.stem, title=title, options=options)
+
+
+def removed_callbacks(recipe: Recipe, words: list[str]) -> set[str]:
+    """Return the callbacks (with their stage's prefix) set to null on the command line or in a ``--config`` file."""
+    removed = set()
+    for prefix, stage in _prefixed(recipe):
+        for name, config in stage.callbacks.items():
+            flag = f"--{prefix}callbacks.{name}"
+            pairs = zip(words, words[1:], strict=False)
+            on_line = f"{flag}=null" in words or any(pair == (flag, "null") for pair in pairs)
+            in_file = any(_is_null(content, f"{prefix}callbacks.{name}") for content in _config_files(words))
+            if config is None or on_line or in_file:
+                removed.add(f"{prefix}callbacks.{name}")
+    return removed
+
+
+def _config_files(words: list[str]) -> list[Any]:
+    """Read the ``--config`` files; one that cannot be read is reported by the parser afterwards."""
+    import yaml
+
+    paths = [word for flag, word in zip(words, words[1:], strict=False) if flag == "--config"]
+    paths += [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
+    contents = []
+    for path in paths:
+        if Path(path).is_file():
+            try:
+                contents.append(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+            except yaml.YAMLError as error:
+                raise UsageError(f"--config: {path} is not valid YAML: {error}") from error
+    return contents
+
+
+def _is_null(content: Any, dotted: str) -> bool:
+    """Whether `content` says null for the callback: so does the ``config.yaml`` of a run without it."""
+    for part in dotted.split("."):
+        if not isinstance(content, dict) or part not in content:
+            return False
+        content = content[part]
+    return content is None
+
+
+def build_parser(recipe: Recipe, command: str, removed: set[str], program: str, title: str) -> Any:
+    """Build the parser of a command: a group per stage and part, defaults from the recipe."""
+    from jsonargparse import ActionConfigFile, ArgumentParser
+    from lightning.pytorch import Trainer
+
+    parser = ArgumentParser(prog=f"python {program}", description=title, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of overrides; may be given repeatedly.")
+    parser.add_argument("--print_config", action="store_true", help="Print the whole configuration and exit.")
+    for option, keywords in OPTIONS[command].items():
+        parser.add_argument(option, **keywords)
+    if not recipe.single:
+        parser.add_argument("--stage", type=str, help=f"Run one stage: {', '.join(recipe.stages)}.")
+    for prefix, stage in _prefixed(recipe):
+        parser.add_class_arguments(type(stage.module), f"{prefix}module", fail_untyped=False)
+        parser.add_class_arguments(type(stage.data), f"{prefix}data", fail_untyped=False)
+        for name, config in stage.callbacks.items():
+            dotted = f"{prefix}callbacks.{name}"
+            if config is None or dotted in removed:
+                parser.add_argument(f"--{dotted}", type=str, help="Removed (null).")
+            else:
+                parser.add_class_arguments(type(config), dotted, fail_untyped=False)
+        parser.add_class_arguments(Trainer, f"{prefix}trainer", skip={"callbacks"}, fail_untyped=False)
+        for name, info in Stage.model_fields.items():
+            if name not in OWN_FIELDS:
+                parser.add_argument(f"--{prefix}{name}", type=info.annotation, help=info.description)
+        _set_defaults(parser, prefix, stage, removed)
+    return parser
+
+
+def _set_defaults(parser: Any, prefix: str, stage: Stage, removed: set[str]) -> None:
+    plain = stage.plain()
+    defaults = {f"{prefix}module.{key}": value for key, value in plain["module"].items()}
+    defaults |= {f"{prefix}data.{key}": value for key, value in plain["data"].items()}
+    for name, config in plain["callbacks"].items():
+        if config is not None and f"{prefix}callbacks.{name}" not in removed:
+            defaults |= {f"{prefix}callbacks.{name}.{key}": value for key, value in config.items()}
+    defaults |= {f"{prefix}trainer.{key}": value for key, value in stage.trainer.items()}
+    defaults |= {f"{prefix}{key}": plain[key] for key in plain if key not in OWN_FIELDS}
+    try:
+        parser.set_defaults(defaults)
+    except Exception as error:
+        raise UsageError(f"the recipe's own values do not fit: {error}") from error
+
+
+def _parse(parser: Any, words: list[str]) -> dict[str, Any]:
+    """Parse, and rewrite the parser's errors as short messages."""
+    from argparse import ArgumentError
+
+    try:
+        namespace = parser.parse_args(words)
+        namespace.pop("config", None)
+        values: dict[str, Any] = namespace.as_dict()
+        return values
+    except ArgumentError as error:
+        raise UsageError(short_message(str(error), known_options(parser))) from error
+
+
+def known_options(parser: Any) -> list[str]:
+    """Return every option string of the parser."""
+    return [option for action in parser._actions for option in action.option_strings]
+
+
+def short_message(text: str, options: list[str]) -> str:
+    """Shorten an error of the parser to one that names the field, the value and what is allowed."""
+    unknown = re.search(r"unrecognized arguments: (--[^\s=]+)", text)
+    if unknown:
+        return f"unknown option {unknown[1]}.{nearest(unknown[1], options)}"
+    key = re.search(r'[Kk]ey "([^"]+)"', text)
+    name = f"--{key[1]}: " if key else ""
+    value = re.search(r"Got value: (.*)", text)
+    got = f", got {value[1].strip()!r}" if value else ""
+    subtypes = re.search(r"Subtypes: (.*)", text)
+    if subtypes:
+        return f"{name}expected one of {_clean_types(subtypes[1])}{got}"
+    allowed = re.search(r"\n\s+([^\n]*?) \[type=", text)
+    if allowed:
+        return f"{name}{allowed[1]}{got}"
+    unaccepted = re.search(r"Key '([^']+)' is not expected|No action for key \"([^\"]+)\"|Nested key '([^']+)'", text)
+    if unaccepted:
+        wrong = "--" + next(group for group in unaccepted.groups() if group)
+        return f"unknown option {wrong}.{nearest(wrong, options)}"
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "Parser key" not in line]
+    return f"{name}{'; '.join(lines[:3])}"
+
+
+def _clean_types(text: str) -> str:
+    text = re.sub(r"typing\.|<class '([\w.]+)'>", lambda match: match[1] or "", text)
+    return text.strip("[]").replace("NoneType", "null")
+
+
+def overridden(recipe: Recipe, values: dict[str, Any], removed: set[str]) -> Recipe:
+    """Return the recipe with the parsed values, validated by the configurations themselves.
+
+    Raises:
+        UsageError: a value or a combination of values does not validate.
+    """
+    stages = {}
+    for name, stage in recipe.stages.items():
+        prefix = f"{name}." if name else ""
+        part = values[name] if name else values
+        callbacks = {
+            key: None if f"{prefix}callbacks.{key}" in removed else part["callbacks"][key] for key in stage.callbacks
+        }
+        changes = {key: part[key] for key in Stage.model_fields if key not in OWN_FIELDS}
+        trainer = _given_trainer_arguments(part["trainer"], stage.trainer)
+        stages[name] = _validated(
+            lambda stage=stage, part=part, callbacks=callbacks, trainer=trainer, changes=changes: stage.derive(
+                module=part["module"], data=part["data"], callbacks=callbacks, trainer=trainer, **changes
+            ),
+            prefix,
+        )
+    if recipe.single:
+        fields = {key: getattr(stages[""], key) for key in Stage.model_fields}
+        return Recipe(cost=recipe.cost, reference=recipe.reference, **fields)
+    return Recipe(stages=stages, cost=recipe.cost, reference=recipe.reference)
+
+
+def _validated(build: Callable[[], Stage], prefix: str) -> Stage:
+    try:
+        return build()
+    except ValidationError as error:
+        raise UsageError(readable(error, prefix.rstrip("."))) from error
+
+
+def _given_trainer_arguments(values: dict[str, Any], recipe_values: dict[str, Any]) -> dict[str, Any]:
+    """Keep the Trainer's arguments that differ from its own defaults or that the recipe sets."""
+    import inspect
+
+    from lightning.pytorch import Trainer
+
+    signature = inspect.signature(Trainer).parameters
+    return {key: value for key, value in values.items() if key in recipe_values or value != signature[key].default}
+
+
+def _prefixed(recipe: Recipe) -> list[tuple[str, Stage]]:
+    return [(f"{name}." if name else "", stage) for name, stage in recipe.stages.items()]
+
+
+def _option_key(option: str) -> str:
+    return option.removeprefix("--")
+
+
+def _title() -> str:
+    """Return the first line of the running recipe's docstring."""
+    document = getattr(sys.modules.get("__main__"), "__doc__", None) or "A recipe."
+    return document.strip().splitlines()[0]

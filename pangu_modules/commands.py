@@ -1,0 +1,181 @@
+"""What each command of a recipe does once its command line is parsed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pangu_modules.cli import Request
+from pangu_modules.errors import UsageError, usage_errors
+from pangu_modules.files import write_atomically
+from pangu_modules.names import nearest
+from pangu_modules.recipe import Stage
+from pangu_modules.run import StageResult, build_data, build_module, build_trainer, fit_stage
+from pangu_modules.run_folder import RunFolder, new_version, to_yaml, versions
+
+
+def run(request: Request) -> None:
+    """Run the request's command."""
+    commands: dict[str, Callable[[Request], None]] = {
+        "fit": fit,
+        "validate": evaluate,
+        "test": evaluate,
+        "predict": predict,
+        "export": export,
+        "plan": plan,
+    }
+    commands[request.command](request)
+
+
+def fit(request: Request) -> None:
+    """Run the stages in order, each unless it is finished; write and print the result."""
+    from pangu_modules.summary import finish
+
+    folder, resume = _run_folder(request)
+    write_atomically(folder / "config.yaml", to_yaml(request.recipe.plain()))
+    chosen = request.options.get("stage")
+    results: dict[str, StageResult] = {}
+    for name, stage in request.recipe.stages.items():
+        stage_folder = RunFolder(folder / name)
+        finished = StageResult.read(stage_folder)
+        if finished is not None and chosen != name:
+            results[name] = finished
+            continue
+        if chosen not in (None, name):
+            continue
+        results[name] = _fit_one(request, name, _started(stage, folder), stage_folder, resume)
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        finish(request, folder, results)
+
+
+def _fit_one(request: Request, name: str, stage: Stage, folder: RunFolder, resume: bool) -> StageResult:
+    given = request.options.get("ckpt_path")
+    ckpt_path = None
+    if given not in (None, "last"):
+        ckpt_path = Path(given)
+    elif resume and folder.last.is_file() and not folder.result.is_file():
+        ckpt_path = folder.last
+    if name:
+        print(f"stage {name}: {'resumes from ' + str(ckpt_path) if ckpt_path else 'starts'}", flush=True)
+    return fit_stage(stage, folder.path, ckpt_path=ckpt_path)
+
+
+def _run_folder(request: Request) -> tuple[Path, bool]:
+    """Return the run's folder and whether it continues an earlier run.
+
+    ``--ckpt_path last`` continues the newest run; a pipeline whose newest run is unfinished and has this very
+    configuration is continued without asking; a single stage of a pipeline runs inside the newest run.
+    """
+    existing = versions(request.name)
+    given = request.options.get("ckpt_path")
+    if given == "last":
+        if not existing:
+            raise UsageError(f"--ckpt_path last: there is no run of {request.name} to resume; start with fit alone")
+        if request.recipe.single and not RunFolder(existing[-1]).last.is_file():
+            raise UsageError(f"--ckpt_path last: {RunFolder(existing[-1]).last} does not exist; start with fit alone")
+        return existing[-1], True
+    if given is not None and not Path(given).is_file():
+        raise UsageError(f"--ckpt_path: no file {given!r}; give a checkpoint's path, or 'last'")
+    chosen = request.options.get("stage")
+    if chosen is not None and chosen not in request.recipe.stages:
+        known = ", ".join(request.recipe.stages)
+        raise UsageError(f"--stage: no stage {chosen!r}.{nearest(chosen, request.recipe.stages)} Stages: {known}")
+    if existing and not request.recipe.single and (chosen or _unfinished(existing[-1], request)):
+        return existing[-1], True
+    return new_version(request.name), False
+
+
+def _unfinished(folder: Path, request: Request) -> bool:
+    config = folder / "config.yaml"
+    same = config.is_file() and config.read_text(encoding="utf-8") == to_yaml(request.recipe.plain())
+    return same and not all(RunFolder(folder / name).result.is_file() for name in request.recipe.stages)
+
+
+def _started(stage: Stage, folder: Path) -> Stage:
+    """Return the stage with the checkpoint of the stage it starts from."""
+    if stage.start_from is None:
+        return stage
+    checkpoint = RunFolder(folder / stage.start_from).last
+    if not checkpoint.is_file():
+        raise UsageError(f"start_from: stage {stage.start_from!r} has no checkpoint {checkpoint}; run it first")
+    return stage.derive(module={"init_checkpoint": str(checkpoint)})
+
+
+def _checkpoint(request: Request) -> tuple[Stage, Path, RunFolder]:
+    """Return the stage (of a pipeline the last, or --stage), its checkpoint, and the folder the outputs go to."""
+    given = request.options["ckpt_path"]
+    name = request.options.get("stage") or list(request.recipe.stages)[-1]
+    if name not in request.recipe.stages:
+        raise UsageError(f"--stage: no stage {name!r}; stages: {', '.join(request.recipe.stages)}")
+    stage = request.recipe.stages[name]
+    if given in ("last", "best"):
+        existing = versions(request.name)
+        if not existing:
+            raise UsageError(f"--ckpt_path {given}: there is no run of {request.name}; run fit first, or give a path")
+        folder = RunFolder(existing[-1] / name)
+        path = folder.checkpoints / f"{given}.ckpt"
+    else:
+        path = Path(given)
+        folder = RunFolder(path.parent.parent if path.parent.name == "checkpoints" else path.parent)
+    if not path.is_file():
+        raise UsageError(f"--ckpt_path: no checkpoint {path}")
+    return stage, path, folder
+
+
+def _rebuilt(request: Request) -> tuple[Stage, Path, RunFolder, Any, Any]:
+    stage, path, folder = _checkpoint(request)
+    data = build_data(stage)
+    module = build_module(stage, data, path)
+    return stage, path, folder, data, module
+
+
+def evaluate(request: Request) -> None:
+    """Evaluate a checkpoint on the validation or test set and print the metrics as a table."""
+    stage, path, folder, data, module = _rebuilt(request)
+    trainer = build_trainer(stage.derive(trainer={"logger": False}), folder, module, quiet=False, extra=[])
+    run_loop = trainer.validate if request.command == "validate" else trainer.test
+    run_loop(module, datamodule=data, ckpt_path=path, weights_only=True)
+
+
+def predict(request: Request) -> None:
+    """Write a checkpoint's predictions, a list with one entry per batch, to a file."""
+    stage, path, folder, data, module = _rebuilt(request)
+    trainer = build_trainer(stage.derive(trainer={"logger": False}), folder, module, quiet=False, extra=[])
+    predictions = trainer.predict(module, datamodule=data, ckpt_path=path, weights_only=True)
+    output = Path(request.options.get("output") or folder.path / "predictions.pt")
+    temporary = output.with_name(f".{output.name}.part")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(predictions, temporary)
+    os.replace(temporary, output)
+    print(f"predictions: {output}")
+
+
+def export(request: Request) -> None:
+    """Write a checkpoint in one of the module's export formats."""
+    _, path, folder, _, module = _rebuilt(request)
+    module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+    kind = request.options.get("format") or module.export_formats[0]
+    if kind not in module.export_formats:
+        raise UsageError(f"--format: unknown format {kind!r}; {type(module).__name__} offers {module.export_formats}")
+    output = Path(request.options.get("output") or folder.path / "export" / kind)
+    with usage_errors("export"):
+        module.eval().export(output, kind)
+    print(f"export ({kind}): {output}")
+
+
+def plan(request: Request) -> None:
+    """Print sizes and costs, as a table or one JSON object."""
+    from pangu_modules.planning import plan_recipe, plan_rows
+
+    figures = plan_recipe(request.recipe)
+    if request.options.get("json"):
+        print(json.dumps(figures))
+        return
+    from pangu_modules.report import terminal_table
+
+    terminal_table(plan_rows(figures), title=request.title)

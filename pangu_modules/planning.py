@@ -1,0 +1,87 @@
+"""The `plan` command: sizes and costs of a recipe's models, on the meta device, without weights or data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pangu_modules.errors import usage_errors
+from pangu_modules.module import PanguModule, batch_size
+from pangu_modules.recipe import Recipe, Stage
+
+BYTES_FP32 = 4
+
+
+def plan_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Return the figures of `plan_stage`; of a pipeline those of its last stage, and all under ``stages``.
+
+    The recipe's reference figures are under ``reference``, by the same names.
+    """
+    stages = {name: plan_stage(stage) for name, stage in recipe.stages.items()}
+    figures = dict(list(stages.values())[-1])
+    if not recipe.single:
+        figures["stages"] = stages
+    if recipe.reference:
+        figures["reference"] = recipe.reference
+    return figures
+
+
+def plan_stage(stage: Stage) -> dict[str, Any]:
+    """Return parameter counts, FLOPs of a forward pass per sample and token, and bytes in fp32.
+
+    ``training_bytes`` counts parameters, gradients and AdamW's two moments; activations are not in it.
+    """
+    module = meta_module(stage)
+    parameters = list(module.model.parameters())
+    total = sum(parameter.numel() for parameter in parameters)
+    trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    flops, samples, tokens = forward_flops(module)
+    return {
+        "model": type(module).__name__,
+        "parameters": total,
+        "active_parameters": module.active_parameters(),
+        "trainable_parameters": trainable,
+        "forward_flops_per_sample": flops // samples,
+        "forward_flops_per_token": flops // tokens,
+        "inference_bytes": BYTES_FP32 * total,
+        "training_bytes": BYTES_FP32 * (total + 3 * trainable),
+    }
+
+
+def meta_module(stage: Stage) -> PanguModule:
+    """Build a stage's module on the meta device: shapes without storage."""
+    with usage_errors("data"):
+        data = stage.data.build()
+    try:
+        arguments = getattr(data, "module_arguments", dict)()
+    except (FileNotFoundError, ImportError):  # a plan needs no data: the module's configuration must be enough
+        arguments = {}
+    with usage_errors("module"), torch.device("meta"):
+        module: PanguModule = stage.module.derive(init_checkpoint=None).build(**arguments)
+    return module
+
+
+def forward_flops(module: PanguModule) -> tuple[int, int, int]:
+    """Return the floating-point operations of one forward pass over an example, its samples and its tokens.
+
+    A multiply-add counts as two; elementwise operations are not counted.
+    """
+    batch = module.example_batch(1)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module.eval().compute_outputs(batch)
+    tokens = batch["input_ids"].numel() if "input_ids" in batch else batch_size(batch)
+    return counter.get_total_flops(), batch_size(batch), tokens
+
+
+def plan_rows(figures: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return the figures as rows of a table: quantity, value, and the reference the value must equal."""
+    reference = figures.get("reference", {})
+    rows = []
+    for name, value in figures.items():
+        if isinstance(value, int):
+            stated = f"{reference[name]:,}" if name in reference else ""
+            rows.append({"quantity": name.replace("_", " "), "value": f"{value:,}", "reference": stated})
+    return rows

@@ -1,0 +1,239 @@
+"""Running one stage: build its parts, train, test, and leave checkpoint, metrics and result in its folder."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar, Timer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+
+from pangu_modules.errors import UsageError, usage_errors
+from pangu_modules.files import write_atomically
+from pangu_modules.module import PanguModule
+from pangu_modules.recipe import Stage
+from pangu_modules.run_folder import RunFolder, merge_metrics, set_metrics_aside, to_yaml
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a finished stage measured.
+
+    Attributes:
+        metrics: test metrics by name, e.g. ``test/accuracy``.
+        parameters: number of parameters of the model, shared ones once.
+        seconds: wall time of training, over all resumes.
+        epochs: epochs trained.
+        checkpoint: the last checkpoint.
+        seed: the stage's seed.
+    """
+
+    metrics: dict[str, float]
+    parameters: int
+    seconds: float
+    epochs: int
+    checkpoint: Path
+    seed: int
+
+    def plain(self) -> dict[str, Any]:
+        """Return the result as plain data."""
+        return {**asdict(self), "checkpoint": str(self.checkpoint)}
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> StageResult | None:
+        """Return the result stored in `folder`, or None while the stage is unfinished."""
+        plain = folder.read_result()
+        return None if plain is None else cls(**{**plain, "checkpoint": Path(plain["checkpoint"])})
+
+
+def fit_stage(stage: Stage, path: Path, *, ckpt_path: Path | None = None, quiet: bool = False) -> StageResult:
+    """Train and test a stage in the folder `path`.
+
+    Args:
+        stage: what to run.
+        path: folder for its files.
+        ckpt_path: checkpoint of the same stage to resume from: structure, weights, optimizer, data order and RNG.
+        quiet: no progress bar, summary or warnings about them.
+
+    Raises:
+        UsageError: a value of the configuration cannot be built (e.g. an unknown strategy).
+    """
+    folder = RunFolder(path)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder.path / "config.yaml", to_yaml(stage.plain()))
+    aside = set_metrics_aside(folder.metrics) if ckpt_path else None
+    seed_everything(stage.seed, workers=True, verbose=False)
+    data = build_data(stage)
+    module = build_module(stage, data, ckpt_path)
+    timer = Timer()
+    trainer = build_trainer(stage, folder, module, quiet=quiet, extra=[timer])
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+    if trainer.is_global_zero and not folder.last.is_file():  # fast_dev_run and enable_checkpointing=False save nothing
+        trainer.save_checkpoint(folder.last)
+    metrics = test_metrics(trainer, module, data)
+    if aside is not None and folder.metrics.is_file():
+        merge_metrics(aside, folder.metrics, folder.metrics)
+        aside.unlink()
+    result = StageResult(
+        metrics=metrics,
+        parameters=sum(parameter.numel() for parameter in module.model.parameters()),
+        seconds=timer.time_elapsed("train"),
+        epochs=trainer.current_epoch,
+        checkpoint=folder.last,
+        seed=stage.seed,
+    )
+    write_atomically(folder.result, json.dumps(result.plain(), indent=2) + "\n")
+    return result
+
+
+def build_data(stage: Stage) -> LightningDataModule:
+    """Build the datamodule of a stage."""
+    with usage_errors("data"):
+        data: LightningDataModule = stage.data.build()
+    return data
+
+
+def build_module(stage: Stage, data: LightningDataModule, ckpt_path: Path | None) -> PanguModule:
+    """Build the module of a stage: from its configuration, or from a checkpoint's own when resuming."""
+    with usage_errors("module"):
+        if ckpt_path is None:
+            module: PanguModule = stage.module.build(**module_arguments(data))
+            return module
+        stored = torch.load(ckpt_path, map_location="cpu", weights_only=True)["hyper_parameters"]
+        assert stage.module.owner is not None
+        return stage.module.owner(**stored)  # type: ignore[no-any-return]
+
+
+def module_arguments(data: LightningDataModule) -> dict[str, Any]:
+    """Return what the datamodule tells the module at run time (e.g. the number of classes)."""
+    tell = getattr(data, "module_arguments", None)
+    arguments: dict[str, Any] = tell() if tell is not None else {}
+    return arguments
+
+
+def build_trainer(
+    stage: Stage, folder: RunFolder, module: PanguModule, *, quiet: bool, extra: list[Callback]
+) -> Trainer:
+    """Build the Trainer of a stage with the recipe's callbacks, those every run has, and the loggers."""
+    arguments = dict(stage.trainer)
+    arguments.setdefault("log_every_n_steps", 10)
+    arguments = {name: instantiate(value) for name, value in arguments.items()}
+    with usage_errors("loggers"):
+        arguments["logger"] = build_loggers(stage, folder)
+    arguments["default_root_dir"] = arguments.get("default_root_dir") or str(folder.path)
+    if quiet:
+        arguments.update(enable_progress_bar=False, enable_model_summary=False)
+    with usage_errors("callbacks"):
+        callbacks = [config.build(name=name) for name, config in stage.active_callbacks.items()]
+    callbacks += standard_callbacks(folder, module, arguments)
+    _silence_advice(quiet)
+    with usage_errors("trainer"):
+        return Trainer(**arguments, callbacks=[*callbacks, *extra])
+
+
+def standard_callbacks(folder: RunFolder, module: PanguModule, arguments: Mapping[str, Any]) -> list[Callback]:
+    """Return the callbacks every run has: exact resume, checkpoints (last and best), progress, learning rate."""
+    # The one place where the library reaches up: recipes have exact resume without asking for it.
+    try:
+        from callbacks import ExactResume
+    except ImportError as error:
+        raise UsageError(shadowed_message(error)) from error
+
+    callbacks: list[Callback] = [ExactResume(ExactResume.Config(), name="exact_resume")]
+    if arguments.get("enable_checkpointing") is not False and not arguments.get("fast_dev_run"):
+        callbacks += checkpoint_callbacks(folder, module)
+    if arguments.get("enable_progress_bar") is not False:
+        callbacks.append(RichProgressBar(leave=False))
+    if arguments["logger"]:
+        callbacks.append(LearningRateMonitor("step"))
+    return callbacks
+
+
+def checkpoint_callbacks(folder: RunFolder, module: PanguModule) -> list[Callback]:
+    """Return the callbacks that write ``last.ckpt`` (each epoch, and when interrupted) and ``best.ckpt``.
+
+    Lightning writes each file to a temporary name and renames it, so a kill leaves the previous one whole.
+    """
+    last = ModelCheckpoint(
+        dirpath=folder.checkpoints,
+        filename="last",
+        save_top_k=1,
+        every_n_epochs=1,
+        save_on_train_epoch_end=True,
+        save_on_exception=True,
+        enable_version_counter=False,
+    )
+    metric, mode = module.monitor
+    best = ModelCheckpoint(
+        dirpath=folder.checkpoints,
+        filename="best",
+        monitor=metric,
+        mode=mode,
+        save_top_k=1,
+        save_weights_only=True,
+        enable_version_counter=False,
+    )
+    return [last, best]
+
+
+def build_loggers(stage: Stage, folder: RunFolder) -> Any:
+    """Return the loggers asked for, all of them writing below the stage's folder."""
+    asked = stage.trainer.get("logger")
+    if asked is False:
+        return False
+    build = {
+        "csv": lambda: CSVLogger(folder.path, name="", version=""),
+        "tensorboard": lambda: TensorBoardLogger(folder.path, name="tensorboard", version=""),
+        "wandb": lambda: WandbLogger(save_dir=folder.path, project="pangu-recipes"),
+    }
+    extra = [] if asked in (None, True) else [instantiate(asked)]
+    return [*(build[name]() for name in stage.loggers), *extra]
+
+
+def instantiate(value: Any) -> Any:
+    """Return ``{"class_path": ..., "init_args": {...}}`` as the object it describes, anything else unchanged."""
+    if not (isinstance(value, Mapping) and "class_path" in value):
+        return value
+    module_name, _, class_name = str(value["class_path"]).rpartition(".")
+    with usage_errors("trainer"):
+        return getattr(importlib.import_module(module_name), class_name)(**value.get("init_args", {}))
+
+
+def test_metrics(trainer: Trainer, module: PanguModule, data: LightningDataModule) -> dict[str, float]:
+    """Evaluate on the test set, if the data has one."""
+    data.setup("test")
+    if getattr(data, "test_dataset", None) is None:
+        return {}
+    (metrics,) = trainer.test(module, datamodule=data, verbose=False)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def shadowed_message(error: ImportError) -> str:
+    """Explain an import that found a package of the user's own under one of our names."""
+    places = {}
+    for name in ("callbacks", "datamodules", "recipes"):
+        spec = importlib.util.find_spec(name)
+        places[name] = spec.origin if spec is not None and spec.origin else "not found"
+    found = "; ".join(f"{name}: {place}" for name, place in places.items())
+    return (
+        f"{error}. A package of your own named callbacks, datamodules or recipes may shadow the one of Pangu Recipes "
+        f"({found}). Rename yours, or start from a folder that does not hold it."
+    )
+
+
+def _silence_advice(quiet: bool) -> None:
+    """Silence Lightning's advice that does not apply here: few workers are right for small data in memory."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*LightningDataModule.*state_dict.*")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR if quiet else logging.WARNING)

@@ -1,0 +1,67 @@
+"""The end of a fit: the result table and paths on the terminal, and the run's report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pangu_modules.cli import Request
+from pangu_modules.report import Column, RunReport, collect_versions, learning_curves, terminal_table
+from pangu_modules.run import StageResult
+from pangu_modules.run_folder import RunFolder, to_yaml
+
+COLUMNS: Mapping[str, Column] = {
+    "test/accuracy": Column("test accuracy", "%", 1),
+    "test/accuracy_top5": Column("test accuracy, top 5", "%", 1),
+    "test/loss": Column("test loss", "nats", 3),
+    "test/perplexity": Column("test perplexity", "per token", 2),
+    "parameters": Column("parameters"),
+    "epochs": Column("epochs"),
+    "seconds": Column("training time", "s", 0),
+}
+
+
+def result_rows(results: Mapping[str, StageResult]) -> list[dict[str, Any]]:
+    """Return a row per stage: test metrics (accuracies in percent), parameters, epochs, seconds of training."""
+    rows = []
+    for name, result in results.items():
+        metrics = {
+            metric: 100 * value if metric.startswith("test/accuracy") else value
+            for metric, value in result.metrics.items()
+        }
+        cost = {"parameters": result.parameters, "epochs": result.epochs, "seconds": result.seconds}
+        rows.append({"stage": name, **metrics, **cost})
+    return rows
+
+
+def result_columns(rows: list[dict[str, Any]]) -> dict[str, Column | str]:
+    """Return the columns of the result table: the stage, the metrics in a fixed order, the costs."""
+    names = {name for row in rows for name in row}
+    known = [name for name in COLUMNS if name in names]
+    others = sorted(names - set(known) - {"stage"})
+    first: dict[str, Column | str] = {"stage": "stage"} if any(row["stage"] for row in rows) else {}
+    metrics = [name for name in known if name.startswith("test/")]
+    costs = [name for name in known if not name.startswith("test/")]
+    return first | {name: COLUMNS.get(name, name) for name in [*metrics, *others, *costs]}
+
+
+def finish(request: Request, folder: Path, results: Mapping[str, StageResult]) -> None:
+    """Write the report of a run and print its result table and paths."""
+    rows = result_rows(results)
+    columns = result_columns(rows)
+    labels = {name: name or request.name for name in results}
+    report = RunReport(
+        title=request.title,
+        config_yaml=to_yaml(request.recipe.plain()),
+        versions=collect_versions(),
+        seeds={labels[name]: result.seed for name, result in results.items()},
+        seconds={labels[name]: result.seconds for name, result in results.items()},
+    )
+    report.add_table("Result on the test set", rows, columns)
+    curves = {labels[name]: RunFolder(folder / name).metrics for name in results}
+    for caption, figure in learning_curves({name: path for name, path in curves.items() if path.is_file()}).items():
+        report.add_figure(figure, caption)
+    page, _ = report.write(folder)
+    terminal_table(rows, columns, request.title)
+    print(f"run folder  {folder}\nreport      {page}")

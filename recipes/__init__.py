@@ -1,0 +1,1 @@
+"""Recipes: one runnable file per experiment; `make list` names them."""

@@ -170,14 +170,13 @@ class _PostNormProbe(Probe):
         self.outputs[name] = output
 
     def _on_norm(self, module: Any, args: Any, *, name: str) -> None:
-        u = args[0]
-        if self.outputs.pop(name, None) is not u:
+        if self.outputs.pop(name, None) is not args[0]:
             raise ValueError(f"{name} does not directly follow its linear map: it cannot be absorbed")
-        rms = (wide(u).square().mean(-1) + module.variance_epsilon).sqrt().double()
+        rms = (wide(args[0]).square().mean(-1) + module.variance_epsilon).sqrt()
         real = torch.ones_like(rms, dtype=torch.bool) if self.mask is None else self.mask
         is_first = real & (real.cumsum(1) == 1)
-        self.first.setdefault(name, []).append(rms[is_first].cpu())
-        self.others.setdefault(name, []).append(rms[real & ~is_first].cpu())
+        self.first.setdefault(name, []).append(rms[is_first].cpu().double())
+        self.others.setdefault(name, []).append(rms[real & ~is_first].cpu().double())
 
 
 def _statistics(name: str, others: Tensor, first: Tensor, sigma: Sigma, skip_first: bool) -> PostNormStatistics:

@@ -101,13 +101,19 @@ def wide(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-def masked_mean(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the sum over real tokens (float64) and their number.
+def sum_over_tokens(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return each sequence's sum of values over its real tokens (batch, size) and the tokens' number (batch, 1).
+
+    Both are float64, on the CPU for devices without it.
 
     Args:
-        values: (batch, seq), one value per token.
+        values: (batch, seq, size).
         mask: (batch, seq), True on real tokens; None if all are.
     """
     if mask is None:
-        return values.sum(dtype=torch.float64), torch.tensor(values.numel(), device=values.device)
-    return values.masked_fill(~mask, 0).sum(dtype=torch.float64), mask.sum()
+        mask = values.new_ones(values.shape[:2], dtype=torch.bool)
+    else:
+        values = values.masked_fill(~mask[..., None], 0)
+    if values.device.type in ("mps", "npu"):
+        return values.sum(1).cpu().double(), mask.sum(1, keepdim=True).cpu().double()
+    return values.sum(1, dtype=torch.float64), mask.sum(1, keepdim=True, dtype=torch.float64)

@@ -97,7 +97,7 @@ def merge_differences(receiver: nn.Module, dropped: Sequence[nn.Module]) -> None
     """
     others = [dict(layer.named_parameters()) for layer in dropped]
     for name, parameter in receiver.named_parameters():
-        parameter += torch.stack([other[name] - parameter for other in others]).sum(0)
+        parameter.add_(torch.stack([other[name] - parameter for other in others]).sum(0))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from pangu_modules.llm.pruning.activations import Probe, hidden_norms, run, wide
+from pangu_modules.llm.pruning.activations import Probe, hidden_norms, run, sum_over_tokens, wide
 from pangu_modules.llm.pruning.surgery import decoder_layers, layer_shape
 from pangu_modules.objectives import Batch
 
@@ -95,9 +95,7 @@ class ImportanceCollector(Probe):
 
     def attach(self) -> list[RemovableHandle]:
         """Hook all norms, output projections, down projections and layers."""
-        handles = [
-            norm.register_forward_hook(partial(self._on_norm, name=name)) for name, norm in self._norms.items()
-        ]
+        handles = [norm.register_forward_hook(partial(self._on_norm, name=name)) for name, norm in self._norms.items()]
         for index, layer in enumerate(decoder_layers(self.model)):
             attention: Any = layer.self_attn
             mlp: Any = layer.mlp
@@ -177,12 +175,8 @@ class _Sum:
     def add(self, values: Tensor, mask: Tensor | None) -> None:
         if self.agg_seq == "l2":
             values = values.square()
-        if mask is None:
-            tokens = torch.full((len(values), 1), values.shape[1], dtype=torch.float64, device=values.device)
-        else:
-            values = values.masked_fill(~mask[..., None], 0)
-            tokens = mask.sum(1, keepdim=True, dtype=torch.float64)
-        per_sequence = values.sum(1, dtype=torch.float64) / tokens.clamp_min(1)
+        sums, tokens = sum_over_tokens(values, mask)
+        per_sequence = sums / tokens.clamp_min(1)
         if self.agg_seq == "l2":
             per_sequence = per_sequence.sqrt()
         if self.agg_batch == "l2":

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from pangu_modules.llm.pruning.activations import Probe, hidden_norms, masked_mean, run, wide
+from pangu_modules.llm.pruning.activations import Probe, hidden_norms, run, sum_over_tokens, wide
 from pangu_modules.objectives import Batch
 
 SlnpMode = Literal["slnp", "none", "calibrated", "inverse"]
@@ -109,6 +109,6 @@ class _RmsRatio(Probe):
     def _on_norm(self, module: Any, args: Any, *, name: str) -> None:
         squares, eps = wide(args[0]).square(), module.variance_epsilon
         ratio = ((squares[..., self.kept].mean(-1) + eps) / (squares.mean(-1) + eps)).sqrt()
-        total, count = masked_mean(ratio, self.mask)
-        before = self.sums.get(name, (0, 0))
-        self.sums[name] = (before[0] + total, before[1] + count)
+        sums, tokens = sum_over_tokens(ratio[..., None], self.mask)
+        total, count = self.sums.get(name, (0, 0))
+        self.sums[name] = (total + sums.sum(), count + tokens.sum())

@@ -1,0 +1,70 @@
+"""PruneReport: what a pruning method did to a model, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What happened to one decoder layer.
+
+    Attributes:
+        index: number of the layer in the unpruned model.
+        similarity: mean cosine between the layer's input and output in the unpruned model (c_l).
+        ratio: requested ratio of heads and channels to remove (rho_l).
+        kept_heads: kept query heads, numbered as in the unpruned layer.
+        num_heads: query heads before.
+        kept_channels: kept FFN channels, numbered as in the unpruned layer.
+        intermediate_size: FFN channels before.
+        head_similarity: mean over output dimensions of the correlation of the kept heads' output with the whole
+            attention output; None where no head was removed.
+    """
+
+    index: int
+    similarity: float
+    ratio: float
+    kept_heads: tuple[int, ...]
+    num_heads: int
+    kept_channels: tuple[int, ...]
+    intermediate_size: int
+    head_similarity: float | None = None
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """Result of a pruning method.
+
+    Attributes:
+        method: name of the method.
+        layers: one entry per kept layer, in order.
+        kept_layers: indices of the kept layers in the unpruned model.
+        parameters_before: parameters of the whole model, a tied head counted once.
+        parameters_after: the same after pruning, new biases included.
+        calibration_tokens: real tokens used.
+    """
+
+    method: str
+    layers: tuple[LayerReport, ...]
+    kept_layers: tuple[int, ...]
+    parameters_before: int
+    parameters_after: int
+    calibration_tokens: int
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def removed_fraction(self) -> float:
+        """Realised fraction of all parameters that were removed."""
+        return 1 - self.parameters_after / self.parameters_before
+
+    def plain(self) -> dict[str, Any]:
+        """Return the report as JSON-ready data."""
+        return asdict(self) | {"removed_fraction": self.removed_fraction}
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of parameters, tied ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())

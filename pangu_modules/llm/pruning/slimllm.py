@@ -1,0 +1,306 @@
+"""SlimLLM: structured pruning of heads and FFN channels with closed-form repair (arXiv:2505.22689).
+
+The layers are walked once, from below, on the stream of the already pruned layers: attention (heads by Pearson
+similarity with greedy exchange), then FFN (channels in the feature space of its output), each followed by a linear
+regression on the sub-layer's own whole output. No gradients (except for the ``taylor`` baseline).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from torch import nn
+
+from pangu_modules.config import Config
+from pangu_modules.llm.pruning import surgery
+from pangu_modules.llm.pruning.channel_pruning import prune_channels
+from pangu_modules.llm.pruning.criteria import ChannelCriterion, HeadCriterion
+from pangu_modules.llm.pruning.head_pruning import prune_heads
+from pangu_modules.llm.pruning.layer_ratios import (
+    channels_to_keep,
+    head_units_to_remove,
+    layer_ratios,
+    removed_attention_fraction,
+    rounded,
+)
+from pangu_modules.llm.pruning.progress import WalkProgress, fingerprint
+from pangu_modules.llm.pruning.prune_report import LayerReport, PruneReport, count_parameters
+from pangu_modules.llm.pruning.regression import Recovery
+from pangu_modules.llm.pruning.stream import Stream, catch_stream, layer_similarities
+from pangu_modules.llm.pruning.taylor import LayerTaylor, taylor_scores
+from pangu_modules.objectives import Batch
+
+
+class SlimLLMConfig(Config):
+    """How much to prune, by which importance, and how to repair; the defaults are the paper's 20 % setting."""
+
+    kind: Literal["slimllm"] = Field("slimllm", description="Name of the method.")
+    base_ratio: float = Field(
+        0.25, ge=0, lt=0.95, description="Mean fraction of heads and channels removed from the pruned layers."
+    )
+    pruned_layers: PositiveInt | None = Field(
+        None, description="How many layers are pruned, those that change their input least (n); null is 26/32 of all."
+    )
+    alpha: NonNegativeFloat = Field(
+        10.0, description="Sharpness of the softmax over layer similarities; 0 gives every pruned layer base_ratio."
+    )
+    max_layer_ratio: float = Field(0.9, gt=0, lt=1, description="Largest fraction removed from one layer.")
+    head_unit: Literal["kv_group", "query", "none"] = Field(
+        "kv_group",
+        description="What is removed from attention: whole KV groups, the same number of query heads from every "
+        "group, or nothing.",
+    )
+    ffn_unit: Literal["channel", "none"] = Field("channel", description="What is removed from the FFN.")
+    head_criterion: HeadCriterion = Field("pearson", description="Importance of heads.")
+    ffn_criterion: ChannelCriterion = Field("feature_space", description="Importance of FFN channels.")
+    greedy: bool = Field(True, description="Exchange removed and kept heads greedily (pearson only).")
+    pca_weighting: bool = Field(
+        True, description="Weight output directions by their variance; off turns feature_space into three_term."
+    )
+    keep_least_fraction: float = Field(
+        0.01, ge=0, le=0.1, description="Fraction of FFN channels, those of lowest importance, that is kept anyway."
+    )
+    recovery: Recovery = Field(
+        "affine",
+        description="Repair of output matrices: none, bias (FLAP), affine (the paper), full_ridge (not the paper's).",
+    )
+    ridge: float = Field(1e-3, gt=0, description="Regularisation of full_ridge (mu), relative to the mean diagonal.")
+    round_channels_to: PositiveInt = Field(1, description="Kept channels are a multiple of this, e.g. 64 for hardware.")
+    balance_to_target: bool = Field(
+        True, description="Move what whole heads remove too little or too much to the FFN of the same layer."
+    )
+    seed: NonNegativeInt = Field(42, description="Seed of the random criteria.")
+
+    def prune(
+        self, model: nn.Module, batches: Iterable[Batch], progress_folder: str | Path | None = None
+    ) -> PruneReport:
+        """Prune `model` in place; see `prune_slimllm`."""
+        return prune_slimllm(model, self, batches, progress_folder)
+
+
+PRE_NORM_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+
+# Baselines of the paper and its neighbours in the same walk: changes to SlimLLMConfig, with uniform ratios.
+_PLAIN: dict[str, Any] = {"alpha": 0.0, "greedy": False, "keep_least_fraction": 0.0, "recovery": "none"}
+BASELINES: dict[str, dict[str, Any]] = {
+    "random": _PLAIN | {"head_criterion": "random", "ffn_criterion": "random"},
+    "magnitude": _PLAIN | {"head_criterion": "magnitude", "ffn_criterion": "magnitude"},
+    "minitron": _PLAIN | {"head_criterion": "activation", "ffn_criterion": "activation"},
+    "wanda_sp": _PLAIN | {"head_criterion": "wanda_output", "ffn_criterion": "wanda_down"},
+    "flap": _PLAIN | {"head_criterion": "fluctuation", "ffn_criterion": "fluctuation", "recovery": "bias"},
+    "llm_pruner": _PLAIN | {"head_criterion": "taylor", "ffn_criterion": "taylor"},
+}
+
+
+@torch.no_grad()
+def prune_slimllm(
+    model: nn.Module,
+    config: SlimLLMConfig,
+    batches: Iterable[Batch],
+    progress_folder: str | Path | None = None,
+) -> PruneReport:
+    """Prune heads and channels of `model` in place.
+
+    Args:
+        model: a transformers causal language model of a supported architecture, on the device to calibrate on.
+        config: ratios, criteria and repair.
+        batches: calibration tokens: ``input_ids`` (batch, seq) and, where padded, ``attention_mask`` (batch, seq).
+        progress_folder: where finished layers are kept, so that the same call continues after a kill; removed at the
+            end. None keeps nothing.
+
+    Returns:
+        What was kept, per layer.
+
+    Raises:
+        ValueError: unsupported or already pruned model, no calibration tokens, ratios that leave nothing, an activation
+            that is not finite.
+        TypeError: the model is quantised.
+    """
+    calibration = list(batches)
+    _check_model(model)
+    before = count_parameters(model)
+    training = model.training
+    model.eval()
+    try:
+        progress = WalkProgress(progress_folder, fingerprint(config, model, calibration) if progress_folder else "")
+        stream = catch_stream(model, calibration)
+        _warn_about_rank(stream, model, config)
+        taylor = taylor_scores(model, calibration) if _needs_gradients(config) else None
+        reports = _walk(model, config, stream, taylor, progress)
+    finally:
+        model.train(training)
+    surgery.refresh_config(model)
+    surgery.backbone(model).config.pruned_with = "slimllm"
+    progress.clear()
+    return PruneReport(
+        method="slimllm",
+        layers=tuple(reports),
+        kept_layers=tuple(range(len(reports))),
+        parameters_before=before,
+        parameters_after=count_parameters(model),
+        calibration_tokens=stream.num_tokens,
+    )
+
+
+def _walk(
+    model: nn.Module,
+    config: SlimLLMConfig,
+    stream: Stream,
+    taylor: list[LayerTaylor] | None,
+    progress: WalkProgress,
+) -> list[LayerReport]:
+    """Prune layer after layer, from the first one that an earlier run did not finish."""
+    layers = surgery.decoder_layers(model)
+    similarities, finished = _similarities(model, stream, progress)
+    num_pruned = config.pruned_layers or max(1, rounded(26 / 32 * len(layers)))
+    ratios = layer_ratios(similarities, config.base_ratio, num_pruned, config.alpha, config.max_layer_ratio)
+    reports = [LayerReport(**record) for record in finished]
+    for index in range(len(reports), len(layers)):
+        report = _prune_layer(
+            layers[index], index, stream, config, similarities[index], ratios[index], taylor[index] if taylor else None
+        )
+        reports.append(report)
+        progress.save(layers[index], {"report": asdict(report), "similarities": similarities}, stream)
+    return reports
+
+
+def _similarities(model: nn.Module, stream: Stream, progress: WalkProgress) -> tuple[list[float], list[dict[str, Any]]]:
+    """Return the dense model's layer similarities and the reports of layers that an earlier run finished."""
+    records = progress.restore(model, stream)
+    if not records:
+        return layer_similarities(model, stream), []
+    return records[0]["similarities"], [record["report"] for record in records]
+
+
+def _prune_layer(
+    layer: nn.Module,
+    index: int,
+    stream: Stream,
+    config: SlimLLMConfig,
+    similarity: float,
+    ratio: float,
+    taylor: LayerTaylor | None,
+) -> LayerReport:
+    """Prune one layer's attention and FFN and move the stream past the layer."""
+    shape = surgery.layer_shape(layer)
+    generator = torch.Generator().manual_seed(config.seed + 7919 * index)
+    heads: list[int] = list(range(shape.num_heads))
+    channels: list[int] = list(range(shape.intermediate_size))
+    head_similarity = None
+    num_remove, num_keep = _counts(layer, index, config, ratio)
+    if config.head_unit != "none" and num_remove:
+        heads, head_similarity = prune_heads(
+            layer,
+            index,
+            stream,
+            unit=config.head_unit,
+            num_remove=num_remove,
+            criterion=config.head_criterion,
+            greedy=config.greedy,
+            recovery=config.recovery,
+            ridge=config.ridge,
+            taylor=taylor.heads if taylor else None,
+            generator=generator,
+        )
+    else:
+        stream.pass_attention(layer, index)
+    if num_keep < shape.intermediate_size:
+        channels = prune_channels(
+            layer,
+            index,
+            stream,
+            num_keep=num_keep,
+            criterion=_channel_criterion(config),
+            keep_least_fraction=config.keep_least_fraction,
+            recovery=config.recovery,
+            ridge=config.ridge,
+            taylor=taylor.channels if taylor else None,
+            generator=generator,
+        )
+    else:
+        stream.pass_ffn(layer)
+    return LayerReport(
+        index=index,
+        similarity=similarity,
+        ratio=ratio,
+        kept_heads=tuple(heads),
+        num_heads=shape.num_heads,
+        kept_channels=tuple(channels),
+        intermediate_size=shape.intermediate_size,
+        head_similarity=head_similarity,
+    )
+
+
+def _counts(layer: nn.Module, index: int, config: SlimLLMConfig, ratio: float) -> tuple[int, int]:
+    """Return how many head units go (per group for ``query``) and how many channels stay.
+
+    Raises:
+        ValueError: nothing would be left; the layer is named.
+    """
+    shape = surgery.layer_shape(layer)
+    try:
+        num_remove = 0 if config.head_unit == "none" else head_units_to_remove(shape, config.head_unit, ratio)
+        if config.ffn_unit == "none":
+            return num_remove, shape.intermediate_size
+        surplus = 0.0
+        if config.balance_to_target and config.head_unit != "none":
+            surplus = ratio - removed_attention_fraction(shape, config.head_unit, num_remove)
+        attention: Any = layer.self_attn
+        mlp: Any = layer.mlp
+        per_channel = 3 * mlp.down_proj.out_features
+        owed = surplus * _weights(attention) / per_channel
+        fraction = ratio + owed / shape.intermediate_size
+        fraction = min(max(fraction, 0.0), config.max_layer_ratio)
+        return num_remove, channels_to_keep(shape.intermediate_size, fraction, config.round_channels_to)
+    except ValueError as error:
+        raise ValueError(f"layer {index}: {error}") from error
+
+
+def _weights(module: nn.Module) -> int:
+    return sum(child.weight.numel() for child in module.modules() if isinstance(child, nn.Linear))
+
+
+def _channel_criterion(config: SlimLLMConfig) -> ChannelCriterion:
+    if config.ffn_criterion == "feature_space" and not config.pca_weighting:
+        return "three_term"
+    return config.ffn_criterion
+
+
+def _needs_gradients(config: SlimLLMConfig) -> bool:
+    heads = config.head_unit != "none" and config.head_criterion == "taylor"
+    return heads or (config.ffn_unit != "none" and config.ffn_criterion == "taylor")
+
+
+def _check_model(model: nn.Module) -> None:
+    surgery.check_supported(model)
+    config = surgery.backbone(model).config
+    if getattr(config, "layer_shapes", None) or getattr(config, "pruned_with", None):
+        method = getattr(config, "pruned_with", None) or "another method"
+        raise ValueError(
+            f"the model was already pruned (by {method}): scores of a pruned model are not those of the paper; prune "
+            "the original model with a larger base_ratio"
+        )
+    for index, layer in enumerate(surgery.decoder_layers(model)):
+        extra = {name for name, _ in layer.named_children()} - PRE_NORM_PARTS
+        if extra:
+            raise ValueError(
+                f"layer {index} has {sorted(extra)}: SlimLLM prunes pre-norm layers, whose sub-layers are added to the "
+                "residual stream as they are"
+            )
+
+
+def _warn_about_rank(stream: Stream, model: nn.Module, config: SlimLLMConfig) -> None:
+    width = surgery.hidden_size(model)
+    needs_rank = config.ffn_unit != "none" and _channel_criterion(config) == "feature_space"
+    if needs_rank and stream.num_tokens < 2 * width:
+        warnings.warn(
+            f"{stream.num_tokens} calibration tokens for hidden size {width}: below {2 * width} the output's "
+            "covariance is close to singular and its mean eigenvalue says little; calibrate on more tokens",
+            stacklevel=3,
+        )

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pangu_modules.config import Config
-from pangu_modules.llm.pruning.activations import Probe, run, wide
+from pangu_modules.llm.pruning.activations import Probe, run
 from pangu_modules.llm.pruning.depth import perplexity
 from pangu_modules.llm.pruning.slnp import POST_NORMS
+from pangu_modules.llm.pruning.statistics import wide
 from pangu_modules.llm.pruning.surgery import decoder_layers
 from pangu_modules.objectives import Batch
 
@@ -170,9 +171,11 @@ class _PostNormProbe(Probe):
         self.outputs[name] = output
 
     def _on_norm(self, module: Any, args: Any, *, name: str) -> None:
-        if self.outputs.pop(name, None) is not args[0]:
+        u: Tensor = args[0]
+        produced = self.outputs.pop(name, None)
+        if produced is not u:
             raise ValueError(f"{name} does not directly follow its linear map: it cannot be absorbed")
-        rms = (wide(args[0]).square().mean(-1) + module.variance_epsilon).sqrt()
+        rms = (wide(u).square().mean(-1) + module.variance_epsilon).sqrt()
         real = torch.ones_like(rms, dtype=torch.bool) if self.mask is None else self.mask
         is_first = real & (real.cumsum(1) == 1)
         self.first.setdefault(name, []).append(rms[is_first].cpu().double())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from pangu_modules.llm.pruning.statistics import exact_device
 from pangu_modules.llm.pruning.surgery import backbone, decoder_layers, hidden_size
 from pangu_modules.objectives import Batch
 
@@ -96,11 +97,6 @@ def hidden_norms(model: nn.Module) -> dict[str, nn.Module]:
     return norms
 
 
-def wide(values: Tensor) -> Tensor:
-    """Return the tensor in at least float32, for statistics."""
-    return values if values.dtype == torch.float64 else values.float()
-
-
 def sum_over_tokens(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return each sequence's sum of values over its real tokens (batch, size) and the tokens' number (batch, 1).
 
@@ -114,6 +110,7 @@ def sum_over_tokens(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor
         mask = values.new_ones(values.shape[:2], dtype=torch.bool)
     else:
         values = values.masked_fill(~mask[..., None], 0)
-    if values.device.type in ("mps", "npu"):
-        return values.sum(1).cpu().double(), mask.sum(1, keepdim=True).cpu().double()
-    return values.sum(1, dtype=torch.float64), mask.sum(1, keepdim=True, dtype=torch.float64)
+    tokens = mask.sum(1, keepdim=True).to(exact_device(mask.device)).double()
+    if exact_device(values.device) != values.device:
+        return values.sum(1).to(tokens), tokens
+    return values.sum(1, dtype=torch.float64), tokens

@@ -13,14 +13,13 @@ folded: there a moved group runs behind the receiver's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pangu_modules.llm.pruning.surgery import keep_kv_groups, layer_shape
 
-ScoreNorm = Literal["none", "layer_mean"]
 Group = tuple[int, int]
 """A KV group by the layer it comes from and its index there."""
 
@@ -29,12 +28,7 @@ SMALLEST_GAIN = 1e-6
 
 
 def assign_groups(
-    scores: Tensor,
-    dropped: Sequence[int],
-    num_groups: int,
-    *,
-    clap: bool = True,
-    score_norm: ScoreNorm = "none",
+    scores: Tensor, dropped: Sequence[int], num_groups: int, *, adopt: bool = True
 ) -> dict[int, list[Group]]:
     """Return for every kept layer the KV groups of its new attention, `num_groups` each.
 
@@ -45,8 +39,7 @@ def assign_groups(
         scores: (layers, K), the groups' scores in the whole model.
         dropped: layers that go.
         num_groups: group budget K' of every kept layer.
-        clap: False keeps each layer's own best groups.
-        score_norm: ``layer_mean`` divides a layer's scores by their mean before two layers compete.
+        adopt: False keeps each layer's own best groups: plain depth pruning.
 
     Raises:
         ValueError: K' is larger than a pool, or no layer is kept.
@@ -55,10 +48,8 @@ def assign_groups(
     kept = [layer for layer in range(num_layers) if layer not in set(dropped)]
     if not kept:
         raise ValueError("every layer is dropped: keep at least one")
-    if score_norm == "layer_mean":
-        scores = scores / scores.mean(1, keepdim=True)
     pools: dict[int, list[Group]] = {layer: [(layer, group) for group in range(available)] for layer in kept}
-    for layer in sorted(dropped, reverse=True) if clap else ():
+    for layer in sorted(dropped, reverse=True) if adopt else ():
         receiver = max((other for other in kept if other < layer), default=kept[0])
         pools[receiver] += [(layer, group) for group in range(available)]
     return {layer: _best(pool, scores, num_groups, layer) for layer, pool in pools.items()}

@@ -1,0 +1,277 @@
+"""Pangu Light: joint width, depth and head pruning with re-initialisation of the weights that stay (arXiv:2505.20155).
+
+    scores of all axes, one forward pass                         importance.py
+    D = layers of lowest score                                   depth.py
+    heads, groups, FFN channels, hidden channels to keep         selection.py
+    attention of D merged into its neighbours (CLAP)             clap.py
+    slices                                                       surgery.py
+    norm gains rescaled (SLNP)                                   slnp.py
+
+`prune` does it all; `select` and `apply_selection` are its halves. Recovery by distillation, and `absorb_post_norms`
+for sandwich-norm models, come after.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from pangu_modules.config import Config
+from pangu_modules.llm.pruning import clap, surgery
+from pangu_modules.llm.pruning.activations import hidden_norms
+from pangu_modules.llm.pruning.depth import merge_differences, perplexity_scores, select_dropped_layers
+from pangu_modules.llm.pruning.importance import Importance, collect_importance
+from pangu_modules.llm.pruning.pangu_light_config import PanguLightConfig
+from pangu_modules.llm.pruning.selection import group_scores, random_scores, select_query_heads, top_k
+from pangu_modules.llm.pruning.shapes import ShapePlan
+from pangu_modules.llm.pruning.slnp import slnp_factors, slnp_rescale
+from pangu_modules.llm.pruning.target import ModelShape, resolve_target, shape_for_parameters
+from pangu_modules.objectives import Batch
+
+
+class PanguLightSelection(Config):
+    """What stays of one model: indices per axis and the norms' factors; bound to the weights it was made for."""
+
+    fingerprint: str = Field(description="Hash of the weights the selection was made for.")
+    layers: tuple[int, ...] = Field(description="Kept layers.")
+    query_heads: tuple[tuple[int, ...], ...] = Field(description="Kept query heads of every layer, dropped ones too.")
+    groups: tuple[tuple[tuple[int, int], ...], ...] = Field(
+        description="KV groups of every kept layer, as (layer they come from, index there)."
+    )
+    channels: tuple[tuple[int, ...], ...] = Field(description="Kept FFN channels of every kept layer.")
+    hidden: tuple[int, ...] = Field(description="Kept hidden channels.")
+    norm_factors: dict[str, float] = Field(
+        description="Factor on every norm's gain, by its name in the unpruned model."
+    )
+    layer_scores: tuple[float, ...] = Field(description="Score of every layer under the depth criterion.")
+    fold_gain: bool = Field(description="Fold norm gains into adopted groups.")
+    laco: bool = Field(description="Merge dropped layers by parameter differences.")
+
+
+class PruneReport(Config):
+    """What one pruning did."""
+
+    parameters: tuple[int, int] = Field(description="Parameters before and after.")
+    hidden_size: tuple[int, int] = Field(description="Hidden channels before and after.")
+    intermediate_size: tuple[int, int] = Field(description="FFN channels per layer before and after.")
+    num_attention_heads: tuple[int, int] = Field(description="Query heads per layer before and after.")
+    num_key_value_heads: tuple[int, int] = Field(description="KV groups per layer before and after.")
+    num_hidden_layers: tuple[int, int] = Field(description="Layers before and after.")
+    dropped_layers: dict[int, float] = Field(description="Dropped layers with their scores.")
+    adopted_groups: dict[int, int] = Field(description="Kept layers that adopted KV groups, with how many (CLAP).")
+    norm_factors: tuple[float, float, float] = Field(description="Smallest, mean and largest factor of SLNP.")
+    selection: PanguLightSelection = Field(description="All kept indices.")
+
+
+def prune(
+    model: nn.Module, batches: Sequence[Batch], config: PanguLightConfig, *, source: str = ""
+) -> tuple[PruneReport, ShapePlan]:
+    """Prune the model in place; return the report and the plan that rebuilds its shapes.
+
+    Args:
+        model: a transformers causal LM of a supported architecture, or `SandwichLlamaForCausalLM`.
+        batches: calibration batches, each with ``input_ids`` (batch, seq) and perhaps ``attention_mask``.
+        config: target and method.
+        source: name of the callback that prunes, stored in the plan.
+
+    Raises:
+        ValueError: the target or the model does not fit (the message says why), or an activation is not finite.
+    """
+    before = _shape(model), _count(model)
+    selection = select(model, batches, config)
+    apply_selection(model, selection)
+    report = _report(selection, *before, _shape(model), _count(model))
+    return report, ShapePlan.of(model, kept_layers=selection.layers, source=source)
+
+
+def select(model: nn.Module, batches: Sequence[Batch], config: PanguLightConfig) -> PanguLightSelection:
+    """Score every axis and choose what stays; the model is not changed.
+
+    Raises:
+        ValueError: as `prune`.
+    """
+    surgery.check_supported(model)
+    target = _target(model, config)
+    scores = collect_importance(
+        model, batches, agg_batch=config.agg_batch, agg_seq=config.agg_seq, head_score=config.head_score
+    )
+    layer_scores = perplexity_scores(model, batches) if config.depth_criterion == "ppl" else scores.layers
+    if config.selection == "random":
+        scores = random_scores(scores, config.selection_seed)
+    num_drop = len(layer_scores) - target.num_hidden_layers
+    dropped = select_dropped_layers(
+        layer_scores, num_drop, protect=config.protect_layers, allow_adjacent=config.allow_adjacent
+    )
+    layers = [layer for layer in range(len(layer_scores)) if layer not in dropped]
+    heads, groups = _heads_and_groups(scores, _shape(model), target, dropped, config)
+    hidden = top_k(scores.hidden, target.hidden_size)
+    factors = slnp_factors(model, hidden, mode=config.slnp, norms=config.slnp_norms, batches=batches)
+    gone = tuple(f"layers.{layer}." for layer in dropped)
+    return PanguLightSelection(
+        fingerprint=fingerprint(model),
+        layers=tuple(layers),
+        query_heads=tuple(tuple(kept) for kept in heads),
+        groups=tuple(tuple(groups[layer]) for layer in layers),
+        channels=tuple(tuple(top_k(scores.channels[layer], target.intermediate_size)) for layer in layers),
+        hidden=tuple(hidden),
+        norm_factors={name: factor for name, factor in factors.items() if not name.startswith(gone)},
+        layer_scores=tuple(layer_scores.tolist()),
+        fold_gain=config.clap.fold_gain,
+        laco=config.laco,
+    )
+
+
+@torch.no_grad()
+def apply_selection(model: nn.Module, selection: PanguLightSelection) -> None:
+    """Cut the model in place to what the selection keeps, and re-initialise what stays.
+
+    A selection that keeps everything leaves every tensor bit-identical.
+
+    Raises:
+        ValueError: the model's weights are not those the selection was made for, as after a first application.
+    """
+    if fingerprint(model) != selection.fingerprint:
+        raise ValueError(
+            "the selection was made for other weights: it was applied to this model before, or the model was trained "
+            "since; select again, or load the model the selection was made for"
+        )
+    norms = hidden_norms(model)  # names of the unpruned model; the modules outlive the surgery
+    layers = list(surgery.decoder_layers(model))
+    shape = _shape(model)
+    if selection.laco:
+        _merge_dropped(layers, selection.layers)
+    for layer, heads in zip(layers, selection.query_heads, strict=True):
+        if len(heads) < shape.num_attention_heads:
+            surgery.keep_query_heads(layer, heads)
+    for index, groups in zip(selection.layers, selection.groups, strict=True):
+        clap.merge_groups(layers, index, groups, fold_gain=selection.fold_gain)
+    if len(selection.layers) < len(layers):
+        surgery.keep_layers(model, selection.layers)
+    for index, channels in zip(selection.layers, selection.channels, strict=True):
+        if len(channels) < shape.intermediate_size:
+            surgery.keep_channels(layers[index], channels)
+    if len(selection.hidden) < shape.hidden_size:
+        surgery.keep_hidden(model, selection.hidden)
+    slnp_rescale(norms, selection.norm_factors)
+    surgery.refresh_config(model)
+
+
+def compare_reinitialisations(
+    model: nn.Module, batches: Sequence[Batch], config: PanguLightConfig, evaluate: Callable[[nn.Module], float]
+) -> dict[str, float]:
+    """Return what `evaluate` (e.g. the perplexity on held-out text) gives dense and for {CLAP, SLNP} x {on, off}.
+
+    Each arm prunes a copy; the model is not changed.
+    """
+    arms = {
+        "plain": {"clap": {"enabled": False}, "slnp": "none"},
+        "clap": {"clap": {"enabled": True}, "slnp": "none"},
+        "slnp": {"clap": {"enabled": False}, "slnp": "slnp"},
+        "clap+slnp": {"clap": {"enabled": True}, "slnp": "slnp"},
+    }
+    values = {"dense": evaluate(model)}
+    for name, changes in arms.items():
+        arm = copy.deepcopy(model)
+        prune(arm, batches, config.derive(laco=False, **changes))
+        values[name] = evaluate(arm)
+    return values
+
+
+def check_teacher(teacher: nn.Module, student: nn.Module) -> None:
+    """Raise unless teacher and student share one vocabulary, as distillation of logits needs.
+
+    Raises:
+        ValueError: the vocabularies differ in size.
+    """
+    sizes = [surgery.backbone(model).embed_tokens.num_embeddings for model in (teacher, student)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"the teacher has a vocabulary of {sizes[0]}, the student of {sizes[1]}: distillation needs the same one"
+        )
+
+
+def fingerprint(model: nn.Module, samples: int = 64) -> str:
+    """Return a hash of every parameter's name, shape and `samples` of its values spread over the tensor."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        values = parameter.detach().flatten()
+        picked = values[:: max(1, len(values) // samples)][:samples]
+        digest.update(picked.cpu().double().numpy().tobytes())
+    return digest.hexdigest()
+
+
+# Helpers.
+
+
+def _target(model: nn.Module, config: PanguLightConfig) -> ModelShape:
+    if config.target is not None:
+        return resolve_target(_shape(model), config.target, round_to=config.round_to)
+    assert config.target_params is not None
+    source: Any = surgery.backbone(model).config
+    return shape_for_parameters(source, config.target_params, round_to=config.round_to)
+
+
+def _heads_and_groups(
+    scores: Importance, shape: ModelShape, target: ModelShape, dropped: Sequence[int], config: PanguLightConfig
+) -> tuple[list[list[int]], dict[int, list[clap.Group]]]:
+    """Choose query heads first, so that a group's score is the mean over those it retains."""
+    num_groups = shape.num_key_value_heads
+    heads = [select_query_heads(row, num_groups, target.queries_per_group) for row in scores.heads]
+    by_group = torch.stack([group_scores(row, kept, num_groups) for row, kept in zip(scores.heads, heads, strict=True)])
+    if config.clap.score_norm == "layer_mean":
+        by_group = by_group / scores.heads.mean(1, keepdim=True)
+    groups = clap.assign_groups(by_group, dropped, target.num_key_value_heads, adopt=config.clap.enabled)
+    return heads, groups
+
+
+def _merge_dropped(layers: Sequence[nn.Module], kept: Sequence[int]) -> None:
+    for position, receiver in enumerate(kept):
+        below = 0 if position == 0 else receiver + 1
+        above = kept[position + 1] if position + 1 < len(kept) else len(layers)
+        dropped = [layers[index] for index in range(below, above) if index != receiver]
+        if dropped:
+            merge_differences(layers[receiver], dropped)
+
+
+def _shape(model: nn.Module) -> ModelShape:
+    layers = surgery.decoder_layers(model)
+    sizes = surgery.layer_shape(layers[0])
+    return ModelShape(
+        hidden_size=surgery.hidden_size(model),
+        intermediate_size=sizes.intermediate_size,
+        num_attention_heads=sizes.num_heads,
+        num_key_value_heads=sizes.num_kv_heads,
+        num_hidden_layers=len(layers),
+    )
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _report(
+    selection: PanguLightSelection, shape: ModelShape, parameters: int, new_shape: ModelShape, new_parameters: int
+) -> PruneReport:
+    adopted = {
+        layer: sum(donor != layer for donor, _ in groups)
+        for layer, groups in zip(selection.layers, selection.groups, strict=True)
+    }
+    factors = list(selection.norm_factors.values())
+    axes = {axis: (value, getattr(new_shape, axis)) for axis, value in vars(shape).items()}
+    return PruneReport(
+        **axes,
+        parameters=(parameters, new_parameters),
+        dropped_layers={
+            layer: score for layer, score in enumerate(selection.layer_scores) if layer not in selection.layers
+        },
+        adopted_groups={layer: count for layer, count in adopted.items() if count},
+        norm_factors=(min(factors), sum(factors) / len(factors), max(factors)),
+        selection=selection,
+    )

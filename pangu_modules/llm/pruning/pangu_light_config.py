@@ -1,0 +1,128 @@
+"""Configuration of Pangu Light pruning, and the baselines that are the same pipeline with parts switched off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from pangu_modules.config import Config, nearest
+from pangu_modules.llm.pruning.absorb import AbsorbConfig
+from pangu_modules.llm.pruning.importance import Aggregation, HeadScore
+from pangu_modules.llm.pruning.slnp import SlnpMode, SlnpNorms
+from pangu_modules.llm.pruning.target import TargetShape
+
+
+class ClapConfig(Config):
+    """Cross-layer attention pruning: groups of dropped layers compete with those of the layer below (2.4)."""
+
+    enabled: bool = Field(
+        True, description="Merge the best KV groups of dropped layers into kept ones. No sure gain: compare perplexity."
+    )
+    score_norm: Literal["none", "layer_mean"] = Field(
+        "none", description="Compare two layers' group scores as they are, or divided by each layer's mean head score."
+    )
+    fold_gain: bool = Field(True, description="Fold the ratio of norm gains into the weights of adopted groups.")
+
+
+class CalibrationConfig(Config):
+    """How much calibration text the scores are computed from."""
+
+    n_samples: PositiveInt = Field(1024, description="Calibration sequences.")
+    batch_size: PositiveInt = Field(8, description="Sequences per forward pass.")
+    seed: NonNegativeInt = Field(0, description="Seed of their choice.")
+
+
+class DistillConfig(Config):
+    """Recovery by distillation from the unpruned model: L = lambda_ce CE + lambda_kd T^2 KL(teacher || student)."""
+
+    lambda_ce: NonNegativeFloat = Field(0.0, description="Weight of the language-model loss.")
+    lambda_kd: NonNegativeFloat = Field(1.0, description="Weight of the forward KL on logits.")
+    temperature: PositiveFloat = Field(1.0, description="Softening of both distributions, T.")
+    chunk_tokens: PositiveInt = Field(128, description="Tokens whose float32 logits exist at the same time.")
+
+    @model_validator(mode="after")
+    def _has_a_loss(self) -> Self:
+        if self.lambda_ce == 0 and self.lambda_kd == 0:
+            raise ValueError("lambda_ce and lambda_kd are both 0: nothing would be learned; set one above 0")
+        return self
+
+
+class PanguLightConfig(Config):
+    """Width, FFN, head and depth pruning with re-initialisation of what stays (arXiv:2505.20155)."""
+
+    target: TargetShape | None = Field(None, description="Sizes to prune to; exclusive with target_params.")
+    target_params: PositiveFloat | None = Field(
+        None,
+        description="Parameter budget, up to 1 a fraction of the model: width, FFN and depth shrink by one ratio.",
+    )
+    round_to: PositiveInt = Field(1, description="Multiple for hidden and FFN sizes, e.g. 128 for matrix units.")
+    depth_criterion: Literal["bi", "ppl"] = Field(
+        "bi", description="Layers to drop: lowest block influence, or lowest rise of perplexity without the layer."
+    )
+    protect_layers: tuple[int, ...] = Field((0, -1), description="Layers never dropped; negative ones from the end.")
+    allow_adjacent: bool = Field(True, description="Whether two neighbouring layers may both be dropped.")
+    clap: ClapConfig = Field(ClapConfig(), description="What happens to the attention of dropped layers.")
+    laco: bool = Field(
+        False, description="Baseline: add the parameter differences of dropped layers to the layer below (LaCo)."
+    )
+    slnp: SlnpMode = Field(
+        "slnp", description="Factor on norm gains after width pruning: by gain norms, none, calibrated, or inverse."
+    )
+    slnp_norms: SlnpNorms = Field("all", description="Norms rescaled; pre_and_final spares a sandwich's post-norms.")
+    agg_batch: Aggregation = Field("mean", description="How activation scores of sequences combine.")
+    agg_seq: Aggregation = Field("mean", description="How activation scores of a sequence's tokens combine.")
+    head_score: HeadScore = Field(
+        "norm", description="Head score: norm of its output, or of its contribution after its o_proj columns."
+    )
+    selection: Literal["score", "random"] = Field(
+        "score", description="Keep the best channels, heads and groups, or random ones (control)."
+    )
+    selection_seed: NonNegativeInt = Field(0, description="Seed of the random selection.")
+    calib: CalibrationConfig = Field(CalibrationConfig(), description="Calibration text.")
+    distill: DistillConfig = Field(DistillConfig(), description="Recovery training's loss.")
+    absorb: AbsorbConfig = Field(AbsorbConfig(), description="Removal of a sandwich model's post-norms.")
+    export_carrier: Literal["auto", "llama", "mistral"] = Field(
+        "auto", description="Architecture of the exported model; auto takes Mistral where Llama refuses the sizes."
+    )
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        if (self.target is None) == (self.target_params is None):
+            given = "both are given" if self.target is not None else "neither is given"
+            raise ValueError(f"give exactly one of target (sizes) and target_params (budget); {given}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_merge(self) -> Self:
+        if self.laco and self.clap.enabled:
+            raise ValueError("laco and clap.enabled both merge dropped layers: switch one off")
+        return self
+
+
+BASELINES: Mapping[str, Mapping[str, Any]] = {
+    "pangu_light": {},
+    "clap_only": {"slnp": "none"},
+    "slnp_only": {"clap": {"enabled": False}},
+    "minitron": {"clap": {"enabled": False}, "slnp": "none", "agg_batch": "l2", "agg_seq": "mean"},
+    "shortgpt": {"clap": {"enabled": False}, "slnp": "none", "protect_layers": ()},
+    "laco": {"clap": {"enabled": False}, "slnp": "none", "laco": True},
+    "random": {"clap": {"enabled": False}, "slnp": "none", "selection": "random"},
+}
+"""Changes that turn a configuration into each baseline; all keep its target. `shortgpt` takes a depth-only target."""
+
+
+def baseline(name: str, config: PanguLightConfig) -> PanguLightConfig:
+    """Return `config` changed to the named baseline.
+
+    Raises:
+        ValueError: the name is unknown, or shortgpt is asked for more than a depth.
+    """
+    if name not in BASELINES:
+        raise ValueError(f"no baseline {name!r}.{nearest(name, BASELINES)} Known: {', '.join(BASELINES)}")
+    if name == "shortgpt":
+        sizes = [] if config.target is None else sorted(config.target.model_dump(exclude_none=True))
+        if sizes != ["num_hidden_layers"]:
+            raise ValueError(f"shortgpt removes layers only: give target.num_hidden_layers alone, not {sizes}")
+    return config.derive(**BASELINES[name])

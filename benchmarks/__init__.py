@@ -1,0 +1,1 @@
+"""Benchmarks: what the papers claim, measured small, and races against peers; results are in ``results/``."""

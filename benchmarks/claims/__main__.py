@@ -1,0 +1,57 @@
+"""``python -m benchmarks.claims NAME``: run a method's arms and write what they say about its claims."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.claims.harness import ArmsFailedError, run_arms
+from benchmarks.claims.output import claims_table, result_of, write_results
+from benchmarks.discovery import load
+from pangu_modules.report import terminal_table
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line and return its exit code: 0, 1 if arms failed, 2 for a wrong argument."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.claims", description=__doc__, allow_abbrev=False)
+    parser.add_argument("name", help="method, e.g. scalenet")
+    parser.add_argument("--seeds", type=int, help="number of seeds (default: the method's)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes (default: all cores)")
+    parser.add_argument("--fresh", action="store_true", help="forget the results of earlier runs")
+    parser.add_argument(
+        "--miniature",
+        action="store_true",
+        help="a run of seconds that shows that all arms work; its results mean nothing",
+    )
+    parser.add_argument("--work", type=Path, default=Path("benchmarks/.work"), help="where unfinished work is kept")
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/claims"), help="where results go")
+    options = parser.parse_args(arguments)
+    for name in ("seeds", "jobs"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            parser.error(f"--{name} {value}: must be at least 1")
+    try:
+        method = load("benchmarks.claims", options.name)(miniature=options.miniature)
+    except ValueError as error:
+        parser.error(str(error))
+    if options.seeds:
+        method = replace(method, seeds=options.seeds)
+    if options.miniature:
+        method = replace(method, name=f"{method.name}-miniature")
+        options.results = options.work / "miniature"
+    try:
+        by_seed = run_arms(method, options.work, jobs=options.jobs, fresh=options.fresh)
+    except ArmsFailedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    result = result_of(method, by_seed)
+    paths = write_results(result, method, options.results)
+    terminal_table(*claims_table(result), title=method.title)
+    print("\n".join(str(path) for path in paths))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

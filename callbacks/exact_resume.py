@@ -1,0 +1,91 @@
+"""ExactResume: random states in the checkpoint, so that a resumed run equals the uninterrupted one bit for bit."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from callbacks.base import RecipeCallback
+
+
+class ExactResume(RecipeCallback):
+    """Store the random states of Python, numpy, torch and the accelerator, of every process, and restore them.
+
+    They are restored in `on_train_start`, the last hook before training continues: put this callback after all that
+    draw random numbers there. The order of the data is the loader's own state (`datamodules.loader`).
+    """
+
+    _loaded: list[dict[str, Any]] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the random states of all processes, in order of their ranks, as tensors and numbers."""
+        return {"processes": _gather(random_state())}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep stored states until training starts: what is set up in between may draw random numbers."""
+        self._loaded = state_dict["processes"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore this process's state, if one was loaded."""
+        if self._loaded is None:
+            return
+        if len(self._loaded) == trainer.world_size:
+            restore_random_state(self._loaded[trainer.global_rank])
+        else:
+            rank_zero_warn(
+                f"resuming on {trainer.world_size} process(es) a run of {len(self._loaded)}: random numbers (dropout) "
+                "will differ from the uninterrupted run"
+            )
+        self._loaded = None
+
+
+def random_state() -> dict[str, Any]:
+    """Return the global random states as tensors and numbers, which ``torch.load(weights_only=True)`` reads."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state())
+    state = {
+        "python": {"version": version, "words": torch.tensor(words, dtype=torch.int64), "gauss": gauss},
+        "numpy": {
+            "name": name,
+            "keys": torch.from_numpy(keys.astype(np.int64)),
+            "position": position,
+            "has_gauss": has_gauss,
+            "cached": cached,
+        },
+        "torch": torch.get_rng_state(),
+    }
+    device = _device_module()
+    return state if device is None else {**state, "device": device.get_rng_state()}
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Set the global random states to what `random_state` returned."""
+    python, legacy = state["python"], state["numpy"]
+    random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
+    keys = legacy["keys"].numpy().astype(np.uint32)
+    np.random.set_state((legacy["name"], keys, legacy["position"], legacy["has_gauss"], legacy["cached"]))
+    torch.set_rng_state(state["torch"].cpu())
+    device = _device_module()
+    if device is not None and "device" in state:
+        device.set_rng_state(state["device"].cpu())
+
+
+def _device_module() -> Any:
+    """Return ``torch.cuda``, ``torch.npu`` or the like, or None without an accelerator or before it is used."""
+    if not torch.accelerator.is_available():
+        return None
+    return torch.get_device_module(torch.accelerator.current_accelerator())
+
+
+def _gather(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the states of all processes; every process must call it, as Lightning does when it saves."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [state]
+    states: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(states, state)
+    return states

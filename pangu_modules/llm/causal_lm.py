@@ -1,0 +1,300 @@
+"""CausalLM: the LightningModule of language models - pretraining, fine-tuning, perplexity, generation, export."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from pangu_modules.llm.generation import GenerationEngine
+from pangu_modules.llm.loading import load_causal_lm, load_tokenizer, new_causal_lm, plain_config
+from pangu_modules.llm.lora import LoRAConfig, LoRAPlan, merge_adapters
+from pangu_modules.llm.losses import count_targets, labels_of, per_sequence_loss
+from pangu_modules.llm.tokenizers import tokenizer_files, tokenizer_from_files
+from pangu_modules.module import PanguModule
+from pangu_modules.objectives import Batch, Objective, Outputs
+from pangu_modules.structure import Plan, find_plan
+
+GENERATION_FILE = "generation_config.json"
+
+
+class CausalLM(PanguModule):
+    """Any transformers causal LM, in ``self.model``; plans of structure act on that.
+
+    A batch holds ``input_ids`` (batch, seq), and may hold ``attention_mask`` (batch, seq; 0 at padding), ``labels``
+    (batch, seq; -100 where there is no target), ``sample_weight`` (batch,) and ``domain`` (batch,). The objective it
+    starts with, ``language_modelling``, is the mean next-token cross-entropy of each sequence.
+
+    Checkpoints hold the model's configuration and its text files (tokenizer, chat template, generation settings), so
+    that they load without the folder or hub the model came from; models with remote code are the exception.
+
+    Args:
+        config: the configuration, or its plain data.
+        tokenizer: name of the tokenizer the data were made with, where the configuration gives none.
+        files: text files that come with the model, as stored in checkpoints.
+
+    Raises:
+        ValueError: the model cannot be found or built, or the tokenizer has more tokens than the model.
+    """
+
+    class Config(PanguModule.Config):
+        """What to load or build, and how to train it."""
+
+        model: str | None = Field(
+            None, description="Hub id, folder, .gguf file, or 'smollm2' (embedded); empty: from scratch."
+        )
+        architecture: str | None = Field(None, description="transformers' model type of a model from scratch: 'llama'.")
+        model_args: dict[str, Any] = Field(
+            {}, description="Fields of that architecture's configuration, e.g. hidden_size; others have its defaults."
+        )
+        tokenizer: str | None = Field(
+            None, description="Hub id or folder of the tokenizer; empty: the data's, otherwise the model's own."
+        )
+        attn_implementation: str = Field("sdpa", description="Attention kernel of transformers: sdpa, eager, ...")
+        gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+        lora: LoRAConfig | None = Field(
+            None, description="Train low-rank adapters and freeze all else; empty: train all."
+        )
+        generation: GenerationEngine.Config = Field(
+            GenerationEngine.Config(), description="How `predict` continues the prompts."
+        )
+        trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
+
+        @model_validator(mode="after")
+        def _check_source(self) -> Self:
+            if (self.model is None) == (self.architecture is None):
+                got = f"got {self.model!r} and {self.architecture!r}"
+                raise ValueError(f"give either model or architecture, with its model_args; {got}")
+            if self.model is not None and self.model_args:
+                raise ValueError("model_args build a model from scratch: leave model empty and name its architecture")
+            return self
+
+    config: Config
+    export_formats: ClassVar[tuple[str, ...]] = ("transformers", "gguf")
+
+    def __init__(
+        self,
+        config: Config | Mapping[str, Any],
+        *,
+        tokenizer: str | None = None,
+        files: Mapping[str, str] | None = None,
+    ) -> None:
+        given = {"tokenizer": tokenizer, "files": None if files is None else dict(files)}
+        super().__init__(config, **{name: value for name, value in given.items() if value is not None})
+        self.objectives["language_modelling"] = Objective(language_modelling_loss)
+        self._evaluated = [0.0, 0.0]  # sum of the losses of all targets of an evaluation, and their number
+
+    # Building.
+
+    def build_model(self) -> nn.Module:
+        """Return the base model in training mode; under ``torch.device("meta")`` from the configuration alone."""
+        config = self.config
+        on_meta = torch.get_default_device().type == "meta"
+        if config.architecture is not None:
+            kernel = config.attn_implementation
+            model = new_causal_lm(config.architecture, config.model_args, attn_implementation=kernel)
+        else:
+            model = load_causal_lm(
+                str(config.model),
+                attn_implementation=config.attn_implementation,
+                from_config_only=on_meta,
+                trust_remote_code=config.trust_remote_code,
+            )
+        self._spent = self._model_as_plain_data(model.config)
+        if not on_meta:
+            self._take_files(model)
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        return model
+
+    def fields_spent_by_building(self) -> dict[str, Any]:
+        """Return the fields to store: the configuration that was loaded in place of the place it came from."""
+        return {**super().fields_spent_by_building(), **self._spent}
+
+    def initial_plans(self) -> Sequence[Plan]:
+        """Return the plan of the adapters, if the configuration asks for them.
+
+        Raises:
+            ValueError: the structure already holds adapters of another shape.
+        """
+        asked, present = self.config.lora, find_plan(self.config.structure, "lora")
+        if asked is not None and isinstance(present, LoRAPlan) and present.lora != asked:
+            raise ValueError(
+                f"lora asks for {asked}, but init_checkpoint holds adapters of another shape ({present.lora}): "
+                "give the same lora, leave it empty to go on with them, or merge them first with merge_lora()"
+            )
+        return () if asked is None else (LoRAPlan(lora=asked),)
+
+    def _model_as_plain_data(self, model_config: Any) -> dict[str, Any]:
+        if self.config.trust_remote_code:  # its class is known to its own folder alone
+            return {}
+        architecture, model_args = plain_config(model_config)
+        return {"model": None, "architecture": architecture, "model_args": model_args}
+
+    # Text.
+
+    def _take_files(self, model: Any) -> None:
+        """Take generation settings from the files of a checkpoint, or collect the files for checkpoints to come."""
+        from transformers import GenerationConfig
+
+        if "files" in self.runtime:
+            settings = self.runtime["files"].get(GENERATION_FILE)
+            if settings is not None:
+                model.generation_config = GenerationConfig.from_dict(json.loads(settings))
+            return
+        files = {GENERATION_FILE: model.generation_config.to_json_string()}
+        tokenizer = self._find_tokenizer()
+        if tokenizer is not None:
+            check_vocabulary(len(tokenizer), model.config.vocab_size)
+            files |= tokenizer_files(tokenizer)
+        self.runtime = {"files": files}
+
+    def _find_tokenizer(self) -> Any:
+        """Load the configuration's tokenizer, or the data's, or the model's own; None if it has none."""
+        config = self.config
+        name = config.tokenizer or self.runtime.get("tokenizer")
+        if name is not None:
+            return load_tokenizer(name, trust_remote_code=config.trust_remote_code)
+        if config.model is None:
+            return None
+        try:
+            return load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+        except ValueError:  # the weights are there, so what is missing is the tokenizer
+            return None
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The transformers tokenizer, or None for a model of bare token ids."""
+        files = {name: text for name, text in self.runtime.get("files", {}).items() if name != GENERATION_FILE}
+        return tokenizer_from_files(files) if files else None
+
+    # Training and evaluation.
+
+    def compute_outputs(self, batch: Batch) -> Outputs:
+        """Return ``logits`` (batch, seq, vocabulary), in the type of the computation."""
+        input_ids = batch["input_ids"]
+        # Without a cache transformers looks at the positions' values, which meta tensors do not have.
+        output = self.model(
+            input_ids=input_ids, attention_mask=batch.get("attention_mask"), use_cache=input_ids.is_meta
+        )
+        return {"logits": output.logits}
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the sums of an evaluation."""
+        self._evaluated = [0.0, 0.0]
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add the batch's losses, weighted by their numbers of targets."""
+        losses = language_modelling_loss(self, batch, self.compute_outputs(batch))
+        counts = count_targets(labels_of(batch))
+        self._evaluated[0] += float(losses.cpu().double() @ counts.cpu().double())
+        self._evaluated[1] += float(counts.sum())
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/loss`` and ``val/perplexity`` over all targets of the set."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log ``test/loss`` and ``test/perplexity`` over all targets of the set."""
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, stage: str) -> None:
+        sums = torch.tensor(self._evaluated, device=self.device)
+        total, count = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        loss = total / count if count else math.nan
+        perplexity = math.exp(loss) if loss < 700 else math.inf
+        self.log_dict({f"{stage}/loss": loss, f"{stage}/perplexity": perplexity}, prog_bar=True, sync_dist=True)
+
+    # Generation and export.
+
+    def generation_engine(self) -> GenerationEngine:
+        """Return the engine of ``config.generation``, for this model as it is now."""
+        engine: GenerationEngine = self.config.generation.build(model=self.model, tokenizer=self.tokenizer)
+        return engine
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+        """Continue the prompts of a batch; one dictionary (text, token_ids, finish_reason) for each."""
+        return [asdict(completion) for completion in self.generation_engine().generate(prompts_of(batch))]
+
+    def export(self, output: str | Path, kind: str = "transformers") -> Path:
+        """Write the model for use without this library: a plain transformers folder, or a GGUF file inside one.
+
+        Raises:
+            ValueError: the kind is unknown, or the model does not fit it.
+        """
+        from pangu_modules.llm.exporting import export
+        from pangu_modules.llm.gguf_writing import write_gguf
+
+        if kind == "gguf":
+            return write_gguf(self, Path(output) / "model-f32.gguf")
+        if kind != "transformers":
+            raise ValueError(f"unknown export format {kind!r}; known: {', '.join(self.export_formats)}")
+        return export(self, output)
+
+    def merge_lora(self) -> None:
+        """Add the LoRA adapters to the weights and forget them; all parameters are trainable again.
+
+        Raises:
+            ValueError: there are no adapters.
+        """
+        merge_adapters(self.model)
+        others = tuple(plan for plan in self.config.structure if plan.kind != "lora")
+        self.config = self.config.derive(lora=None, structure=others)
+        self._record_config()
+
+    # Planning.
+
+    def example_batch(self, batch_size: int, sequence_length: int = 512) -> dict[str, Tensor]:
+        """Return a batch of the right shapes on the model's device, meta included."""
+        device = next(self.model.parameters()).device
+        return {"input_ids": torch.zeros(batch_size, sequence_length, dtype=torch.long, device=device)}
+
+    def active_parameters(self) -> int:
+        """Return the parameters that one token uses: of a mixture's experts, only those it is sent to."""
+        config = self.model.config
+        experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
+        share = getattr(config, "num_experts_per_tok", None) or 1
+        counts = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
+        inside = sum(count for name, count in counts.items() if ".experts." in name)
+        return sum(counts.values()) - inside + inside * share // experts
+
+
+def language_modelling_loss(module: CausalLM, batch: Batch, outputs: Outputs) -> Tensor:
+    """Return each sequence's mean next-token cross-entropy, (batch,); 0 for one without targets."""
+    return per_sequence_loss(outputs["logits"], labels_of(batch))
+
+
+def check_vocabulary(tokens: int, vocabulary: int) -> None:
+    """Refuse a tokenizer with more tokens than the model has embeddings; fewer are padding, and fine."""
+    if tokens > vocabulary:
+        raise ValueError(
+            f"the tokenizer has {tokens} tokens, the model's vocabulary (model_args.vocab_size) {vocabulary}: "
+            f"set vocab_size to at least {tokens}, or take the model's own tokenizer"
+        )
+
+
+def prompts_of(batch: Batch) -> list[list[int]]:
+    """Return the prompts of a batch: the tokens before the first label, or all of them where labels leave none.
+
+    Padding, which the attention mask hides, is on the right.
+    """
+    prompts = []
+    mask = batch.get("attention_mask")
+    for row, input_ids in enumerate(batch["input_ids"].tolist()):
+        length = len(input_ids) if mask is None else int(mask[row].sum())
+        labels = batch["labels"][row].tolist() if "labels" in batch else input_ids
+        start = next((position for position, label in enumerate(labels) if label != -100), length)
+        prompts.append(input_ids[: start or length])
+    return prompts

@@ -1,0 +1,195 @@
+"""GenerationEngine: the only way to sample text - transformers in this process, or an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from pangu_modules.config import Config as BaseConfig
+from pangu_modules.config import Configurable
+from pangu_modules.llm.tokenizers import Message, chat_tokens
+
+Prompt = str | Sequence[int] | Sequence[Message]
+"""A text, its tokens, or a conversation: messages with ``role`` and ``content``, through the chat template."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote after a prompt.
+
+    Attributes:
+        text: without special tokens.
+        token_ids: with the token that ended it, if one did; empty from a server.
+        finish_reason: "stop" after an end-of-text token, "length" at the limit of new tokens.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: Literal["stop", "length"]
+
+
+class GenerationEngine(Configurable):
+    """Continues prompts, with random numbers of its own: it neither uses nor moves those of training.
+
+    Args:
+        config: the configuration.
+        model: a transformers causal LM; needed unless a server is configured.
+        tokenizer: its tokenizer; needed for prompts that are not tokens already.
+
+    Raises:
+        ValueError: there is neither model nor server.
+    """
+
+    class Config(BaseConfig):
+        """How to choose tokens, and where."""
+
+        max_new_tokens: PositiveInt = Field(128, description="Tokens written at most after each prompt.")
+        temperature: NonNegativeFloat = Field(0.0, description="Softmax temperature; 0 takes the likeliest token.")
+        top_p: float = Field(1.0, gt=0, le=1, description="Keep the likeliest tokens up to this total probability.")
+        top_k: NonNegativeInt = Field(0, description="Keep this many of the likeliest tokens; 0 keeps all.")
+        seed: NonNegativeInt = Field(0, description="Seed of the sampling.")
+        batch_size: PositiveInt = Field(8, description="Prompts continued at the same time.")
+        base_url: str | None = Field(
+            None, description="OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1; empty: transformers, here."
+        )
+        model: str | None = Field(None, description="Name of the model on that server.")
+        timeout: PositiveFloat = Field(120.0, description="Seconds a request to the server may take.")
+        api_key_variable: str | None = Field(
+            None, description="Environment variable that holds the server's key; empty: none is sent."
+        )
+
+        @model_validator(mode="after")
+        def _check_server(self) -> Self:
+            if (self.base_url is None) != (self.model is None):
+                raise ValueError(
+                    f"base_url and model name a server and its model: give both or neither, got {self.base_url!r} "
+                    f"and {self.model!r}"
+                )
+            return self
+
+    config: Config
+
+    def __init__(self, config: Config, *, model: nn.Module | None = None, tokenizer: Any = None) -> None:
+        if model is None and config.base_url is None:
+            raise ValueError("a generation engine needs a model in this process, or base_url and model of a server")
+        self.config = config
+        self.model = model
+        self.tokenizer = tokenizer
+
+    def generate(self, prompts: Sequence[Prompt], *, seed: int | None = None) -> list[Completion]:
+        """Return one completion for each prompt, in their order.
+
+        The same call gives the same tokens; for several samples of a prompt, repeat the prompt.
+
+        Args:
+            prompts: texts, token ids or conversations.
+            seed: in place of the configuration's.
+
+        Raises:
+            ValueError: a prompt is empty, or it needs a tokenizer or chat template that is not there.
+            ConnectionError: the server cannot be reached, or answers with an error.
+        """
+        seed = self.config.seed if seed is None else seed
+        if self.config.base_url is not None:
+            from pangu_modules.llm.openai_server import complete_on_server
+
+            return complete_on_server(self.config, list(prompts), seed)
+        tokens = [self._tokens(prompt) for prompt in prompts]
+        # Prompts of about the same length share a batch, which saves padding.
+        order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
+        completions: dict[int, Completion] = {}
+        for number, start in enumerate(range(0, len(order), self.config.batch_size)):
+            chosen = order[start : start + self.config.batch_size]
+            batch_seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+            written = self._continue([tokens[index] for index in chosen], batch_seed)
+            completions |= dict(zip(chosen, written, strict=True))
+        return [completions[index] for index in range(len(tokens))]
+
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        if not prompt:
+            raise ValueError("a prompt is empty: a model can only continue one token or more")
+        if not isinstance(prompt, str) and isinstance(prompt[0], int):
+            return list(prompt)  # type: ignore[arg-type]
+        if self.tokenizer is None:
+            raise ValueError("the model has no tokenizer: give prompts as token ids, or set module.tokenizer")
+        if isinstance(prompt, str):
+            tokens: list[int] = self.tokenizer(prompt)["input_ids"]
+            return tokens
+        return chat_tokens(self.tokenizer, prompt)  # type: ignore[arg-type]
+
+    def _continue(self, prompts: list[list[int]], seed: int) -> list[Completion]:
+        """Continue one batch of prompts, padded on the left, with the model in this process."""
+        from transformers import GenerationConfig
+
+        assert self.model is not None
+        device = next(self.model.parameters()).device
+        ends = self._end_tokens()
+        padding = ends[0] if ends else 0
+        input_ids, mask = pad_left(prompts, padding)
+        settings = {"max_new_tokens": self.config.max_new_tokens, "pad_token_id": padding, "eos_token_id": ends or None}
+        with _evaluating(self.model), isolated_randomness(device, seed), torch.inference_mode():
+            written: Tensor = self.model.generate(  # type: ignore[operator]
+                input_ids.to(device),
+                attention_mask=mask.to(device),
+                generation_config=GenerationConfig(**settings, **self._choice()),
+            )
+        rows = written[:, input_ids.shape[1] :].tolist()
+        return [self._completion(row, ends) for row in rows]
+
+    def _choice(self) -> dict[str, Any]:
+        """Return how to choose tokens, in transformers' words."""
+        config = self.config
+        if config.temperature == 0:
+            return {"do_sample": False}
+        limits = {"temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
+        return {"do_sample": True, **limits}
+
+    def _end_tokens(self) -> list[int]:
+        """Return the tokens that end a text: those of the model's generation settings, and the tokenizer's."""
+        of_model = getattr(self.model.generation_config, "eos_token_id", None)  # type: ignore[union-attr]
+        of_tokenizer = getattr(self.tokenizer, "eos_token_id", None)
+        ends = of_model if isinstance(of_model, list) else [of_model]
+        return list(dict.fromkeys(end for end in (*ends, of_tokenizer) if end is not None))
+
+    def _completion(self, row: list[int], ends: Sequence[int]) -> Completion:
+        length = next((index + 1 for index, token in enumerate(row) if token in ends), None)
+        token_ids = row if length is None else row[:length]
+        text = "" if self.tokenizer is None else self.tokenizer.decode(token_ids, skip_special_tokens=True)
+        return Completion(text, tuple(token_ids), "length" if length is None else "stop")
+
+
+def pad_left(prompts: Sequence[Sequence[int]], padding: int) -> tuple[Tensor, Tensor]:
+    """Return token ids and attention mask, both (batch, longest) int64, padded on the left."""
+    longest = max(len(prompt) for prompt in prompts)
+    rows = [[padding] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(rows), torch.tensor(mask)
+
+
+@contextmanager
+def isolated_randomness(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed torch's random numbers on the CPU and on `device` within the block, and restore them after it."""
+    on_cpu = device.type == "cpu"
+    devices: list[int] = [] if on_cpu else [device.index or 0]
+    with torch.random.fork_rng(devices, device_type="cuda" if on_cpu else device.type):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put all parts of a model into evaluation mode within the block, and each back into its own mode after it."""
+    training = [part for part in model.modules() if part.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

@@ -1,0 +1,67 @@
+"""Distillation from a teacher as an objective of a module: its loss compares logits on the student's own batch."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from pangu_modules.llm.losses import distillation_loss, labels_of
+from pangu_modules.module import PanguModule
+from pangu_modules.objectives import Batch, Loss, Outputs
+
+
+def distillation_objective(
+    teacher: nn.Module, *, temperature: float = 1.0, chunk_tokens: int | None = None, device: str | None = None
+) -> Loss:
+    """Return the loss ``T^2 KL(teacher || student)`` per sequence, for `Objective` and ``module.objectives``.
+
+    The teacher runs in evaluation mode, without gradients, on the batch of the student. It belongs to the objective:
+    it is no submodule of the student and in no checkpoint, and copies of the student (weight averages) share it.
+
+    Args:
+        teacher: a transformers causal LM or a `CausalLM`; its parameters are frozen.
+        temperature: T, see `distillation_loss`.
+        chunk_tokens: see `distillation_loss`.
+        device: where the teacher runs; by default it moves to the batch's device at the first batch.
+
+    Raises:
+        ValueError: the temperature is not positive.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    model = teacher.model if isinstance(teacher, PanguModule) else teacher
+    return _Distillation(model, temperature, chunk_tokens, device)
+
+
+class _Distillation:
+    def __init__(self, teacher: nn.Module, temperature: float, chunk_tokens: int | None, device: str | None) -> None:
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.temperature = temperature
+        self.chunk_tokens = chunk_tokens
+        self.device = device
+
+    def __call__(self, module: Any, batch: Batch, outputs: Outputs) -> Tensor:
+        if module.model is self.teacher:
+            raise ValueError("teacher and student are the same object: give the teacher a copy of its own")
+        logits = outputs["logits"]
+        return distillation_loss(
+            logits,
+            self.teacher_logits(batch).to(logits.device),
+            labels_of(batch),
+            temperature=self.temperature,
+            chunk_tokens=self.chunk_tokens,
+        )
+
+    @torch.no_grad()
+    def teacher_logits(self, batch: Batch) -> Tensor:
+        """Return the teacher's logits (batch, seq, vocabulary) on the batch's tokens."""
+        device = self.device or batch["input_ids"].device
+        self.teacher.to(device)
+        inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask") if name in batch}
+        logits: Tensor = self.teacher(**inputs, use_cache=False).logits
+        return logits
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self

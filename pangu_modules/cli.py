@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pangu_modules.bare_help import COMMANDS, bare_help
+from pangu_modules.cli_messages import short_message
 from pangu_modules.errors import UsageError, readable
 from pangu_modules.names import nearest
 from pangu_modules.recipe import Recipe, Stage
@@ -33,6 +33,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
 CHECKPOINT_HELP = "Checkpoint: a path, 'last' or 'best' of the newest run (default: last)."
 for _command in ("validate", "test", "predict", "export"):
     OPTIONS[_command]["--ckpt_path"] = {"type": str, "default": "last", "help": CHECKPOINT_HELP}
+PRINT_CONFIG = "--print_config"
 OWN_FIELDS = ("module", "data", "callbacks", "trainer")  # the other fields of Stage become plain options
 
 
@@ -82,9 +83,10 @@ def parse(recipe: Recipe, words: list[str], program: Path) -> Request | None:
         raise UsageError(f"unknown command {command!r}.{nearest(command, COMMANDS)} Commands: {', '.join(COMMANDS)}")
     removed = removed_callbacks(recipe, rest)
     parser = build_parser(recipe, command, removed, f"{program} {command}", title)
-    values = _parse(parser, rest)
+    # jsonargparse's own --print_config (it stays in the help) prints before later words are read and drops nulls.
+    values = _parse(parser, [word for word in rest if word != PRINT_CONFIG])
     changed = overridden(recipe, values, removed)
-    if values.pop("print_config"):
+    if PRINT_CONFIG in rest:
         from pangu_modules.run_folder import to_yaml
 
         print(to_yaml(changed.plain()), end="")
@@ -108,18 +110,19 @@ def removed_callbacks(recipe: Recipe, words: list[str]) -> set[str]:
 
 
 def _config_files(words: list[str]) -> list[Any]:
-    """Read the ``--config`` files; one that cannot be read is reported by the parser afterwards."""
+    """Read the ``--config`` files."""
     import yaml
 
     paths = [word for flag, word in zip(words, words[1:], strict=False) if flag == "--config"]
     paths += [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
     contents = []
     for path in paths:
-        if Path(path).is_file():
-            try:
-                contents.append(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
-            except yaml.YAMLError as error:
-                raise UsageError(f"--config: {path} is not valid YAML: {error}") from error
+        try:
+            contents.append(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+        except OSError as error:
+            raise UsageError(f"--config: cannot read {path}: {error.strerror}") from error
+        except yaml.YAMLError as error:
+            raise UsageError(f"--config: {path} is not valid YAML: {error}") from error
     return contents
 
 
@@ -139,7 +142,6 @@ def build_parser(recipe: Recipe, command: str, removed: set[str], program: str, 
 
     parser = ArgumentParser(prog=f"python {program}", description=title, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of overrides; may be given repeatedly.")
-    parser.add_argument("--print_config", action="store_true", help="Print the whole configuration and exit.")
     for option, keywords in OPTIONS[command].items():
         parser.add_argument(option, **keywords)
     if not recipe.single:
@@ -192,34 +194,6 @@ def _parse(parser: Any, words: list[str]) -> dict[str, Any]:
 def known_options(parser: Any) -> list[str]:
     """Return every option string of the parser."""
     return [option for action in parser._actions for option in action.option_strings]
-
-
-def short_message(text: str, options: list[str]) -> str:
-    """Shorten an error of the parser to one that names the field, the value and what is allowed."""
-    unknown = re.search(r"unrecognized arguments: (--[^\s=]+)", text)
-    if unknown:
-        return f"unknown option {unknown[1]}.{nearest(unknown[1], options)}"
-    key = re.search(r'[Kk]ey "([^"]+)"', text)
-    name = f"--{key[1]}: " if key else ""
-    value = re.search(r"Got value: (.*)", text)
-    got = f", got {value[1].strip()!r}" if value else ""
-    subtypes = re.search(r"Subtypes: (.*)", text)
-    if subtypes:
-        return f"{name}expected one of {_clean_types(subtypes[1])}{got}"
-    allowed = re.search(r"\n\s+([^\n]*?) \[type=", text)
-    if allowed:
-        return f"{name}{allowed[1]}{got}"
-    unaccepted = re.search(r"Key '([^']+)' is not expected|No action for key \"([^\"]+)\"|Nested key '([^']+)'", text)
-    if unaccepted:
-        wrong = "--" + next(group for group in unaccepted.groups() if group)
-        return f"unknown option {wrong}.{nearest(wrong, options)}"
-    lines = [line.strip() for line in text.splitlines() if line.strip() and "Parser key" not in line]
-    return f"{name}{'; '.join(lines[:3])}"
-
-
-def _clean_types(text: str) -> str:
-    text = re.sub(r"typing\.|<class '([\w.]+)'>", lambda match: match[1] or "", text)
-    return text.strip("[]").replace("NoneType", "null")
 
 
 def overridden(recipe: Recipe, values: dict[str, Any], removed: set[str]) -> Recipe:

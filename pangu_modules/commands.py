@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,19 +39,29 @@ def fit(request: Request) -> None:
 
     folder, resume = _run_folder(request)
     write_atomically(folder / "config.yaml", to_yaml(request.recipe.plain()))
+    try:
+        results = _fit_stages(request, folder, resume)
+    except UsageError:
+        if not resume and [path.name for path in folder.iterdir()] == ["config.yaml"]:  # nothing was run
+            shutil.rmtree(folder)
+        raise
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        finish(request, folder, results)
+
+
+def _fit_stages(request: Request, folder: Path, resume: bool) -> dict[str, StageResult]:
+    """Run what is left: all unfinished stages, or the one chosen; a run resumed by the user goes on in any case."""
     chosen = request.options.get("stage")
+    wanted = chosen or ("" if request.recipe.single and resume else None)
     results: dict[str, StageResult] = {}
     for name, stage in request.recipe.stages.items():
         stage_folder = RunFolder(folder / name)
         finished = StageResult.read(stage_folder)
-        if finished is not None and chosen != name:
+        if finished is not None and wanted != name:
             results[name] = finished
-            continue
-        if chosen not in (None, name):
-            continue
-        results[name] = _fit_one(request, name, _started(stage, folder), stage_folder, resume)
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        finish(request, folder, results)
+        elif chosen in (None, name):
+            results[name] = _fit_one(request, name, _started(stage, folder), stage_folder, resume)
+    return results
 
 
 def _fit_one(request: Request, name: str, stage: Stage, folder: RunFolder, resume: bool) -> StageResult:
@@ -58,7 +69,7 @@ def _fit_one(request: Request, name: str, stage: Stage, folder: RunFolder, resum
     ckpt_path = None
     if given not in (None, "last"):
         ckpt_path = Path(given)
-    elif resume and folder.last.is_file() and not folder.result.is_file():
+    elif resume and folder.last.is_file() and (given or not folder.result.is_file()):
         ckpt_path = folder.last
     if name:
         print(f"stage {name}: {'resumes from ' + str(ckpt_path) if ckpt_path else 'starts'}", flush=True)
@@ -137,7 +148,7 @@ def _rebuilt(request: Request) -> tuple[Stage, Path, RunFolder, Any, Any]:
 def evaluate(request: Request) -> None:
     """Evaluate a checkpoint on the validation or test set and print the metrics as a table."""
     stage, path, folder, data, module = _rebuilt(request)
-    trainer = build_trainer(stage.derive(trainer={"logger": False}), folder, module, quiet=False, extra=[])
+    trainer = build_trainer(stage.derive(trainer={"logger": False}), folder, module, quiet=False)
     run_loop = trainer.validate if request.command == "validate" else trainer.test
     run_loop(module, datamodule=data, ckpt_path=path, weights_only=True)
 
@@ -145,7 +156,7 @@ def evaluate(request: Request) -> None:
 def predict(request: Request) -> None:
     """Write a checkpoint's predictions, a list with one entry per batch, to a file."""
     stage, path, folder, data, module = _rebuilt(request)
-    trainer = build_trainer(stage.derive(trainer={"logger": False}), folder, module, quiet=False, extra=[])
+    trainer = build_trainer(stage.derive(trainer={"logger": False}), folder, module, quiet=False)
     predictions = trainer.predict(module, datamodule=data, ckpt_path=path, weights_only=True)
     output = Path(request.options.get("output") or folder.path / "predictions.pt")
     temporary = output.with_name(f".{output.name}.part")

@@ -69,7 +69,8 @@ def forward_flops(module: PanguModule) -> tuple[int, int, int]:
 
     A multiply-add counts as two; elementwise operations are not counted.
     """
-    batch = module.example_batch(1)
+    with torch.device("meta"):
+        batch = module.example_batch(1)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module.eval().compute_outputs(batch)
     tokens = batch["input_ids"].numel() if "input_ids" in batch else batch_size(batch)

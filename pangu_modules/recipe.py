@@ -26,8 +26,8 @@ class Stage(Config):
     trainer: dict[str, Any] = Field({}, description="Arguments of lightning.Trainer.")
     seed: NonNegativeInt = Field(0, description="Seed of weights, data order and augmentation.")
     start_from: str | None = Field(None, description="Earlier stage whose last checkpoint this stage starts from.")
-    loggers: tuple[Literal["csv", "tensorboard", "wandb"], ...] = Field(
-        ("csv",), description="Where metrics go; tensorboard and wandb need their packages."
+    loggers: list[Literal["csv", "tensorboard", "wandb"]] = Field(
+        ["csv"], description="Where metrics go; tensorboard and wandb need their packages."
     )
 
     @property

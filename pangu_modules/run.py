@@ -62,7 +62,7 @@ def fit_stage(stage: Stage, path: Path, *, ckpt_path: Path | None = None, quiet:
         stage: what to run.
         path: folder for its files.
         ckpt_path: checkpoint of the same stage to resume from: structure, weights, optimizer, data order and RNG.
-        quiet: no progress bar, summary or warnings about them.
+        quiet: no progress bar.
 
     Raises:
         UsageError: a value of the configuration cannot be built (e.g. an unknown strategy).
@@ -74,8 +74,7 @@ def fit_stage(stage: Stage, path: Path, *, ckpt_path: Path | None = None, quiet:
     seed_everything(stage.seed, workers=True, verbose=False)
     data = build_data(stage)
     module = build_module(stage, data, ckpt_path)
-    timer = Timer()
-    trainer = build_trainer(stage, folder, module, quiet=quiet, extra=[timer])
+    trainer = build_trainer(stage, folder, module, quiet=quiet)
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
     if trainer.is_global_zero and not folder.last.is_file():  # fast_dev_run and enable_checkpointing=False save nothing
         trainer.save_checkpoint(folder.last)
@@ -86,7 +85,7 @@ def fit_stage(stage: Stage, path: Path, *, ckpt_path: Path | None = None, quiet:
     result = StageResult(
         metrics=metrics,
         parameters=sum(parameter.numel() for parameter in module.model.parameters()),
-        seconds=timer.time_elapsed("train"),
+        seconds=sum(timer.time_elapsed("train") for timer in trainer.callbacks if isinstance(timer, Timer)),
         epochs=trainer.current_epoch,
         checkpoint=folder.last,
         seed=stage.seed,
@@ -120,9 +119,7 @@ def module_arguments(data: LightningDataModule) -> dict[str, Any]:
     return arguments
 
 
-def build_trainer(
-    stage: Stage, folder: RunFolder, module: PanguModule, *, quiet: bool, extra: list[Callback]
-) -> Trainer:
+def build_trainer(stage: Stage, folder: RunFolder, module: PanguModule, *, quiet: bool) -> Trainer:
     """Build the Trainer of a stage with the recipe's callbacks, those every run has, and the loggers."""
     arguments = dict(stage.trainer)
     arguments.setdefault("log_every_n_steps", 10)
@@ -130,25 +127,26 @@ def build_trainer(
     with usage_errors("loggers"):
         arguments["logger"] = build_loggers(stage, folder)
     arguments["default_root_dir"] = arguments.get("default_root_dir") or str(folder.path)
+    arguments.setdefault("enable_model_summary", False)  # `plan` and the result table tell the sizes
     if quiet:
-        arguments.update(enable_progress_bar=False, enable_model_summary=False)
+        arguments["enable_progress_bar"] = False
     with usage_errors("callbacks"):
         callbacks = [config.build(name=name) for name, config in stage.active_callbacks.items()]
     callbacks += standard_callbacks(folder, module, arguments)
     _silence_advice(quiet)
     with usage_errors("trainer"):
-        return Trainer(**arguments, callbacks=[*callbacks, *extra])
+        return Trainer(**arguments, callbacks=callbacks)
 
 
 def standard_callbacks(folder: RunFolder, module: PanguModule, arguments: Mapping[str, Any]) -> list[Callback]:
-    """Return the callbacks every run has: exact resume, checkpoints (last and best), progress, learning rate."""
+    """Return the callbacks every run has: exact resume, time, checkpoints, progress bar, learning rate."""
     # The one place where the library reaches up: recipes have exact resume without asking for it.
     try:
         from callbacks import ExactResume
     except ImportError as error:
         raise UsageError(shadowed_message(error)) from error
 
-    callbacks: list[Callback] = [ExactResume(ExactResume.Config(), name="exact_resume")]
+    callbacks: list[Callback] = [ExactResume(ExactResume.Config(), name="exact_resume"), Timer()]
     if arguments.get("enable_checkpointing") is not False and not arguments.get("fast_dev_run"):
         callbacks += checkpoint_callbacks(folder, module)
     if arguments.get("enable_progress_bar") is not False:
@@ -234,6 +232,6 @@ def _silence_advice(quiet: bool) -> None:
     """Silence Lightning's advice that does not apply here: few workers are right for small data in memory."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
-    warnings.filterwarnings("ignore", message=".*LightningDataModule.*state_dict.*")
+    warnings.filterwarnings("ignore", message=".*treespec.*is deprecated.*")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR if quiet else logging.WARNING)

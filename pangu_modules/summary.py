@@ -31,7 +31,7 @@ def result_rows(results: Mapping[str, StageResult]) -> list[dict[str, Any]]:
             for metric, value in result.metrics.items()
         }
         cost = {"parameters": result.parameters, "epochs": result.epochs, "seconds": result.seconds}
-        rows.append({"stage": name, **metrics, **cost})
+        rows.append({**({"stage": name} if name else {}), **metrics, **cost})
     return rows
 
 
@@ -40,7 +40,7 @@ def result_columns(rows: list[dict[str, Any]]) -> dict[str, Column | str]:
     names = {name for row in rows for name in row}
     known = [name for name in COLUMNS if name in names]
     others = sorted(names - set(known) - {"stage"})
-    first: dict[str, Column | str] = {"stage": "stage"} if any(row["stage"] for row in rows) else {}
+    first: dict[str, Column | str] = {"stage": "stage"} if "stage" in names else {}
     metrics = [name for name in known if name.startswith("test/")]
     costs = [name for name in known if not name.startswith("test/")]
     return first | {name: COLUMNS.get(name, name) for name in [*metrics, *others, *costs]}

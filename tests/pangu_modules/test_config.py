@@ -1,0 +1,80 @@
+"""Configurations: immutable, closed, validated with messages that name field, value and remedy."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import Field, PositiveInt, ValidationError
+
+from pangu_modules.config import Config as BaseConfig
+from pangu_modules.config import Configurable
+from pangu_modules.names import nearest
+
+
+class Inner(BaseConfig):
+    rate: float = Field(0.1, gt=0, lt=1)
+    steps: int = 3
+
+
+class Machine(Configurable):
+    class Config(BaseConfig):
+        width: PositiveInt = 4
+        inner: Inner = Inner()
+
+    def __init__(self, config: Config, extra: int = 0) -> None:
+        self.config, self.extra = config, extra
+
+
+class BiggerMachine(Machine):
+    """Has no Config of its own."""
+
+
+def test_builds_the_class_it_is_nested_in() -> None:
+    machine = Machine.Config(width=2).build(extra=7)
+    assert type(machine) is Machine
+    assert (machine.config.width, machine.extra) == (2, 7)
+
+
+def test_a_subclass_without_a_config_builds_itself() -> None:
+    assert type(BiggerMachine.Config().build()) is BiggerMachine
+    assert type(Machine.Config().build()) is Machine
+
+
+def test_a_config_that_belongs_to_nothing_says_so() -> None:
+    with pytest.raises(TypeError, match="Inner builds nothing: nest it"):
+        Inner().build()
+
+
+def test_is_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Inner().rate = 0.2  # type: ignore[misc]
+
+
+def test_unknown_field_names_the_nearest() -> None:
+    with pytest.raises(ValidationError, match=r"unknown field 'widht' of Machine.Config. Did you mean 'width'\?"):
+        Machine.Config(widht=3)
+
+
+def test_derive_changes_nested_fields_and_validates() -> None:
+    config = Machine.Config(width=3)
+    derived = config.derive(inner={"rate": 0.5})
+    assert derived.inner == Inner(rate=0.5, steps=3)
+    assert (derived.width, config.inner.rate) == (3, 0.1)
+    with pytest.raises(ValidationError, match="less than 1"):
+        config.derive(inner={"rate": 2.0})
+
+
+def test_plain_round_trips() -> None:
+    config = Machine.Config(width=3, inner=Inner(rate=0.2))
+    assert Machine.Config.model_validate(config.plain()) == config
+
+
+def test_a_wrong_nested_config_is_refused_when_the_class_is_defined() -> None:
+    with pytest.raises(TypeError, match="must be a subclass of pangu_modules.Config"):
+
+        class Wrong(Configurable):
+            Config = int  # type: ignore[assignment]
+
+
+def test_nearest_is_silent_without_a_close_name() -> None:
+    assert nearest("depht", ["depth", "width"]) == " Did you mean 'depth'?"
+    assert nearest("zzz", ["depth"]) == ""

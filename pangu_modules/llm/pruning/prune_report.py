@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
@@ -33,6 +34,12 @@ class LayerReport:
     intermediate_size: int
     head_similarity: float | None = None
 
+    @classmethod
+    def from_plain(cls, data: Mapping[str, Any]) -> LayerReport:
+        """Return the report that was stored as JSON data."""
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+        return cls(**values)
+
 
 @dataclass(frozen=True)
 class PruneReport:
@@ -53,7 +60,6 @@ class PruneReport:
     parameters_before: int
     parameters_after: int
     calibration_tokens: int
-    notes: tuple[str, ...] = field(default=())
 
     @property
     def removed_fraction(self) -> float:

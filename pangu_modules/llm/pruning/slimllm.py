@@ -160,7 +160,7 @@ def _walk(
     similarities, finished = _similarities(model, stream, progress)
     num_pruned = config.pruned_layers or max(1, rounded(26 / 32 * len(layers)))
     ratios = layer_ratios(similarities, config.base_ratio, num_pruned, config.alpha, config.max_layer_ratio)
-    reports = [LayerReport(**record) for record in finished]
+    reports = [LayerReport.from_plain(record) for record in finished]
     for index in range(len(reports), len(layers)):
         report = _prune_layer(
             layers[index], index, stream, config, similarities[index], ratios[index], taylor[index] if taylor else None

@@ -83,8 +83,8 @@ def prune(
     Raises:
         ValueError: the target or the model does not fit (the message says why), or an activation is not finite.
     """
-    before = _shape(model), _count(model)
     selection = select(model, batches, config)
+    before = _shape(model), _count(model)
     apply_selection(model, selection)
     report = _report(selection, *before, _shape(model), _count(model))
     return report, ShapePlan.of(model, kept_layers=selection.layers, source=source)

@@ -83,10 +83,10 @@ def resolve_target(source: ModelShape, target: TargetShape, *, round_to: int = 1
 
 
 def shape_for_parameters(config: Any, target_params: float, *, round_to: int = 1) -> ModelShape:
-    """Return the largest shape within a parameter budget that shrinks width, FFN and depth by one common ratio.
+    """Return a shape within a parameter budget whose width, FFN and depth shrink by one common ratio.
 
-    Heads and KV groups stay. Widths are rounded down to multiples of `round_to`, layers to the nearest number; what
-    rounding leaves of the budget goes to the FFN.
+    Heads and KV groups stay. The ratio is the largest that fits, with widths rounded down to multiples of `round_to`
+    and layers to the nearest number; what rounding leaves of the budget goes to the FFN, then to layers.
 
     Args:
         config: transformers configuration of the unpruned model.
@@ -112,11 +112,10 @@ def shape_for_parameters(config: Any, target_params: float, *, round_to: int = 1
         fits = count_parameters(config, _scaled(source, middle / steps, round_to)) <= budget
         low, high = (middle, high) if fits else (low, middle)
     best = _scaled(source, low / steps, round_to)
-    for size in range(best.intermediate_size, source.intermediate_size + 1, round_to):
-        wider = replace(best, intermediate_size=size)
-        if count_parameters(config, wider) > budget:
-            break
-        best = wider
+    for axis, step in (("intermediate_size", round_to), ("num_hidden_layers", 1)):
+        for size in range(getattr(best, axis), getattr(source, axis) + 1, step):
+            larger = replace(best, **{axis: size})
+            best = larger if count_parameters(config, larger) <= budget else best
     return best
 
 

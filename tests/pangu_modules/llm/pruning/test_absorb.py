@@ -195,11 +195,13 @@ def test_absorbing_at_the_end_reports_perplexity_and_keeps_the_limit():
     from pangu_modules.llm.pruning.depth import perplexity
 
     model = sandwich_model()
+    text = model.generate(IDS, max_new_tokens=20, do_sample=False, pad_token_id=0)  # what the model itself expects
+    test = [{"input_ids": text}]
     config = AbsorbConfig(order="at_end", max_ppl_increase=10.0)
-    absorbed, before, after = absorb_at_end(model, BATCHES, BATCHES, config)
-    assert before == perplexity(model, BATCHES)
-    assert after == perplexity(absorbed, BATCHES)
-    strict = AbsorbConfig(order="at_end", max_ppl_increase=abs(after / before - 1) / 2)
-    if after > before:
-        with pytest.raises(ValueError, match="absorption raised the perplexity"):
-            absorb_at_end(model, BATCHES, BATCHES, strict)
+    absorbed, before, after = absorb_at_end(model, BATCHES, test, config)
+    assert before == perplexity(model, test)
+    assert after == perplexity(absorbed, test)
+    assert after > before
+    strict = AbsorbConfig(order="at_end", max_ppl_increase=(after / before - 1) / 2)
+    with pytest.raises(ValueError, match="absorption raised the perplexity"):
+        absorb_at_end(model, BATCHES, test, strict)

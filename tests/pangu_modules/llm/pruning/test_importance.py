@@ -23,7 +23,7 @@ def padded(sequences, side: str = "right"):
 
 
 def capture(model, ids):
-    """Return the raw tensors of one sequence: norm outputs, o_proj inputs, down_proj inputs, layer inputs and outputs."""
+    """Return one sequence's norm outputs, o_proj inputs, down_proj inputs, and layer inputs and outputs."""
     norms, heads, channels, stream = [], [], [], []
     handles = [model.model.norm.register_forward_hook(lambda m, a, out: norms.append(out[0]))]
     for layer in model.model.layers:

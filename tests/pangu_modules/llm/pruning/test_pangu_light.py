@@ -242,7 +242,7 @@ def test_baselines_keep_the_target_and_run(tiny_model, name):
 
 def test_baselines_that_do_not_exist_or_fit():
     config = PanguLightConfig(target=JOINT)
-    with pytest.raises(ValueError, match="no baseline 'minitorn'. Did you mean 'minitron'?"):
+    with pytest.raises(ValueError, match=r"no baseline 'minitorn'\. Did you mean 'minitron'\?"):
         baseline("minitorn", config)
     with pytest.raises(ValueError, match="shortgpt removes layers only"):
         baseline("shortgpt", config)

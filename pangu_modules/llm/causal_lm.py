@@ -14,7 +14,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from pangu_modules.llm.exporting import GENERATION_FILE, export
 from pangu_modules.llm.generation import GenerationEngine
+from pangu_modules.llm.gguf_writing import write_gguf
 from pangu_modules.llm.loading import load_causal_lm, load_tokenizer, new_causal_lm, plain_config
 from pangu_modules.llm.lora import LoRAConfig, LoRAPlan, merge_adapters
 from pangu_modules.llm.losses import count_targets, labels_of, per_sequence_loss
@@ -22,8 +24,6 @@ from pangu_modules.llm.tokenizers import tokenizer_files, tokenizer_from_files
 from pangu_modules.module import PanguModule
 from pangu_modules.objectives import Batch, Objective, Outputs
 from pangu_modules.structure import Plan, find_plan
-
-GENERATION_FILE = "generation_config.json"
 
 
 class CausalLM(PanguModule):
@@ -228,20 +228,18 @@ class CausalLM(PanguModule):
         """Continue the prompts of a batch; one dictionary (text, token_ids, finish_reason) for each."""
         return [asdict(completion) for completion in self.generation_engine().generate(prompts_of(batch))]
 
-    def export(self, output: str | Path, kind: str = "transformers") -> Path:
-        """Write the model for use without this library: a plain transformers folder, or a GGUF file inside one.
+    def export(self, folder: str | Path, kind: str = "transformers") -> None:
+        """Write the model for use without this library: a plain transformers folder, or a GGUF file inside `folder`.
 
         Raises:
             ValueError: the kind is unknown, or the model does not fit it.
         """
-        from pangu_modules.llm.exporting import export
-        from pangu_modules.llm.gguf_writing import write_gguf
-
-        if kind == "gguf":
-            return write_gguf(self, Path(output) / "model-f32.gguf")
-        if kind != "transformers":
+        if kind == "transformers":
+            export(self, folder)
+        elif kind == "gguf":
+            write_gguf(self, Path(folder) / "model-f32.gguf")
+        else:
             raise ValueError(f"unknown export format {kind!r}; known: {', '.join(self.export_formats)}")
-        return export(self, output)
 
     def merge_lora(self) -> None:
         """Add the LoRA adapters to the weights and forget them; all parameters are trainable again.

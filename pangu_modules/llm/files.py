@@ -9,36 +9,48 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+MODEL_FILE = "config.json"
+
 
 @contextmanager
-def atomic_folder(folder: str | Path, *, keep_existing: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder`; it takes its name when the block ends without an error.
+def atomic_model_folder(folder: str | Path, *, replace: bool) -> Iterator[Path]:
+    """Yield a temporary folder beside `folder`; it takes its place when the block ends without an error.
 
     Args:
         folder: the final folder; its parents are created.
-        keep_existing: when another process finished the same folder meanwhile, keep that one and drop ours.
+        replace: whether a model that is there already gives way; otherwise it stays and ours is dropped.
 
     Raises:
-        FileExistsError: `folder` exists and is not empty, and `keep_existing` is False.
+        FileExistsError: `folder` holds something that is not a model.
     """
     final = Path(folder)
-    if not keep_existing and final.exists() and any(final.iterdir()):
-        raise FileExistsError(f"{final} exists and is not empty: choose another folder, or remove it first")
+    if final.exists() and any(final.iterdir()) and not (final / MODEL_FILE).is_file():
+        raise FileExistsError(
+            f"{final} exists and holds no {MODEL_FILE}, so it is not overwritten: choose another folder"
+        )
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
+    workplace = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
+    temporary = workplace / "new"
+    temporary.mkdir()
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders that only their owner can read
+        if replace and final.exists():
+            final.rename(workplace / "old")
         try:
-            os.replace(temporary, final)
-        except OSError:
-            if not keep_existing:
+            temporary.rename(final)
+        except OSError:  # another process was faster
+            if replace:
                 raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(workplace, ignore_errors=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+@contextmanager
+def atomic_file(file: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `file`; what is written there takes its place when the block ends without error."""
+    final = Path(file)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{final.name}-", dir=final.parent) as workplace:
+        temporary = Path(workplace) / final.name
+        yield temporary
+        os.replace(temporary, final)

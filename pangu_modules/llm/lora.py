@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
 
@@ -25,7 +27,7 @@ class LoRAConfig(Config):
 class LoRAPlan(Plan):
     """Adapters on the linear layers named; all other parameters are frozen."""
 
-    kind: str = "lora"
+    kind: Literal["lora"] = "lora"
     lora: LoRAConfig = Field(LoRAConfig(), description="Shape of the adapters.")
 
     def apply(self, module: PanguModule) -> None:  # type: ignore[override]

@@ -1,0 +1,99 @@
+"""Exporting a language model as a transformers folder that loads without this library."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from pangu_modules.llm.files import atomic_model_folder
+from pangu_modules.llm.loading import ARCHITECTURE_MODULES, quiet_transformers
+from pangu_modules.llm.lora import has_adapters, merge_adapters
+
+if TYPE_CHECKING:
+    from pangu_modules.llm.causal_lm import CausalLM
+
+GENERATION_FILE = "generation_config.json"
+
+
+@runtime_checkable
+class ModelWriter(Protocol):
+    """A plan whose result transformers' own classes cannot hold, e.g. layers of different sizes, and that can write it.
+
+    `export` asks the last such plan of the structure to write the model's part of the folder: weights in safetensors,
+    ``config.json`` (with ``auto_map`` where a modelling file comes along) and ``generation_config.json``. Tokenizer
+    and chat template are added afterwards.
+    """
+
+    def write_model(self, model: nn.Module, folder: Path) -> None:
+        """Write the model (without adapters, on any device) into the folder, which exists and is empty."""
+
+
+def export(module: CausalLM, folder: str | Path) -> Path:
+    """Write weights, configuration, generation settings, tokenizer and chat template as a transformers folder.
+
+    The folder appears when it is complete, and replaces a model that was there. LoRA adapters are merged in a copy.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: the model's shapes are not those of its configuration, and no plan can write it.
+        FileExistsError: the folder holds something that is not a model.
+    """
+    model = without_adapters(module.model)
+    writers = [plan for plan in module.config.structure if isinstance(plan, ModelWriter)]
+    with atomic_model_folder(folder, replace=True) as temporary:
+        if writers:
+            writers[-1].write_model(model, temporary)
+        else:
+            write_plain_model(model, temporary)
+        for name, text in module.runtime.get("files", {}).items():
+            if name != GENERATION_FILE:
+                (temporary / name).write_text(text, encoding="utf-8")
+    return Path(folder)
+
+
+def write_plain_model(model: Any, folder: Path) -> None:
+    """Write a model whose shapes follow from its configuration.
+
+    Raises:
+        ValueError: they do not, or the architecture is known to this library alone.
+    """
+    if model.config.model_type in ARCHITECTURE_MODULES:
+        raise ValueError(
+            f"export: transformers does not know the architecture {model.config.model_type!r}; bring the model into "
+            "one that it knows first, or export another format"
+        )
+    differences = shape_differences(model)
+    if differences:
+        raise ValueError(
+            f"export: {len(differences)} tensors do not have the shape that config.json describes, the first is "
+            f"{differences[0]}: layers of different sizes, or of another kind, need a plan that can write them"
+        )
+    with quiet_transformers():
+        model.save_pretrained(folder)
+
+
+def shape_differences(model: Any) -> list[str]:
+    """Return the tensors of a model that differ from what transformers builds from its configuration."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(model.config)
+    expected = {name: tuple(tensor.shape) for name, tensor in plain.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    names = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
+    return [f"{name}: {found.get(name, 'missing')} instead of {expected.get(name, 'none')}" for name in names]
+
+
+def without_adapters(model: nn.Module) -> nn.Module:
+    """Return the model itself, or a copy with its LoRA adapters merged."""
+    if not has_adapters(model):
+        return model
+    merged = copy.deepcopy(model)
+    merge_adapters(merged)
+    return merged

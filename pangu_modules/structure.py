@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PLAN_MODULES: dict[str, str] = {
     "scalenet": "pangu_modules.vision.scalenet",
     "shape": "pangu_modules.llm.pruning.shapes",
+    "absorb": "pangu_modules.llm.pruning.absorb",
     "lora": "pangu_modules.llm.lora",
 }
 

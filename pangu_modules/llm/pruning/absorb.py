@@ -30,6 +30,7 @@ from pangu_modules.llm.pruning.slnp import POST_NORMS
 from pangu_modules.llm.pruning.statistics import wide
 from pangu_modules.llm.pruning.surgery import decoder_layers
 from pangu_modules.objectives import Batch
+from pangu_modules.structure import Plan
 
 Sigma = Literal["mean_rms", "rms_mean", "inv_mean_inv"]
 LINEAR_BEFORE = dict(zip(POST_NORMS, ("self_attn.o_proj", "mlp.down_proj"), strict=True))
@@ -82,7 +83,7 @@ def absorb_post_norms(
     Raises:
         ValueError: a post-norm does not directly follow its linear map, or its input is zero on all tokens.
     """
-    if not hasattr(decoder_layers(model)[0], POST_NORMS[0]):
+    if not _post_norm_names(model):
         warnings.warn("absorption does nothing: the model has no post-norms (it is a pre-norm model)", stacklevel=2)
         return model, {}
     statistics = post_norm_statistics(model, batches, sigma=sigma, skip_first_token=skip_first_token)
@@ -105,6 +106,21 @@ def post_norm_statistics(
         name: _statistics(name, torch.cat(probe.others[name]), torch.cat(probe.first[name]), sigma, skip_first_token)
         for name in probe.others
     }
+
+
+class AbsorbPlan(Plan):
+    """The post-norms are gone: a plain model stands where the base model is a sandwich."""
+
+    kind: str = "absorb"
+
+    def apply(self, module: Any) -> None:
+        """Replace ``module.model`` by the plain model of its sizes, for weights loaded afterwards.
+
+        A model without post-norms is left alone.
+        """
+        names = _post_norm_names(module.model)
+        if names:
+            module.model = _fold(module.model, dict.fromkeys(names, 1.0))
 
 
 def check_absorption(before: float, after: float, config: AbsorbConfig) -> None:
@@ -141,6 +157,11 @@ def absorb_at_end(
 
 
 # Helpers.
+
+
+def _post_norm_names(model: nn.Module) -> list[str]:
+    layers = enumerate(decoder_layers(model))
+    return [f"layers.{index}.{name}" for index, layer in layers for name in POST_NORMS if hasattr(layer, name)]
 
 
 class _PostNormProbe(Probe):

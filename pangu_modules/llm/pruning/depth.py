@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pangu_modules.llm.losses import count_targets, labels_of, per_sequence_loss
 from pangu_modules.llm.pruning.surgery import decoder_layers
 from pangu_modules.objectives import Batch
 
@@ -56,14 +57,15 @@ def perplexity_scores(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
 
 @torch.no_grad()
 def perplexity(model: nn.Module, batches: Sequence[Batch]) -> float:
-    """Return exp of the mean next-token loss over real tokens, with the model in evaluation mode.
+    """Return exp of the mean next-token loss over all targets, with the model in evaluation mode.
 
     Args:
         model: a transformers causal language model.
-        batches: each with ``input_ids`` (batch, seq) and, where sequences are padded, ``attention_mask`` (batch, seq).
+        batches: each with ``input_ids``, perhaps ``attention_mask`` and ``labels``, all (batch, seq); without labels
+            every real token is a target.
 
     Raises:
-        ValueError: no token has a successor to predict.
+        ValueError: there is no target.
     """
     runner: Any = model
     device = next(model.parameters()).device
@@ -71,14 +73,12 @@ def perplexity(model: nn.Module, batches: Sequence[Batch]) -> float:
     model.eval()
     total, count = 0.0, 0
     for batch in batches:
-        ids = batch["input_ids"].to(device)
-        mask = batch.get("attention_mask")
-        mask = torch.ones_like(ids) if mask is None else mask.to(device)
-        logits = runner(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-        targets = ids[:, 1:].masked_fill((mask[:, 1:] == 0) | (mask[:, :-1] == 0), -100)
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        total += float(nn.functional.cross_entropy(wide.flatten(0, 1), targets.flatten(), reduction="sum"))
-        count += int((targets != -100).sum())
+        inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask") if name in batch}
+        labels = labels_of(batch).to(device)
+        losses = per_sequence_loss(runner(**inputs, use_cache=False).logits, labels)
+        targets = count_targets(labels)
+        total += float((losses.double() * targets).sum())
+        count += int(targets.sum())
     model.train(training)
     if count == 0:
         raise ValueError("perplexity needs batches with sequences of at least two tokens")

@@ -90,17 +90,23 @@ def prune(
     return report, ShapePlan.of(model, kept_layers=selection.layers, source=source)
 
 
-def select(model: nn.Module, batches: Sequence[Batch], config: PanguLightConfig) -> PanguLightSelection:
+def select(
+    model: nn.Module, batches: Sequence[Batch], config: PanguLightConfig, *, scores: Importance | None = None
+) -> PanguLightSelection:
     """Score every axis and choose what stays; the model is not changed.
+
+    Args:
+        model: as in `prune`.
+        batches: as in `prune`.
+        config: as in `prune`.
+        scores: what `score` returned for another arm with the same scoring, to spare its forward pass.
 
     Raises:
         ValueError: as `prune`.
     """
     surgery.check_supported(model)
     target = _target(model, config)
-    scores = collect_importance(
-        model, batches, agg_batch=config.agg_batch, agg_seq=config.agg_seq, head_score=config.head_score
-    )
+    scores = score(model, batches, config) if scores is None else scores
     layer_scores = perplexity_scores(model, batches) if config.depth_criterion == "ppl" else scores.layers
     if config.selection == "random":
         scores = random_scores(scores, config.selection_seed)
@@ -124,6 +130,13 @@ def select(model: nn.Module, batches: Sequence[Batch], config: PanguLightConfig)
         layer_scores=tuple(layer_scores.tolist()),
         fold_gain=config.clap.fold_gain,
         laco=config.laco,
+    )
+
+
+def score(model: nn.Module, batches: Sequence[Batch], config: PanguLightConfig) -> Importance:
+    """Return the scores of every axis under the configured aggregation and head score."""
+    return collect_importance(
+        model, batches, agg_batch=config.agg_batch, agg_seq=config.agg_seq, head_score=config.head_score
     )
 
 
@@ -176,9 +189,10 @@ def compare_reinitialisations(
         "clap+slnp": {"clap": {"enabled": True}, "slnp": "slnp"},
     }
     values = {"dense": evaluate(model)}
+    scores = score(model, batches, config)
     for name, changes in arms.items():
         arm = copy.deepcopy(model)
-        prune(arm, batches, config.derive(laco=False, **changes))
+        apply_selection(arm, select(model, batches, config.derive(laco=False, **changes), scores=scores))
         values[name] = evaluate(arm)
     return values
 

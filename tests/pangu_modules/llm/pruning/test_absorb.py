@@ -205,3 +205,19 @@ def test_absorbing_at_the_end_reports_perplexity_and_keeps_the_limit():
     strict = AbsorbConfig(order="at_end", max_ppl_increase=(after / before - 1) / 2)
     with pytest.raises(ValueError, match="absorption raised the perplexity"):
         absorb_at_end(model, BATCHES, test, strict)
+
+
+def test_the_plan_rebuilds_the_plain_model_for_the_weights():
+    from pangu_modules.structure import plan_from
+
+    model = sandwich_model()
+    absorbed, _ = absorb_post_norms(model, BATCHES)
+    module = type("Module", (), {"model": model})()
+    plan = plan_from({"kind": "absorb", "source": "pruning"})
+    plan.apply(module)
+    assert type(module.model) is type(absorbed)
+    module.model.load_state_dict(absorbed.state_dict())
+    assert torch.equal(module.model(IDS).logits, absorbed(IDS).logits)
+    once = module.model
+    plan.apply(module)
+    assert module.model is once

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -26,13 +26,26 @@ class OptimizerConfig(Config):
     final_lr_fraction: float = Field(0.0, ge=0, le=1, description="Last learning rate as a share of the peak.")
 
 
-def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
-    """Split trainable parameters into decayed ones (matrices and larger) and others (biases, norms, scales)."""
-    trainable = [parameter for _, parameter in named_parameters if parameter.requires_grad]
-    decayed = [parameter for parameter in trainable if parameter.ndim >= 2]
-    others = [parameter for parameter in trainable if parameter.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    weight_decay: float,
+    lr_scales: Mapping[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """Split trainable parameters into decayed ones (matrices and larger) and others (biases, norms, scales).
+
+    Args:
+        named_parameters: the parameters by name; frozen ones are left out.
+        weight_decay: of the decayed groups.
+        lr_scales: learning rate as a multiple of the others', by parameter name; 1 for names left out. Each value gets
+            groups of its own, with the key ``lr_scale``.
+    """
+    groups: dict[tuple[bool, float], dict[str, Any]] = {}
+    for name, parameter in named_parameters:
+        if parameter.requires_grad:
+            decayed, scale = parameter.ndim >= 2, (lr_scales or {}).get(name, 1.0)
+            empty = {"params": [], "weight_decay": weight_decay if decayed else 0.0, "lr_scale": scale}
+            groups.setdefault((not decayed, scale), empty)["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
 
 
 def lr_factor(config: OptimizerConfig, total_steps: int) -> Callable[[int], float]:
@@ -51,16 +64,26 @@ def lr_factor(config: OptimizerConfig, total_steps: int) -> Callable[[int], floa
     return factor
 
 
-def build_optimizer(module: nn.Module, config: OptimizerConfig, total_steps: int) -> tuple[torch.optim.AdamW, LambdaLR]:
+def build_optimizer(
+    module: nn.Module, config: OptimizerConfig, total_steps: int, lr_scales: Mapping[str, float] | None = None
+) -> tuple[torch.optim.AdamW, LambdaLR]:
     """Return AdamW over the trainable parameters of `module` and its schedule, stepped once per optimizer step.
+
+    Args:
+        module: what is trained.
+        config: optimizer and schedule.
+        total_steps: optimizer steps of the whole run.
+        lr_scales: learning rate as a multiple of ``config.lr``, by parameter name; 1 for names left out.
 
     Raises:
         ValueError: no parameter is trainable, or the number of steps is unknown.
     """
-    groups = parameter_groups(module.named_parameters(), config.weight_decay)
+    groups = parameter_groups(module.named_parameters(), config.weight_decay, lr_scales)
     if not groups:
         raise ValueError("no parameter of the module is trainable: nothing to optimise")
     if total_steps <= 0 or math.isinf(total_steps):
         raise ValueError("the number of training steps is unknown: set trainer.max_steps or trainer.max_epochs")
+    for group in groups:
+        group["lr"] = config.lr * group.pop("lr_scale")
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
     return optimizer, LambdaLR(optimizer, lr_factor(config, int(total_steps)))

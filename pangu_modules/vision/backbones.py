@@ -1,0 +1,100 @@
+"""Building timm models from a configuration: names, local weights, class and channel counts, and errors that help."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pangu_modules.names import nearest
+
+
+def create_backbone(backbone: str, *, pretrained: bool | str, **arguments: Any) -> nn.Module:
+    """Create a timm model.
+
+    On the meta device (``with torch.device("meta")``) `pretrained` is ignored: no file is read, nothing is downloaded.
+
+    Args:
+        backbone: a timm name, ``hf-hub:...``, or a folder that `timm` format was exported to.
+        pretrained: True for timm's weights of that name (from the hub, or the folder), or a local file: .safetensors,
+            or .pth read with ``weights_only=True``. A head with another number of classes starts anew.
+        **arguments: passed to ``timm.create_model``; None leaves timm's default.
+
+    Raises:
+        ValueError: timm does not know the name or one of the arguments, or the file is a Lightning checkpoint.
+        FileNotFoundError: the weights cannot be read or fetched.
+    """
+    import timm
+
+    name = f"local-dir:{backbone}" if Path(backbone).is_dir() else backbone
+    if ":" not in name and not timm.is_model(name.partition(".")[0]):
+        raise ValueError(f"backbone: timm has no model {backbone!r}.{nearest(backbone, timm.list_models())}")
+    if torch.get_default_device().type == "meta":
+        pretrained = False
+    overlay = _overlay(name, pretrained) if isinstance(pretrained, str) else None
+    try:
+        model: nn.Module = timm.create_model(name, bool(pretrained), pretrained_cfg_overlay=overlay, **arguments)
+    except TypeError as error:
+        raise ValueError(f"model_args: {backbone} cannot be created with {arguments}: {error}") from error
+    except OSError as error:
+        raise FileNotFoundError(
+            f"pretrained={pretrained}: the weights of {backbone} cannot be fetched ({error}); give a local file with "
+            "pretrained=PATH, or train from scratch with pretrained=False"
+        ) from error
+    if overlay:
+        model.pretrained_cfg.pop("state_dict")  # type: ignore[operator,union-attr]
+    return model
+
+
+def _overlay(name: str, file: str) -> dict[str, Any]:
+    """Return what to change in timm's description of pretrained weights, so that it takes those of `file`."""
+    import timm
+
+    path = Path(file) / "model.safetensors" if Path(file).is_dir() else Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"pretrained: no file {str(path)!r}; give .safetensors or .pth, True, or False")
+    if path.suffix == ".ckpt":
+        raise ValueError(f"pretrained={file!r} is a Lightning checkpoint: start from it with init_checkpoint={file!r}")
+    # Read here and not by timm, whose older versions unpickle anything.
+    state = timm.models.load_state_dict(str(path), use_ema=False, weights_only=True)
+    overlay: dict[str, Any] = {"state_dict": state, "source": None}
+    known = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    classifier = known.classifier if known is not None else None
+    heads = (classifier,) if isinstance(classifier, str) else classifier or ()
+    classes = [len(state[f"{head}.weight"]) for head in heads if f"{head}.weight" in state]
+    return {**overlay, "num_classes": classes[0]} if classes else overlay
+
+
+def without_folder(backbone: str, model_args: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return timm's name and arguments for a backbone given as a folder; others as they are."""
+    if not Path(backbone).is_dir():
+        return backbone, dict(model_args)
+    stored = json.loads((Path(backbone) / "config.json").read_text(encoding="utf-8"))
+    return stored["architecture"], {**stored.get("model_args", {}), **model_args}
+
+
+def agreed(name: str, from_config: int | None, runtime: Mapping[str, Any]) -> int | None:
+    """Return the value that configuration and data agree on, or the one of them that is given.
+
+    Raises:
+        ValueError: they differ; both are in the message.
+    """
+    from_data = runtime.get(name)
+    if from_config is not None and from_data is not None and from_config != from_data:
+        raise ValueError(
+            f"{name} is {from_config} in the module's configuration but {from_data} in the data: leave it out of the "
+            "configuration, or choose the data that it belongs to"
+        )
+    return from_config if from_config is not None else from_data
+
+
+def input_size(model: nn.Module, arguments: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Return (channels, height, width) of the images that a timm model created with `arguments` expects."""
+    channels, height, width = model.pretrained_cfg["input_size"]  # type: ignore[index]
+    size = arguments.get("img_size") or (height, width)
+    height, width = (size, size) if isinstance(size, int) else size
+    return arguments.get("in_chans") or channels, height, width

@@ -1,0 +1,252 @@
+"""Image classifiers: any timm model as a LightningModule, and its deepened version, ScaleNet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pangu_modules.module import PanguModule
+from pangu_modules.objectives import Batch, Objective, Outputs
+from pangu_modules.optim import build_optimizer
+from pangu_modules.structure import Plan, find_plan
+from pangu_modules.vision.backbones import agreed, create_backbone, input_size, without_folder
+from pangu_modules.vision.mixing import mix
+from pangu_modules.vision.scalenet import ScaleNetConfig, ScaleNetPlan, ScaleNetTraining, pretrained_parameters
+
+# Arguments of timm.create_model that have a field of their own.
+FIELD_OF_ARGUMENT = {
+    "num_classes": "num_classes",
+    "pretrained": "pretrained",
+    "drop_rate": "drop_rate",
+    "drop_path_rate": "drop_path",
+}
+
+
+class ImageClassifier(PanguModule):
+    """Any timm model, trained with cross-entropy.
+
+    A batch holds ``image`` (batch, channels, height, width) float, ``label`` (batch,) int64 and, if samples are
+    weighted, ``sample_weight`` (batch,). With mixup or cutmix a weight belongs to the mixed sample in its place.
+
+    Args:
+        config: the configuration.
+        **runtime: what the data tells: ``num_classes``; ``in_chans``, the images' channels; ``mean`` and ``std`` of their
+            normalisation, which exports repeat. The configuration may give the first two instead.
+
+    Raises:
+        ValueError: configuration and data disagree on classes or channels, or none of them gives the classes.
+    """
+
+    class Config(PanguModule.Config):
+        """Backbone and training of a classifier."""
+
+        backbone: str = Field(
+            "deit_base_patch16_224", description="timm model name, hf-hub:..., or a folder exported in timm's format."
+        )
+        model_args: dict[str, Any] = Field(
+            {}, description="Further arguments of timm.create_model, e.g. img_size, patch_size, depth, weight_init."
+        )
+        pretrained: bool | str = Field(
+            False, description="true: timm's weights of that name; a path: .safetensors or .pth; false: from scratch."
+        )
+        num_classes: PositiveInt | None = Field(None, description="Classes; null takes the number from the data.")
+        label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all classes.")
+        mixup: NonNegativeFloat = Field(0.0, description="Alpha of mixup's beta distribution; 0 for none.")
+        cutmix: NonNegativeFloat = Field(0.0, description="Alpha of cutmix's beta distribution; 0 for none.")
+        drop_rate: float | None = Field(None, ge=0, lt=1, description="Dropout before the head; null is timm's.")
+        drop_path: float | None = Field(
+            None, ge=0, lt=1, description="Stochastic depth rate of the last block, a linear ramp; null is timm's."
+        )
+
+        @field_validator("model_args")
+        @classmethod
+        def _check_model_args(cls, value: dict[str, Any]) -> dict[str, Any]:
+            for argument, field in FIELD_OF_ARGUMENT.items():
+                if argument in value:
+                    raise ValueError(f"model_args holds {argument!r}, which is the field {field!r}; set it there")
+            return value
+
+    config: Config
+    monitor: ClassVar[tuple[str, str]] = ("val/accuracy", "max")
+    export_formats: ClassVar[tuple[str, ...]] = ("timm", "safetensors", "onnx")
+
+    def __init__(self, config: Config | Mapping[str, Any], **runtime: Any) -> None:
+        super().__init__(config, **runtime)
+        from timm.data import Mixup
+
+        num_classes = self.model_arguments()["num_classes"]
+        self.objectives["classification"] = Objective(classification_loss)
+        self.val_metrics = _metrics(num_classes, "val/")
+        self.test_metrics = _metrics(num_classes, "test/")
+        self.mixup = None
+        if self.config.mixup or self.config.cutmix:
+            self.mixup = Mixup(
+                mixup_alpha=self.config.mixup,
+                cutmix_alpha=self.config.cutmix,
+                label_smoothing=self.config.label_smoothing,
+                num_classes=num_classes,
+            )
+
+    def model_arguments(self) -> dict[str, Any]:
+        """Return the arguments of ``timm.create_model`` that configuration and data give."""
+        num_classes = agreed("num_classes", self.config.num_classes, self.runtime)
+        if num_classes is None:
+            raise ValueError("num_classes is unknown: set it in the configuration, or build with the data's number")
+        arguments = {
+            **self.config.model_args,
+            "num_classes": num_classes,
+            "in_chans": agreed("in_chans", self.config.model_args.get("in_chans"), self.runtime),
+            "drop_rate": self.config.drop_rate,
+            "drop_path_rate": self.config.drop_path,
+        }
+        return {name: value for name, value in arguments.items() if value is not None}
+
+    def build_model(self) -> nn.Module:
+        """Return the timm model; its pretrained weights are left out where a checkpoint will replace them."""
+        pretrained = False if self.config.init_checkpoint else self.config.pretrained
+        return create_backbone(self.config.backbone, pretrained=pretrained, **self.model_arguments())
+
+    def fields_spent_by_building(self) -> dict[str, Any]:
+        """Return the fields that weights or files only matter to while building: a checkpoint rebuilds without them."""
+        backbone, model_args = without_folder(self.config.backbone, self.config.model_args)
+        model_args = {name: value for name, value in model_args.items() if name not in FIELD_OF_ARGUMENT}
+        spent = {"pretrained": False, "backbone": backbone, "model_args": model_args}
+        return {**super().fields_spent_by_building(), **spent}
+
+    def compute_outputs(self, batch: Batch) -> Outputs:
+        """Return ``logits`` (batch, classes) of ``batch["image"]``."""
+        return {"logits": self.model(batch["image"])}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mix the batch if the configuration says so, then train on it."""
+        if self.mixup is not None:
+            # Of the place in training alone, so a resumed run mixes as an uninterrupted one does.
+            seed = (torch.initial_seed(), self.current_epoch, batch_idx, self.global_rank)
+            image, target = mix(self.mixup, batch["image"], batch["label"], seed)
+            batch = {**batch, "image": image, "label": target}
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log ``val/loss`` (without smoothing), ``val/accuracy`` and, above five classes, ``val/accuracy_top5``."""
+        self._evaluate(batch, "val", self.val_metrics)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the same as validation, as ``test/...``."""
+        self._evaluate(batch, "test", self.test_metrics)
+
+    def _evaluate(self, batch: Batch, stage: str, metrics: Any) -> None:
+        logits, label = self.compute_outputs(batch)["logits"], batch["label"]
+        loss = functional.cross_entropy(logits, label)
+        self.log(f"{stage}/loss", loss, batch_size=len(label), sync_dist=True, prog_bar=True)
+        metrics.update(logits, label)
+        self.log_dict(metrics, batch_size=len(label), prog_bar=True)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return class probabilities, (batch, classes) float32."""
+        return functional.softmax(self.compute_outputs(batch)["logits"].float(), dim=-1)
+
+    def example_batch(self, batch_size: int) -> dict[str, Tensor]:
+        """Return a batch of zeros on the model's device."""
+        device = next(self.model.parameters()).device
+        size = input_size(self.model, self.model_arguments())
+        return {
+            "image": torch.zeros(batch_size, *size, device=device),
+            "label": torch.zeros(batch_size, dtype=torch.int64, device=device),
+        }
+
+    def export(self, folder: Path, kind: str = "timm") -> None:
+        """Write the model for use elsewhere; see `pangu_modules.vision.export`.
+
+        Args:
+            folder: where the files go.
+            kind: "timm", a folder for ``timm.create_model("local-dir:...", pretrained=True)``; "onnx", with a free
+                batch size; "safetensors", weights and configuration for `load_exported`.
+
+        Raises:
+            ValueError: the model has no counterpart in that format; the message names those that work.
+        """
+        from pangu_modules.vision.export import write
+
+        write(self, Path(folder), kind)
+
+    @classmethod
+    def load_exported(cls, folder: str | Path) -> Self:
+        """Return the module that was exported to `folder` in the format "safetensors"."""
+        from pangu_modules.vision.export import read_safetensors
+
+        return read_safetensors(cls, Path(folder))
+
+
+class ScaleNetClassifier(ImageClassifier):
+    """A pretrained classifier deepened by layers that share its weights (arXiv:2510.18431).
+
+    Start it from timm's weights (``pretrained``) or from a checkpoint of an `ImageClassifier` of the base's depth
+    (``init_checkpoint``).
+    """
+
+    class Config(ScaleNetTraining, ImageClassifier.Config):
+        """The classifier's fields and the expansion's."""
+
+        pretrained: bool | str = Field(
+            True, description="true: timm's weights of that name; a path: .safetensors or .pth; false: from scratch."
+        )
+
+    config: Config
+
+    def __init__(self, config: Config | Mapping[str, Any], **runtime: Any) -> None:
+        super().__init__(config, **runtime)
+        plan = find_plan(self.config.structure, "scalenet")
+        if isinstance(plan, ScaleNetPlan) and plan.expansion != self.config.expansion():
+            raise ValueError(
+                f"the checkpoint is expanded with {_differences(plan.expansion, self.config.expansion())}: ask for the "
+                "same expansion, or train it on as an ImageClassifier"
+            )
+        if self.config.train == "adapters":
+            for parameter in pretrained_parameters(self.model).values():
+                parameter.requires_grad_(False)
+
+    def initial_plans(self) -> Sequence[Plan]:
+        """Return the expansion."""
+        return (ScaleNetPlan(expansion=self.config.expansion()),)
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW and its schedule, with ``backbone_lr_scale`` on the pretrained weights."""
+        scales = {f"model.{name}": self.config.backbone_lr_scale for name in pretrained_parameters(self.model)}
+        total = int(self.trainer.estimated_stepping_batches)
+        optimizer, scheduler = build_optimizer(self, self.config.optimizer, total, scales)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _differences(stored: ScaleNetConfig, asked: ScaleNetConfig) -> str:
+    theirs, ours = stored.plain(), asked.plain()
+    return ", ".join(f"{name}={theirs[name]} and not {ours[name]}" for name in ours if theirs[name] != ours[name])
+
+
+def classification_loss(module: ImageClassifier, batch: Batch, outputs: Outputs) -> Tensor:
+    """Return the cross-entropy of each image, (batch,), for classes (batch,) or soft targets (batch, classes).
+
+    Classes are smoothed by ``label_smoothing``; soft targets are smoothed already.
+    """
+    label = batch["label"]
+    if label.is_floating_point():
+        return functional.cross_entropy(outputs["logits"], label.to(outputs["logits"].dtype), reduction="none")
+    smoothing = module.config.label_smoothing
+    return functional.cross_entropy(outputs["logits"], label, reduction="none", label_smoothing=smoothing)
+
+
+def _metrics(num_classes: int, prefix: str) -> Any:
+    from torchmetrics import MetricCollection
+    from torchmetrics.classification import MulticlassAccuracy
+
+    top = {"accuracy": 1, "accuracy_top5": 5} if num_classes > 5 else {"accuracy": 1}
+    metrics: dict[str, Any] = {
+        name: MulticlassAccuracy(num_classes, top_k=top_k, average="micro", validate_args=False)
+        for name, top_k in top.items()
+    }
+    return MetricCollection(metrics, prefix=prefix)

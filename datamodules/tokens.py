@@ -1,0 +1,109 @@
+"""TokenData: what the datamodules of text and of conversations share - tokenizer, splits, disjointness."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from torch.utils.data import Dataset
+
+from datamodules.base import DataModule
+
+SPLITS = ("test", "val", "calibration", "train")
+"""In the order of precedence: what a split shares with an earlier one is taken from the later one."""
+
+
+class TokenData(DataModule):
+    """Tokenized text in four disjoint splits: train, val, test, and calibration for methods that need statistics.
+
+    Args:
+        config: the configuration.
+        tokenizer: a tokenizer in place of the one the configuration names.
+    """
+
+    class Config(DataModule.Config):
+        """Fields of all token data."""
+
+        tokenizer: str = Field("smollm2", description="Hub id or folder of the tokenizer, or 'smollm2' (embedded).")
+        sequence_length: PositiveInt = Field(512, description="Tokens of a sequence, at most.")
+        val_fraction: float = Field(0.05, ge=0, lt=1, description="Share of the text for validation.")
+        test_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the text for the test.")
+        calibration_fraction: float = Field(0.1, ge=0, lt=1, description="Share reserved for calibration.")
+        overlap_ngram: NonNegativeInt = Field(
+            16,
+            description="Sequences that share so many tokens in a row with an earlier split (test, val, calibration, "
+            "train) are left out; 0 keeps all.",
+        )
+        batch_size: PositiveInt = Field(8, description="Sequences per training batch, on each process.")
+        eval_batch_size: PositiveInt = Field(8, description="Sequences per batch of validation and test.")
+
+        @model_validator(mode="after")
+        def _check_fractions(self) -> Self:
+            fractions = (self.val_fraction, self.test_fraction, self.calibration_fraction)
+            if sum(fractions) >= 1:
+                raise ValueError(
+                    f"val_fraction, test_fraction and calibration_fraction add up to {sum(fractions):g}: leave a part "
+                    "for training"
+                )
+            return self
+
+        def fractions(self) -> dict[str, float]:
+            """Return the share of each split but train."""
+            shares = {"test": self.test_fraction, "val": self.val_fraction, "calibration": self.calibration_fraction}
+            return {split: share for split, share in shares.items() if share > 0}
+
+    config: Config
+
+    def __init__(self, config: Config, *, tokenizer: Any = None) -> None:
+        super().__init__(config)
+        self.calibration_dataset: Dataset[Any] | None = None
+        self.removed: dict[str, int] = {}
+        """Sequences left out of each split because an earlier split holds parts of them; known after `setup()`."""
+        if tokenizer is not None:
+            self.tokenizer = tokenizer
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The transformers tokenizer of the configuration."""
+        from pangu_modules.llm.loading import load_tokenizer
+
+        return load_tokenizer(self.config.tokenizer)
+
+    def module_arguments(self) -> dict[str, Any]:
+        """Return the tokenizer's name."""
+        return {"tokenizer": self.config.tokenizer}
+
+    def _take(self, datasets: Mapping[str, Dataset[Any]]) -> None:
+        """Take the datasets by split; a split that is not there has None."""
+        self.test_dataset, self.val_dataset = datasets.get("test"), datasets.get("val")
+        self.calibration_dataset, self.train_dataset = datasets.get("calibration"), datasets["train"]
+
+
+def assign_splits(sizes: Sequence[int], fractions: Mapping[str, float], seed: int) -> list[str]:
+    """Return the split of each document, so that the splits' sizes come close to their shares.
+
+    In an order drawn from the seed, each document goes to a split that still has room for it, drawn in proportion to
+    that room, or else to the split that has most room.
+
+    Args:
+        sizes: tokens of each document.
+        fractions: share of each split; what is left is for train.
+        seed: of order and draws.
+    """
+    generator = np.random.default_rng(seed)
+    shares = {**fractions, "train": 1 - sum(fractions.values())}
+    room = {split: share * sum(sizes) for split, share in shares.items()}
+    assigned = [""] * len(sizes)
+    for index in generator.permutation(len(sizes)):
+        fitting = [split for split in room if room[split] >= sizes[index]]
+        if fitting:
+            weights = np.array([room[split] for split in fitting])
+            split = fitting[generator.choice(len(fitting), p=weights / weights.sum())]
+        else:
+            split = max(room, key=lambda name: room[name])
+        room[split] -= sizes[index]
+        assigned[index] = split
+    return assigned

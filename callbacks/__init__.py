@@ -6,6 +6,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "ExactResume": "callbacks.exact_resume",
+        "RecipeCallback": "callbacks.base",
+        "ResumeCheckpoint": "callbacks.resume_checkpoint",
         "WeightAverage": "callbacks.weight_average",
     },
 )

@@ -170,9 +170,11 @@ def export(request: Request) -> None:
     """Write a checkpoint in one of the module's export formats."""
     _, path, folder, _, module = _rebuilt(request)
     module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
-    kind = request.options.get("format") or module.export_formats[0]
-    if kind not in module.export_formats:
-        raise UsageError(f"--format: unknown format {kind!r}; {type(module).__name__} offers {module.export_formats}")
+    formats = module.export_formats
+    kind = request.options.get("format") or (formats[0] if formats else "")
+    if kind not in formats:
+        offered = ", ".join(formats) or "none"
+        raise UsageError(f"--format: unknown format {kind!r}; {type(module).__name__} offers: {offered}")
     output = Path(request.options.get("output") or folder.path / "export" / kind)
     with usage_errors("export"):
         module.eval().export(output, kind)

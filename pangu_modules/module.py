@@ -45,6 +45,7 @@ class PanguModule(Configurable, LightningModule):
 
     config: Config
     monitor: ClassVar[tuple[str, str]] = ("val/loss", "min")  # metric and direction by which a checkpoint is best
+    export_formats: ClassVar[tuple[str, ...]] = ()  # the first is the default
 
     def __init__(self, config: Config | Mapping[str, Any], **runtime: Any) -> None:
         super().__init__()
@@ -72,6 +73,18 @@ class PanguModule(Configurable, LightningModule):
     def compute_outputs(self, batch: Batch) -> Outputs:
         """Run the model on a batch; objectives receive what this returns."""
         raise TypeError(f"{type(self).__name__} does not define compute_outputs(batch)")
+
+    def example_batch(self, batch_size: int) -> dict[str, Tensor]:
+        """Return a batch of zeros on the current device, from which `plan` counts operations."""
+        raise TypeError(f"{type(self).__name__} does not define example_batch(batch_size)")
+
+    def active_parameters(self) -> int:
+        """Return the parameters that one sample or token uses: all of them, unless some are experts."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def export(self, folder: Path, kind: str) -> None:
+        """Write the model to `folder` in one of `export_formats`."""
+        raise TypeError(f"{type(self).__name__} does not define export(folder, kind)")
 
     def initial_plans(self) -> Sequence[Plan]:
         """Return the plans that the configuration itself asks for."""

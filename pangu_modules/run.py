@@ -139,39 +139,31 @@ def build_trainer(stage: Stage, folder: RunFolder, module: PanguModule, *, quiet
 
 
 def standard_callbacks(folder: RunFolder, module: PanguModule, arguments: Mapping[str, Any]) -> list[Callback]:
-    """Return the callbacks every run has: exact resume, time, checkpoints, progress bar, learning rate."""
-    # The one place where the library reaches up: recipes have exact resume without asking for it.
+    """Return the callbacks every run has: time, progress, learning rate, checkpoints and exact resume, in this order.
+
+    ``best.ckpt`` holds weights only; ``last.ckpt`` all that a resume needs, the state of the other callbacks included.
+    """
+    # The one place where the library reaches up: recipes resume exactly without asking for it.
     try:
-        from callbacks import ExactResume
+        from callbacks import ExactResume, ResumeCheckpoint
     except ImportError as error:
         raise UsageError(shadowed_message(error)) from error
 
-    callbacks: list[Callback] = [ExactResume(ExactResume.Config(), name="exact_resume"), Timer()]
-    if arguments.get("enable_checkpointing") is not False and not arguments.get("fast_dev_run"):
-        callbacks += checkpoint_callbacks(folder, module)
+    callbacks: list[Callback] = [Timer()]
     if arguments.get("enable_progress_bar") is not False:
         callbacks.append(RichProgressBar(leave=False))
     if arguments["logger"]:
         callbacks.append(LearningRateMonitor("step"))
-    return callbacks
+    if arguments.get("enable_checkpointing") is not False and not arguments.get("fast_dev_run"):
+        callbacks.append(best_checkpoint(folder, module))
+        callbacks.append(ResumeCheckpoint(ResumeCheckpoint.Config(every_n_train_steps=100), path=folder.last))
+    return [*callbacks, ExactResume(ExactResume.Config(), name="exact_resume")]
 
 
-def checkpoint_callbacks(folder: RunFolder, module: PanguModule) -> list[Callback]:
-    """Return the callbacks that write ``last.ckpt`` (each epoch, and when interrupted) and ``best.ckpt``.
-
-    Lightning writes each file to a temporary name and renames it, so a kill leaves the previous one whole.
-    """
-    last = ModelCheckpoint(
-        dirpath=folder.checkpoints,
-        filename="last",
-        save_top_k=1,
-        every_n_epochs=1,
-        save_on_train_epoch_end=True,
-        save_on_exception=True,
-        enable_version_counter=False,
-    )
+def best_checkpoint(folder: RunFolder, module: PanguModule) -> ModelCheckpoint:
+    """Return the callback that keeps the weights which are best by the module's own metric."""
     metric, mode = module.monitor
-    best = ModelCheckpoint(
+    return ModelCheckpoint(
         dirpath=folder.checkpoints,
         filename="best",
         monitor=metric,
@@ -180,7 +172,6 @@ def checkpoint_callbacks(folder: RunFolder, module: PanguModule) -> list[Callbac
         save_weights_only=True,
         enable_version_counter=False,
     )
-    return [last, best]
 
 
 def build_loggers(stage: Stage, folder: RunFolder) -> Any:
@@ -232,6 +223,7 @@ def _silence_advice(quiet: bool) -> None:
     """Silence Lightning's advice that does not apply here: few workers are right for small data in memory."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*treespec.*is deprecated.*")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR if quiet else logging.WARNING)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 from torch import nn
@@ -10,6 +11,8 @@ from torch import nn
 from pangu_modules.config import Config
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.structure import Plan
+
+Layout = Literal["auto", "uniform", "padded", "per_layer"]
 
 
 class LayerSizes(Config):
@@ -84,6 +87,11 @@ class ShapePlan(Plan):
     kept_layers: tuple[int, ...] = Field(
         description="Indices in the base model of the kept layers; they keep their own kind of attention."
     )
+    layout: Layout = Field(
+        "auto",
+        description="Exported form: uniform (all layers equal, a plain transformers model), padded (filled with zeros "
+        "to be uniform), per_layer (own sizes and a modelling file), or auto: uniform if possible, else per_layer.",
+    )
 
     @model_validator(mode="after")
     def _one_index_per_layer(self) -> Self:
@@ -92,7 +100,13 @@ class ShapePlan(Plan):
         return self
 
     @classmethod
-    def of(cls, model: nn.Module, kept_layers: tuple[int, ...] | None = None, source: str = "") -> ShapePlan:
+    def of(
+        cls,
+        model: nn.Module,
+        kept_layers: tuple[int, ...] | None = None,
+        source: str = "",
+        layout: Layout = "auto",
+    ) -> ShapePlan:
         """Read the plan from a pruned model; `kept_layers` None means that no layer was removed."""
         layers = surgery.decoder_layers(model)
         return cls(
@@ -100,6 +114,7 @@ class ShapePlan(Plan):
             hidden_size=surgery.hidden_size(model),
             layers=tuple(LayerSizes.of(layer) for layer in layers),
             kept_layers=tuple(range(len(layers))) if kept_layers is None else kept_layers,
+            layout=layout,
         )
 
     def apply(self, module: Any) -> None:
@@ -120,3 +135,9 @@ class ShapePlan(Plan):
         if surgery.hidden_size(model) != self.hidden_size:
             surgery.keep_hidden(model, range(self.hidden_size))
         surgery.refresh_config(model)
+
+    def write_model(self, model: nn.Module, folder: Path) -> None:
+        """Write the pruned model in this plan's layout; see `export.write_pruned`."""
+        from pangu_modules.llm.pruning.export import write_pruned
+
+        write_pruned(model, folder, self.layout)

@@ -44,7 +44,7 @@ def check_supported(model: nn.Module) -> None:
         known = ", ".join(sorted(SUPPORTED_MODEL_TYPES))
         raise ValueError(f"cannot prune architecture {model_type!r}: supported are {known}")
     for layer in decoder_layers(model):
-        for name, linear in _projections(layer).items():
+        for name, linear in projections(layer).items():
             if not isinstance(linear, nn.Linear) or not linear.weight.is_floating_point():
                 raise TypeError(f"{name} is {type(linear).__name__}, a quantised layer: dequantise the model first")
 
@@ -211,16 +211,33 @@ def refresh_config(model: nn.Module) -> None:
         if hasattr(config, "layer_shapes"):
             del config.layer_shapes
         return
-    config.layer_shapes = [
-        asdict(shape) | {"attention_output_bias": bias[0], "mlp_output_bias": bias[1]}
-        for shape, bias in zip(shapes, biases, strict=True)
-    ]
+    config.layer_shapes = layer_records(model)
+
+
+def layer_records(model: nn.Module) -> list[dict[str, Any]]:
+    """Return every layer's sizes and output biases as JSON data."""
+    records = []
+    for layer in decoder_layers(model):
+        attention_bias, mlp_bias = output_biases(layer)
+        biases = {"attention_output_bias": attention_bias, "mlp_output_bias": mlp_bias}
+        records.append(asdict(layer_shape(layer)) | biases)
+    return records
 
 
 def output_biases(layer: nn.Module) -> tuple[bool, bool]:
     """Return whether `o_proj` and `down_proj` have a bias."""
     attention, mlp = _output_projections(layer)
     return attention.bias is not None, mlp.bias is not None
+
+
+def projections(layer: nn.Module) -> dict[str, nn.Module]:
+    """Return the seven matrices of a decoder layer by their names in it."""
+    attention: Any = layer.self_attn
+    mlp: Any = layer.mlp
+    names = ("q_proj", "k_proj", "v_proj", "o_proj")
+    return {f"self_attn.{name}": getattr(attention, name) for name in names} | {
+        f"mlp.{name}": getattr(mlp, name) for name in ("gate_proj", "up_proj", "down_proj")
+    }
 
 
 # Helpers.
@@ -230,15 +247,6 @@ def _output_projections(layer: nn.Module) -> tuple[Any, Any]:
     attention: Any = layer.self_attn
     mlp: Any = layer.mlp
     return attention.o_proj, mlp.down_proj
-
-
-def _projections(layer: nn.Module) -> dict[str, nn.Module]:
-    attention: Any = layer.self_attn
-    mlp: Any = layer.mlp
-    names = ("q_proj", "k_proj", "v_proj", "o_proj")
-    return {f"self_attn.{name}": getattr(attention, name) for name in names} | {
-        f"mlp.{name}": getattr(mlp, name) for name in ("gate_proj", "up_proj", "down_proj")
-    }
 
 
 def _checked(indices: Sequence[int], size: int, what: str) -> list[int]:
@@ -285,7 +293,7 @@ def _refresh_attention(attention: Any, num_heads: int, num_kv_heads: int) -> Non
 
 
 def _keep_hidden_of_layer(layer: nn.Module, kept: Tensor) -> None:
-    for name, linear in _projections(layer).items():
+    for name, linear in projections(layer).items():
         if name.endswith(("o_proj", "down_proj")):
             _slice_linear(linear, rows=kept)
         else:

@@ -156,8 +156,8 @@ def test_the_walk_equals_the_slow_reference(tiny_model, family, recovery):
     report = prune_slimllm(model, config, calibration())
     assert [(list(entry.kept_heads), list(entry.kept_channels)) for entry in report.layers] == kept
     assert any(len(heads) < HEADS for heads, _ in kept)
-    # measured 2e-7: norms compute in float32 and round differently on a stream that differs by 1e-16
-    torch.testing.assert_close(logits_of(model), logits_of(reference), rtol=0, atol=2e-5)
+    # measured 0: norms round to float32; the margin is for one value that rounds the other way (6e-8 of it)
+    torch.testing.assert_close(logits_of(model), logits_of(reference), rtol=0, atol=1e-6)
 
 
 def test_the_report_counts_parameters_and_layers(tiny_model):

@@ -1,0 +1,281 @@
+"""Image classification: embedded digits with fast batch-wise augmentation, and folders of images with DeiT's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.base import DataModule
+from datamodules.loader import seeded
+from datamodules.samples import LabelledImages, digits, fashion_mnist, small_digits
+
+Source = Literal["mnist", "fashion", "small_digits"]
+STATISTICS: dict[Source, tuple[float, float]] = {
+    "mnist": (0.1307, 0.3081),
+    "fashion": (0.2860, 0.3530),
+    "small_digits": (0.3053, 0.3759),
+}
+"""Mean and standard deviation of a source's pixels in [0, 1]."""
+
+AUGMENTATION, SPLIT, ORDER_OF_TEST = 1, 2, 3  # random streams of a seed; the order of the samples is stream 0
+
+
+class DigitsData(DataModule):
+    """Embedded grey images of ten classes: MNIST's digits, Fashion-MNIST or scikit-learn's small digits.
+
+    A batch is ``{"image": (batch, 1, height, width) float32, normalised, "label": (batch,) int64}``. Test images are
+    the same for all seeds: the last ones of a fixed permutation (Fashion-MNIST: of its test split). Training and then
+    validation images are drawn per seed from the rest, so that the three never overlap.
+    """
+
+    class Config(DataModule.Config):
+        """Which images, how many, and their augmentation."""
+
+        source: Source = Field(
+            "mnist", description="mnist: 5000 images, fashion: 70000, both 28x28; small_digits: 1797 of 8x8."
+        )
+        train_size: PositiveInt = Field(2000, description="Training images.")
+        val_size: NonNegativeInt = Field(500, description="Validation images; 0 for no validation.")
+        test_size: PositiveInt = Field(1000, description="Test images.")
+        max_shift: NonNegativeInt = Field(2, description="Largest random shift of training images, in pixels per axis.")
+        flip: bool = Field(False, description="Mirror half of the training images (clothes, not digits).")
+
+    config: Config
+
+    def module_arguments(self) -> dict[str, Any]:
+        """Return the number of classes."""
+        return {"num_classes": 10}
+
+    def setup(self, stage: str) -> None:
+        """Draw the three datasets.
+
+        Raises:
+            ValueError: the source has too few images.
+        """
+        if self.test_dataset is not None:
+            return
+        config = self.config
+        rest, test = held_out(config.source, config.test_size)
+        wanted, available = config.train_size + config.val_size, len(rest.labels)
+        if wanted > available:
+            raise ValueError(
+                f"train_size={config.train_size} and val_size={config.val_size} are {wanted} images; besides "
+                f"test_size={config.test_size}, source {config.source!r} has {available}"
+            )
+        drawn = torch.from_numpy(np.random.default_rng([config.seed, 0, SPLIT]).permutation(available))
+        train, val = drawn[: config.train_size], drawn[config.train_size : wanted]
+        statistics = STATISTICS[config.source]
+        self.train_dataset = GreyImages(
+            take(rest, train), statistics, seed=config.seed, max_shift=config.max_shift, flip=config.flip
+        )
+        self.val_dataset = GreyImages(take(rest, val), statistics) if config.val_size else None
+        self.test_dataset = GreyImages(test, statistics)
+
+
+class GreyImages(Dataset[Any]):
+    """Normalised grey images, read in whole batches; shifts and flips are a function of (seed, epoch, index).
+
+    Args:
+        data: the images.
+        statistics: mean and standard deviation of pixels in [0, 1].
+        seed: of the augmentation.
+        max_shift: largest shift in pixels; what enters is 0.
+        flip: mirror half of the images.
+    """
+
+    def __init__(
+        self,
+        data: LabelledImages,
+        statistics: tuple[float, float],
+        *,
+        seed: int = 0,
+        max_shift: int = 0,
+        flip: bool = False,
+    ) -> None:
+        height, width = data.images.shape[1:]
+        padded = torch.nn.functional.pad(data.images, (max_shift,) * 4)
+        self.windows = padded.unfold(1, height, 1).unfold(2, width, 1)  # a view: (size, shifts, shifts, height, width)
+        self.labels = data.labels
+        self.statistics = statistics
+        self.seed = seed
+        self.max_shift = max_shift
+        self.flip = flip
+        self.epoch = 0
+        self._drawn: tuple[int, Tensor, Tensor] | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose augmentation is used."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: values[0] for name, values in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        """Return a whole batch: ``image`` `(batch, 1, height, width)` float32, ``label`` `(batch,)` int64."""
+        index = torch.tensor(indices)
+        offsets, mirrored = self._augmentation()
+        pixels = self.windows[index, offsets[index, 0], offsets[index, 1]].float()
+        if self.flip:
+            pixels = torch.where(mirrored[index, None, None], pixels.flip(-1), pixels)
+        mean, std = self.statistics
+        return {"image": pixels.sub_(255 * mean).div_(255 * std).unsqueeze(1), "label": self.labels[index]}
+
+    def _augmentation(self) -> tuple[Tensor, Tensor]:
+        """Return this epoch's shifts `(size, 2)` int64, counted from -max_shift, and which to mirror `(size,)` bool."""
+        if self._drawn is None or self._drawn[0] != self.epoch:
+            generator = np.random.default_rng([self.seed, self.epoch, AUGMENTATION])
+            offsets = generator.integers(0, 2 * self.max_shift + 1, size=(len(self), 2))
+            mirrored = generator.random(len(self)) < (0.5 if self.flip else 0)
+            self._drawn = self.epoch, torch.from_numpy(offsets), torch.from_numpy(mirrored)
+        return self._drawn[1:]
+
+
+class ImageFolderData(DataModule):
+    """Images in ``root/train/<class>/`` and ``root/val/<class>/``, augmented by timm; the defaults are DeiT's.
+
+    A batch is ``{"image": (batch, 3, image_size, image_size) float32, normalised, "label": (batch,) int64}``. Tests
+    use ``root/test/`` where it exists, otherwise the validation images. An image's augmentation is a function of
+    (seed, epoch, index).
+    """
+
+    class Config(DataModule.Config):
+        """Where the images are, and their augmentation (DeiT, arXiv:2012.12877, table 9)."""
+
+        root: Path = Field(description="Folder with train/ and val/, each with one folder of images per class.")
+        num_workers: NonNegativeInt = Field(8, description="Processes that load data; 0 loads in the training process.")
+        image_size: PositiveInt = Field(224, description="Height and width of the images the model sees, in pixels.")
+        interpolation: Literal["bicubic", "bilinear", "random"] = Field("bicubic", description="Of resized images.")
+        min_area: float = Field(0.08, gt=0, le=1, description="Smallest share of an image's area in a training crop.")
+        horizontal_flip: float = Field(0.5, ge=0, le=1, description="Probability of mirroring a training image.")
+        auto_augment: str | None = Field(
+            "rand-m9-mstd0.5-inc1", description="timm's policy, e.g. RandAugment of magnitude 9; null for none."
+        )
+        color_jitter: NonNegativeFloat = Field(0.3, description="Strength of colour jitter; only without auto_augment.")
+        random_erasing: float = Field(
+            0.25, ge=0, le=1, description="Probability of erasing a part of a training image."
+        )
+        crop_share: float = Field(0.875, gt=0, le=1, description="Share of the resized image kept in evaluation.")
+        mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="Of each colour, in [0, 1].")
+        std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="Of each colour, in [0, 1].")
+
+    config: Config
+
+    def module_arguments(self) -> dict[str, Any]:
+        """Return the number of class folders.
+
+        Raises:
+            FileNotFoundError: ``root/train`` is missing, or has no folder.
+        """
+        return {"num_classes": len(class_folders(self.config.root, "train"))}
+
+    def setup(self, stage: str) -> None:
+        """List the images.
+
+        Raises:
+            FileNotFoundError: a folder is missing, or a class has no image.
+            ValueError: the splits have different classes.
+        """
+        if self.train_dataset is not None:
+            return
+        root = self.config.root
+        classes = class_folders(root, "train")
+        splits = ["val", *(["test"] if (root / "test").is_dir() else [])]
+        for split in splits:
+            if different := set(classes) ^ set(class_folders(root, split)):
+                raise ValueError(
+                    f"{root}/train and {root}/{split} differ in classes: {', '.join(sorted(different)[:5])}"
+                )
+        self.train_dataset = self._images("train", training=True)
+        self.val_dataset, self.test_dataset = self._images("val"), self._images(splits[-1])
+
+    def _images(self, split: str, *, training: bool = False) -> FolderImages:
+        from timm.data import create_transform
+
+        config = self.config
+        transform = create_transform(
+            config.image_size,
+            is_training=training,
+            scale=(config.min_area, 1.0),
+            hflip=config.horizontal_flip,
+            color_jitter=config.color_jitter,
+            auto_augment=config.auto_augment,
+            interpolation=config.interpolation if training or config.interpolation != "random" else "bicubic",
+            mean=config.mean,
+            std=config.std,
+            re_prob=config.random_erasing,
+            re_mode="pixel",
+            crop_pct=config.crop_share,
+        )
+        return FolderImages(config.root / split, transform, seed=config.seed if training else None)
+
+
+class FolderImages(Dataset[Any]):
+    """Images of class folders, transformed; with a seed, random transforms are a function of (seed, epoch, index)."""
+
+    def __init__(self, folder: Path, transform: Any, *, seed: int | None) -> None:
+        from torchvision.datasets import ImageFolder
+
+        self.images = ImageFolder(str(folder))
+        self.transform = transform
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose augmentation is used."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image, label = self.images[index]
+        if self.seed is None:
+            return {"image": self.transform(image), "label": label}
+        with seeded(self.seed, self.epoch, index):
+            return {"image": self.transform(image), "label": label}
+
+
+def held_out(source: Source, test_size: int) -> tuple[LabelledImages, LabelledImages]:
+    """Return (all images but those for testing, test images); the same test images for all seeds.
+
+    Raises:
+        ValueError: the source has fewer images.
+    """
+    if source == "fashion":
+        rest, pool = fashion_mnist("train"), fashion_mnist("test")
+    else:
+        pool = digits() if source == "mnist" else small_digits()
+        rest = pool
+    size = len(pool.labels)
+    if test_size > size:
+        raise ValueError(f"test_size={test_size}, but source {source!r} has {size} images to draw them from")
+    order = torch.from_numpy(np.random.default_rng([0, 0, ORDER_OF_TEST]).permutation(size))
+    test = take(pool, order[size - test_size :])
+    return (rest if source == "fashion" else take(pool, order[: size - test_size])), test
+
+
+def take(data: LabelledImages, index: Tensor) -> LabelledImages:
+    """Return the images at `index`."""
+    return LabelledImages(data.images[index], data.labels[index])
+
+
+def class_folders(root: Path, split: str) -> list[str]:
+    """Return the sorted names of the class folders of a split.
+
+    Raises:
+        FileNotFoundError: there is none; the message names the folder searched.
+    """
+    folder = (root / split).absolute()
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if not names:
+        raise FileNotFoundError(f"no class folders in {folder}: put images into {folder}/<class>/, or change data.root")
+    return names

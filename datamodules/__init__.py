@@ -1,15 +1,27 @@
 """Datamodules: images, text and tasks, and the embedded samples that need no network."""
 
+from typing import TYPE_CHECKING
+
 from pangu_modules.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from datamodules.base import DataModule as DataModule
+    from datamodules.calibration import calibration_batches as calibration_batches
+    from datamodules.chat import ChatData as ChatData
+    from datamodules.images import DigitsData as DigitsData
+    from datamodules.images import ImageFolderData as ImageFolderData
+    from datamodules.loader import ResumableLoader as ResumableLoader
+    from datamodules.text import TextData as TextData
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "ChatData": "datamodules.chat",
         "DataModule": "datamodules.base",
         "DigitsData": "datamodules.images",
         "ImageFolderData": "datamodules.images",
+        "ResumableLoader": "datamodules.loader",
         "TextData": "datamodules.text",
-        "ChatData": "datamodules.text",
         "calibration_batches": "datamodules.calibration",
     },
 )

@@ -3,20 +3,46 @@
 Public names are imported on first use, so that ``from pangu_modules import ScaleNetConfig`` costs only what it needs.
 """
 
+from typing import TYPE_CHECKING
+
 from pangu_modules import bare_help
 from pangu_modules.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from pangu_modules.config import Config as Config
+    from pangu_modules.config import Configurable as Configurable
+    from pangu_modules.llm.causal_lm import CausalLM as CausalLM
+    from pangu_modules.llm.generation import GenerationEngine as GenerationEngine
+    from pangu_modules.module import PanguModule as PanguModule
+    from pangu_modules.objectives import Objective as Objective
+    from pangu_modules.optim import OptimizerConfig as OptimizerConfig
+    from pangu_modules.recipe import Recipe as Recipe
+    from pangu_modules.recipe import Stage as Stage
+    from pangu_modules.report import RunReport as RunReport
+    from pangu_modules.structure import Plan as Plan
+    from pangu_modules.vision.classifier import ImageClassifier as ImageClassifier
+    from pangu_modules.vision.classifier import ScaleNetClassifier as ScaleNetClassifier
+    from pangu_modules.vision.scalenet import ScaleNetConfig as ScaleNetConfig
+    from pangu_modules.vision.scalenet import expand_depth as expand_depth
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "CausalLM": "pangu_modules.llm.causal_lm",
         "Config": "pangu_modules.config",
         "Configurable": "pangu_modules.config",
+        "GenerationEngine": "pangu_modules.llm.generation",
+        "ImageClassifier": "pangu_modules.vision.classifier",
         "Objective": "pangu_modules.objectives",
         "OptimizerConfig": "pangu_modules.optim",
         "PanguModule": "pangu_modules.module",
         "Plan": "pangu_modules.structure",
         "Recipe": "pangu_modules.recipe",
+        "RunReport": "pangu_modules.report",
+        "ScaleNetClassifier": "pangu_modules.vision.classifier",
+        "ScaleNetConfig": "pangu_modules.vision.scalenet",
         "Stage": "pangu_modules.recipe",
+        "expand_depth": "pangu_modules.vision.scalenet",
     },
 )
 

@@ -112,7 +112,8 @@ class CausalLM(PanguModule):
         if not on_meta:
             self._take_files(model)
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            enable = getattr(model, "activation_checkpointing_enable", None)  # its new name in transformers 5
+            (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})  # type: ignore[operator]
         return model
 
     def fields_spent_by_building(self) -> dict[str, Any]:

@@ -239,10 +239,10 @@ def _drop_gguf_traces(config: Any) -> None:
 
 @contextmanager
 def _explained(name_or_path: str, what: str = "model") -> Iterator[None]:
-    """Turn transformers' error about a missing model into one that names the value and the remedy."""
+    """Turn transformers' error about a model it cannot read into one that names the value and the remedy."""
     try:
         yield
-    except OSError as error:
+    except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"{what}={name_or_path!r} cannot be loaded ({reason}); give a folder with the {what}'s files "

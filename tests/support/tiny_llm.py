@@ -41,7 +41,7 @@ def token_batch(batch: int = 3, seq: int = 10, seed: int = 0) -> dict[str, torch
 
 
 def word_tokenizer(folder: Path, words: int = 120) -> Path:
-    """Save a tokenizer of whole words: <s>, </s>, <unk>, user, assistant, then w0, w1, ... (word i has number i + 5)."""
+    """Save a tokenizer of whole words: <s>, </s>, <unk>, user, assistant, then w0, w1, ... (w0 has number 5)."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit

@@ -1,0 +1,213 @@
+import json
+import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from pydantic import ValidationError
+from tiny_llm import tiny_module, word_tokenizer
+
+from pangu_modules.llm.generation import GenerationEngine, pad_left
+
+
+@pytest.fixture
+def module(tmp_path):
+    return tiny_module(data_tokenizer=word_tokenizer(tmp_path / "tokenizer")).eval()
+
+
+def engine(module, **fields):
+    return GenerationEngine.Config(**{"max_new_tokens": 6, **fields}).build(
+        model=module.model, tokenizer=module.tokenizer
+    )
+
+
+def greedy(model, prompt, count, ends):
+    """One token at a time, without a cache."""
+    written = []
+    while len(written) < count and not (written and written[-1] in ends):
+        tokens = torch.tensor([[*prompt, *written]])
+        written.append(int(model(tokens).logits[0, -1].argmax()))
+    return written
+
+
+def test_greedy_equals_one_token_at_a_time_with_prompts_of_unequal_length(module):
+    prompts = [[5, 6, 7], [9], [11, 12, 13, 14, 15], [20, 21]]
+    completions = engine(module, batch_size=3).generate(prompts)
+    for prompt, completion in zip(prompts, completions, strict=True):
+        expected = greedy(module.model, prompt, 6, ends=[1, 2])
+        assert list(completion.token_ids) == expected
+        assert completion.text == module.tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_end_of_text_stops_one_row_and_not_the_others(module):
+    prompts = [[5, 6, 7], [9]]
+    free = engine(module).generate(prompts)
+    module.model.generation_config.eos_token_id = [1, free[0].token_ids[1]]
+    assert free[0].token_ids[1] not in free[1].token_ids
+    stopped = engine(module).generate(prompts)
+    assert stopped[0].token_ids == free[0].token_ids[:2]
+    assert stopped[0].finish_reason == "stop"
+    assert stopped[1] == free[1]
+    assert free[1].finish_reason == "length"
+
+
+def test_sampling_repeats_itself_follows_the_seed_and_leaves_training_alone(module):
+    module.train()
+    module.model.model.layers[0].eval()
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    prompts = [[5, 6, 7]] * 5
+    sampler = engine(module, temperature=1.0)
+    first, again, other = sampler.generate(prompts), sampler.generate(prompts), sampler.generate(prompts, seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first == again
+    assert first != other
+    assert len(set(first)) > 1  # repeated prompts are samples of their own
+    modes = [layer.training for layer in module.model.model.layers]
+    assert modes == [False, True]
+    assert module.model.training
+
+
+def test_samples_follow_the_distribution(module):
+    """Frequencies of 4000 first tokens against the softmax, and what top_k and top_p leave of it."""
+    prompt = [5, 6, 7]
+    with torch.no_grad():
+        probabilities = (module.model(torch.tensor([prompt])).logits[0, -1] / 0.7).softmax(-1)
+    settings = {"temperature": 0.7, "max_new_tokens": 1, "batch_size": 4000}
+    drawn = torch.tensor([c.token_ids[0] for c in engine(module, **settings).generate([prompt] * 4000)])
+    frequencies = drawn.bincount(minlength=128) / 4000
+    deviation = (probabilities * (1 - probabilities) / 4000).sqrt()
+    # five standard deviations over 128 tokens: one false alarm in about 10000 seeds, and the seed is fixed
+    assert ((frequencies - probabilities).abs() <= 5 * deviation + 1e-3).all()
+    best = probabilities.topk(2).indices.tolist()
+    limited = engine(module, **settings, top_k=2).generate([prompt] * 200)
+    assert {c.token_ids[0] for c in limited} == set(best)
+    nucleus = engine(module, **settings, top_p=float(probabilities.max()) * 0.9).generate([prompt] * 200)
+    assert {c.token_ids[0] for c in nucleus} == {best[0]}
+
+
+def test_texts_conversations_and_tokens_are_prompts(module):
+    conversation = [{"role": "user", "content": "w1 w2"}]
+    by_chat, by_text, by_tokens = engine(module).generate(
+        [conversation, "<s> user w1 w2 </s> <s> assistant", [0, 3, 6, 7, 1, 0, 4]]
+    )
+    assert by_chat == by_text == by_tokens
+
+
+def test_mistakes_in_prompts_are_named(module):
+    with pytest.raises(ValueError, match="a prompt is empty"):
+        engine(module).generate([[5], []])
+    bare = GenerationEngine.Config().build(model=module.model)
+    with pytest.raises(ValueError, match="no tokenizer"):
+        bare.generate(["w1"])
+    module.tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="no chat template"):
+        engine(module).generate([[{"role": "user", "content": "w1"}]])
+    with pytest.raises(ValueError, match="needs a model in this process, or base_url"):
+        GenerationEngine.Config().build()
+    with pytest.raises(ValidationError, match="both or neither"):
+        GenerationEngine.Config(base_url="http://127.0.0.1:1/v1")
+    assert engine(module).generate([]) == []
+
+
+def test_padding_is_on_the_left():
+    input_ids, mask = pad_left([[5, 6, 7], [8]], 2)
+    assert input_ids.tolist() == [[5, 6, 7], [2, 2, 8]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+# A server.
+
+
+class Answering(BaseHTTPRequestHandler):
+    def do_POST(self):
+        question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((self.path, dict(self.headers), question))
+        status, body = self.server.answer(self.path, question)
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as http:
+        http.asked = []
+        threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
+        yield http
+        http.shutdown()
+
+
+def echo(path, question):
+    if path == "/v1/chat/completions":
+        return 200, {
+            "choices": [{"message": {"content": f"chat {len(question['messages'])}"}, "finish_reason": "stop"}]
+        }
+    return 200, {"choices": [{"text": f"after {question['prompt']}", "finish_reason": "length"}]}
+
+
+def remote(server, **fields):
+    base_url = f"http://127.0.0.1:{server.server_port}/v1"
+    return GenerationEngine.Config(base_url=base_url, model="tiny", **fields).build()
+
+
+def test_server_answers_in_the_order_of_the_prompts(server):
+    server.answer = echo
+    conversation = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
+    settings = {"temperature": 0.5, "top_p": 0.9, "max_new_tokens": 7, "seed": 40}
+    completions = remote(server, **settings).generate(["x", [5, 6], conversation])
+    assert [completion.text for completion in completions] == ["after x", "after [5, 6]", "chat 2"]
+    assert [completion.finish_reason for completion in completions] == ["length", "length", "stop"]
+    by_seed = {question["seed"]: question for _, _, question in server.asked}
+    assert by_seed[40] == {
+        "model": "tiny",
+        "prompt": "x",
+        "max_tokens": 7,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "seed": 40,
+    }
+    assert by_seed[42]["messages"] == conversation
+    assert not any("Authorization" in headers for _, headers, _ in server.asked)
+
+
+def test_server_gets_a_key_and_top_k_only_if_asked_for(server, monkeypatch):
+    server.answer = echo
+    monkeypatch.setenv("TEST_KEY", "secret")
+    remote(server, api_key_variable="TEST_KEY", top_k=3).generate(["x"])
+    _, headers, question = server.asked[0]
+    assert headers["Authorization"] == "Bearer secret"
+    assert question["top_k"] == 3
+    assert "ABSENT_KEY" not in os.environ
+    with pytest.raises(ValueError, match="no environment variable 'ABSENT_KEY'"):
+        remote(server, api_key_variable="ABSENT_KEY").generate(["x"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((404, {"error": "no such model"}), r"completions answered 404 Not Found for model 'tiny': .*no such model"),
+        ((200, b"<html>"), "not JSON"),
+        ((200, {"choices": []}), r"gave no completion but .*choices"),
+        ((200, {"unexpected": 1}), r"gave no completion but .*unexpected"),
+    ],
+)
+def test_wrong_answers_of_a_server_are_explained(server, answer, message):
+    server.answer = lambda path, question: answer
+    with pytest.raises(ConnectionError, match=message):
+        remote(server).generate(["x"])
+
+
+def test_missing_and_silent_servers_are_explained(server):
+    released = threading.Event()
+    server.answer = lambda path, question: (released.wait(5), echo(path, question))[1]
+    with pytest.raises(ConnectionError, match=r"did not answer within timeout=0\.2 seconds"):
+        remote(server, timeout=0.2).generate(["x"])
+    released.set()
+    absent = GenerationEngine.Config(base_url="http://127.0.0.1:9/v1", model="tiny").build()
+    with pytest.raises(ConnectionError, match=r"no server at base_url='http://127.0.0.1:9/v1'.*start it"):
+        absent.generate(["x"])

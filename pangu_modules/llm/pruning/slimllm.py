@@ -19,6 +19,7 @@ from torch import nn
 
 from pangu_modules.config import Config
 from pangu_modules.llm.pruning import surgery
+from pangu_modules.llm.pruning.calibration import CalibrationConfig
 from pangu_modules.llm.pruning.channel_pruning import prune_channels
 from pangu_modules.llm.pruning.criteria import ChannelCriterion, HeadCriterion
 from pangu_modules.llm.pruning.head_pruning import prune_heads
@@ -76,6 +77,7 @@ class SlimLLMConfig(Config):
         True, description="Move what whole heads remove too little or too much to the FFN of the same layer."
     )
     seed: NonNegativeInt = Field(42, description="Seed of the random criteria.")
+    calib: CalibrationConfig = Field(CalibrationConfig(), description="Calibration text.")
 
     def prune(
         self, model: nn.Module, batches: Iterable[Batch], progress_folder: str | Path | None = None

@@ -1,0 +1,160 @@
+"""StructuredPruning: calibrate and prune a language model before training starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from pydantic import Field
+
+from callbacks.base import RecipeCallback
+from pangu_modules.config import Config as BaseConfig
+from pangu_modules.files import write_atomically
+from pangu_modules.llm.lora import LoRAConfig, LoRAPlan, has_adapters
+from pangu_modules.llm.pruning.calibration import CalibrationConfig, draw_windows
+from pangu_modules.llm.pruning.prune_report import PruneReport
+from pangu_modules.llm.pruning.shapes import Layout, ShapePlan
+from pangu_modules.llm.pruning.short_gpt import ShortGPTConfig
+from pangu_modules.llm.pruning.slimllm import SlimLLMConfig
+from pangu_modules.module import PanguModule
+from pangu_modules.objectives import Batch
+from pangu_modules.structure import find_plan
+
+PROGRESS_FOLDER = "~/.cache/pangu-recipes/pruning"
+
+
+class StructuredPruning(RecipeCallback):
+    """Prunes ``module.model`` in `setup` on calibration text of the datamodule, and records the shapes as a plan.
+
+    A module that already holds this callback's plan, as after a resume, is left alone. Training then recovers the
+    model: plainly, with LoRA (`lora`), or under whatever objective other callbacks add. After `setup`, `report` says
+    what was removed; it is None where there was nothing to do.
+    """
+
+    class Config(BaseConfig):
+        """What to prune, and what to do around it."""
+
+        method: SlimLLMConfig | ShortGPTConfig = Field(
+            SlimLLMConfig(), discriminator="kind", description="Pruning method with its settings."
+        )
+        lora: LoRAConfig | None = Field(
+            None, description="Insert adapters after pruning and train only them; empty: train all."
+        )
+        layout: Layout = Field(
+            "auto",
+            description="Exported form: uniform, padded, per_layer, or auto: uniform if possible, else per_layer.",
+        )
+        progress_folder: str | None = Field(
+            PROGRESS_FOLDER,
+            description="Where finished layers are kept until all are done, so that a killed run goes on.",
+        )
+
+    config: Config
+
+    def __init__(self, config: Config, *, name: str = "pruning") -> None:
+        super().__init__(config, name=name)
+        self.report: PruneReport | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Prune, unless the module holds this callback's plan already.
+
+        Raises:
+            ValueError: another callback has pruned the model or it has adapters, or the method cannot be applied.
+            TypeError: the module is not a `PanguModule`.
+        """
+        if not isinstance(pl_module, PanguModule):
+            raise TypeError(f"callback {self.name!r} needs a PanguModule over a language model, e.g. CausalLM")
+        structure = pl_module.config.structure
+        if find_plan(structure, "shape", self.name) is not None:
+            return
+        self._refuse_what_does_not_compose(pl_module)
+        report = self._prune(trainer, pl_module)
+        pl_module.restructure(
+            ShapePlan.of(pl_module.model, report.kept_layers, source=self.name, layout=self.config.layout)
+        )
+        if self.config.lora is not None:
+            pl_module.restructure(LoRAPlan(lora=self.config.lora, source=self.name))
+        self.report = report
+        self._write_report(trainer, report)
+
+    def _prune(self, trainer: Trainer, module: PanguModule) -> PruneReport:
+        """Prune on the device that training will use; the model comes back to where it was."""
+        batches = calibration_windows(trainer, self.config.method.calib)
+        home = next(module.model.parameters()).device
+        folder = self.config.progress_folder
+        # Processes prune the same way; each keeps its own progress.
+        progress = None if folder is None else Path(folder).expanduser() / f"rank-{trainer.global_rank}"
+        module.model.to(trainer.strategy.root_device)
+        try:
+            return self.config.method.prune(module.model, batches, progress)
+        finally:
+            module.model.to(home)
+
+    def _refuse_what_does_not_compose(self, module: PanguModule) -> None:
+        other = next((plan for plan in module.config.structure if plan.kind == "shape"), None)
+        if other is not None:
+            raise ValueError(
+                f"callback {self.name!r}: the model was already pruned by callback {other.source!r}; remove one of the "
+                "two, or prune in a stage of its own and start the next stage from its checkpoint"
+            )
+        if has_adapters(module.model):
+            raise ValueError(
+                f"callback {self.name!r}: the model has LoRA adapters, and pruning must come first: give lora to this "
+                "callback instead of the module"
+            )
+
+    def _write_report(self, trainer: Trainer, report: PruneReport) -> None:
+        folder = trainer.log_dir
+        if folder is not None and trainer.is_global_zero:
+            write_atomically(Path(folder) / f"{self.name}.json", json.dumps(report.plain(), indent=1) + "\n")
+
+
+def calibration_windows(trainer: Trainer, config: CalibrationConfig) -> list[Batch]:
+    """Draw calibration windows from the datamodule's training data without touching training's random numbers.
+
+    A datamodule with a method ``calibration_batches(n, seed)`` is asked for as many batches as hold `n_samples`; of
+    any other the training loader's dataset is read in an order of our own until there are enough windows.
+
+    Raises:
+        ValueError: there is no datamodule, no dataset to read, or too little text.
+    """
+    datamodule: Any = getattr(trainer, "datamodule", None)
+    if datamodule is None:
+        raise ValueError("pruning calibrates on the datamodule's training data: run the trainer with datamodule=...")
+    generator = torch.Generator().manual_seed(config.seed)
+    with isolate_rng(include_cuda=False):
+        if hasattr(datamodule, "calibration_batches"):
+            sequences = _from_method(datamodule, config)
+        else:
+            sequences = _from_dataset(datamodule, generator)
+        return list(draw_windows(sequences, config, generator))
+
+
+def _from_method(datamodule: Any, config: CalibrationConfig) -> Iterator[Mapping[str, Any]]:
+    """Yield the sequences of as many batches as hold `n_samples`."""
+    first = next(iter(datamodule.calibration_batches(1, config.seed)))
+    count = -(-config.n_samples // len(first["input_ids"]))
+    return _rows(datamodule.calibration_batches(count, config.seed))
+
+
+def _rows(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    for batch in batches:
+        keys = [key for key in ("input_ids", "attention_mask") if batch.get(key) is not None]
+        for row in range(len(batch["input_ids"])):
+            yield {key: batch[key][row] for key in keys}
+
+
+def _from_dataset(datamodule: Any, generator: torch.Generator) -> Iterator[Mapping[str, Any]]:
+    dataset: Any = getattr(datamodule.train_dataloader(), "dataset", None)
+    if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+        raise ValueError(
+            f"{type(datamodule).__name__} has no map-style training dataset to calibrate on: give it a method "
+            "calibration_batches(n, seed)"
+        )
+    order = torch.randperm(len(dataset), generator=generator).tolist()
+    return (dataset[index] for index in order)

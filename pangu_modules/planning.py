@@ -30,7 +30,7 @@ def plan_recipe(recipe: Recipe) -> dict[str, Any]:
 
 
 def plan_stage(stage: Stage) -> dict[str, Any]:
-    """Return parameter counts, FLOPs of a forward pass per sample and token, and bytes in fp32.
+    """Return parameter counts, FLOPs of a forward pass per sample (and token of text), and bytes in fp32.
 
     ``training_bytes`` counts parameters, gradients and AdamW's two moments; activations are not in it.
     """
@@ -39,13 +39,14 @@ def plan_stage(stage: Stage) -> dict[str, Any]:
     total = sum(parameter.numel() for parameter in parameters)
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     flops, samples, tokens = forward_flops(module)
+    per_token = {"forward_flops_per_token": flops // tokens} if tokens else {}
     return {
         "model": type(module).__name__,
         "parameters": total,
         "active_parameters": module.active_parameters(),
         "trainable_parameters": trainable,
         "forward_flops_per_sample": flops // samples,
-        "forward_flops_per_token": flops // tokens,
+        **per_token,
         "inference_bytes": BYTES_FP32 * total,
         "training_bytes": BYTES_FP32 * (total + 3 * trainable),
     }
@@ -65,7 +66,7 @@ def meta_module(stage: Stage) -> PanguModule:
 
 
 def forward_flops(module: PanguModule) -> tuple[int, int, int]:
-    """Return the floating-point operations of one forward pass over an example, its samples and its tokens.
+    """Return the floating-point operations of one forward pass over an example, its samples and tokens (0: no text).
 
     A multiply-add counts as two; elementwise operations are not counted.
     """
@@ -73,7 +74,7 @@ def forward_flops(module: PanguModule) -> tuple[int, int, int]:
         batch = module.example_batch(1)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module.eval().compute_outputs(batch)
-    tokens = batch["input_ids"].numel() if "input_ids" in batch else batch_size(batch)
+    tokens = batch["input_ids"].numel() if "input_ids" in batch else 0
     return counter.get_total_flops(), batch_size(batch), tokens
 
 

@@ -12,13 +12,13 @@ from pangu_modules.run import StageResult
 from pangu_modules.run_folder import RunFolder, to_yaml
 
 COLUMNS: Mapping[str, Column] = {
-    "test/accuracy": Column("test accuracy", "%", 1),
-    "test/accuracy_top5": Column("test accuracy, top 5", "%", 1),
-    "test/loss": Column("test loss", "nats", 3),
-    "test/perplexity": Column("test perplexity", "per token", 2),
+    "test/accuracy": Column("accuracy", "%", 1),
+    "test/accuracy_top5": Column("top 5", "%", 1),
+    "test/loss": Column("loss", "nats", 3),
+    "test/perplexity": Column("perplexity", "", 2),
     "parameters": Column("parameters"),
     "epochs": Column("epochs"),
-    "seconds": Column("training time", "s", 0),
+    "seconds": Column("training", "s", 0),
 }
 
 
@@ -63,5 +63,5 @@ def finish(request: Request, folder: Path, results: Mapping[str, StageResult]) -
     for caption, figure in learning_curves({name: path for name, path in curves.items() if path.is_file()}).items():
         report.add_figure(figure, caption)
     page, _ = report.write(folder)
-    terminal_table(rows, columns, request.title)
+    terminal_table(rows, columns, f"{request.title}\nResult on the test set")
     print(f"run folder  {folder}\nreport      {page}")

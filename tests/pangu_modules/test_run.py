@@ -79,7 +79,7 @@ def test_fit_leaves_a_complete_folder(capsys: pytest.CaptureFixture[str]) -> Non
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert (config["module"]["width"], config["callbacks"]["widen"]["width"]) == (6, 16)
     printed = capsys.readouterr().out
-    assert "test loss" in printed
+    assert "Result on the test set" in printed
     assert "version_0/report.html" in printed
     result = json.loads((folder / "result.json").read_text())
     assert result["parameters"] == (4 * 16 + 16) + (16 * 2 + 2)

@@ -42,7 +42,9 @@ def read_rows(source: str, field: str) -> list[dict[str, Any]]:
     path = Path(source).expanduser()
     if path.is_file():
         return list(_rows_of_file(path, field))
-    if path.is_dir() and not _is_saved_dataset(path):
+    if _is_saved_dataset(path):
+        return list(_rows_of_dataset(source, field))
+    if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
         if not files:
             raise FileNotFoundError(f"source={source!r}: no {' or '.join(SUFFIXES)} file below {path.absolute()}")
@@ -94,7 +96,8 @@ def _load_dataset(source: str) -> Any:
 
     path = Path(source).expanduser()
     if _is_saved_dataset(path):
-        return load_from_disk(str(path))
+        saved = load_from_disk(str(path))
+        return saved["train"] if isinstance(saved, dict) else saved
     name, _, configuration = source.partition(":")
     try:
         return load_dataset(name, configuration or None, split="train")
@@ -109,7 +112,7 @@ def _looks_like_a_path(source: str) -> bool:
 
 
 def _is_saved_dataset(path: Path) -> bool:
-    return (path / "dataset_info.json").is_file()
+    return (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file()
 
 
 def _there(path: Path) -> str:

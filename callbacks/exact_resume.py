@@ -17,14 +17,13 @@ class ExactResume(RecipeCallback):
     """Store the random states of Python, numpy, torch and the accelerator, of every process, and restore them.
 
     They are restored in `on_train_start`, the last hook before training continues: put this callback after all that
-    draw random numbers there. The order of the data is the loader's own state (`datamodules.loader`); it is stored
-    here as well, since Lightning 2.6 does not restore it once `configure_optimizers` has asked for the number of steps
-    (that builds the loaders before the checkpoint is read).
+    draw random numbers there. The loader's position (`datamodules.loader`) is stored here as well: Lightning 2.6 does
+    not restore it where `configure_optimizers` asks for the number of steps, which builds the loaders before the
+    checkpoint is read.
     """
 
-    _loaded: list[dict[str, Any]] | None = None
-    _loader_state: dict[str, Any] | None = None
     _trainer: Trainer | None = None
+    _loaded: dict[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Keep the trainer: `state_dict` is called without it."""
@@ -32,32 +31,25 @@ class ExactResume(RecipeCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the random states of all processes, in order of their ranks, and the loader's position."""
-        loader = self._loader()
-        position = {} if loader is None else {"loader": loader.state_dict()}
-        return {"processes": _gather(random_state()), **position}
+        loader = _stateful_loader(self._trainer)
+        return {"processes": _gather(random_state()), "loader": None if loader is None else loader.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep stored states until training starts: what is set up in between may draw random numbers."""
-        self._loaded = state_dict["processes"]
-        self._loader_state = state_dict.get("loader")
-
-    def _loader(self) -> Any:
-        """Return the training loader if it has a state."""
-        loader = None if self._trainer is None else self._trainer.train_dataloader
-        return loader if hasattr(loader, "load_state_dict") else None
+        self._loaded = state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore this process's state, if one was loaded."""
         if self._loaded is None:
             return
-        loader = self._loader()
-        if loader is not None and self._loader_state is not None:
-            loader.load_state_dict(self._loader_state)
-        if len(self._loaded) == trainer.world_size:
-            restore_random_state(self._loaded[trainer.global_rank])
+        loader, position, processes = _stateful_loader(trainer), self._loaded["loader"], self._loaded["processes"]
+        if loader is not None and position is not None:
+            loader.load_state_dict(position)
+        if len(processes) == trainer.world_size:
+            restore_random_state(processes[trainer.global_rank])
         else:
             rank_zero_warn(
-                f"resuming on {trainer.world_size} process(es) a run of {len(self._loaded)}: random numbers (dropout) "
+                f"resuming on {trainer.world_size} process(es) a run of {len(processes)}: random numbers (dropout) "
                 "will differ from the uninterrupted run"
             )
         self._loaded = None
@@ -99,6 +91,12 @@ def _device_module() -> Any:
     if not torch.accelerator.is_available():
         return None
     return torch.get_device_module(torch.accelerator.current_accelerator())
+
+
+def _stateful_loader(trainer: Trainer | None) -> Any:
+    """Return the training loader if it has a state to store."""
+    loader = None if trainer is None else trainer.train_dataloader
+    return loader if hasattr(loader, "load_state_dict") else None
 
 
 def _gather(state: dict[str, Any]) -> list[dict[str, Any]]:

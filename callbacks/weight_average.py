@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -58,9 +59,15 @@ class WeightAverage(RecipeCallback, WeightAveraging):
                 f"callback {self.name!r}: weights sharded by {type(trainer.strategy).__name__} cannot be averaged; "
                 "remove the callback, or train with strategy 'ddp'"
             )
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if any(isinstance(other, WeightAveraging) and other is not self for other in callbacks):
             raise ValueError(f"callback {self.name!r}: a run can average its weights once; remove one of the callbacks")
+        if any(getattr(other, "save_weights_only", False) for other in callbacks):
+            # Lightning asks no callback when it saves weights only.
+            rank_zero_warn(
+                f"callback {self.name!r}: a ModelCheckpoint with save_weights_only=True stores the weights in training "
+                "instead of the averaged ones that were validated; set save_weights_only=False"
+            )
         super().setup(trainer, pl_module, stage)
         self._shapes = _shapes(pl_module)
 

@@ -53,8 +53,9 @@ class Points(DataModule):
 class Classifier(LightningModule):
     """An MLP that draws random numbers of all three generators in every step."""
 
-    def __init__(self) -> None:
+    def __init__(self, estimate_steps: bool) -> None:
         super().__init__()
+        self.estimate_steps = estimate_steps
         self.net = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 2))
         self.validated_at: list[int] = []
 
@@ -71,7 +72,9 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> dict:
         optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 60)
+        # Asking for the number of steps makes Lightning build the loaders before it reads a checkpoint.
+        steps = int(self.trainer.estimated_stepping_batches) if self.estimate_steps else 60
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
@@ -99,11 +102,12 @@ def train(
     resume: bool = False,
     workers: int = 0,
     interrupt: Callback | None = None,
+    estimate_steps: bool = False,
     **arguments: object,
 ) -> Classifier:
     # A resumed run must not profit from the same seed; each process draws its own numbers.
     seed_everything((20 if resume else 10) + int(os.environ.get("LOCAL_RANK", 0)), verbose=False)
-    module = Classifier()
+    module = Classifier(estimate_steps)
     path = folder / "last.ckpt"
     callbacks = [
         WeightAverage(WeightAverage.Config(decay=0.9), name="ema"),
@@ -139,6 +143,7 @@ CASES = {
     "validation inside epochs": {"val_check_interval": 4},
     "validation across epochs": {"max_steps": 20, "val_check_interval": 6, "check_val_every_n_epoch": None},
     "accumulation": {"accumulate_grad_batches": 2},
+    "steps estimated": {"estimate_steps": True},
     "part of an epoch": {"limit_train_batches": 5},
 }
 
@@ -231,10 +236,10 @@ def test_random_state_round_trip(tmp_path: Path) -> None:
 
 def test_state_of_another_number_of_processes_warns() -> None:
     callback = ExactResume(ExactResume.Config(), name="exact_resume")
-    callback.load_state_dict({"processes": [random_state(), random_state()]})
+    callback.load_state_dict({"processes": [random_state(), random_state()], "loader": None})
     before = torch.get_rng_state()
     with pytest.warns(UserWarning, match=r"resuming on 1 process\(es\) a run of 2"):
-        callback.on_train_start(SimpleNamespace(world_size=1, global_rank=0), None)
+        callback.on_train_start(SimpleNamespace(world_size=1, global_rank=0, train_dataloader=None), None)
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -94,6 +94,15 @@ def test_checkpoint_holds_both_weights(tmp_path) -> None:
     assert "ema" in checkpoint["callbacks"]
 
 
+def test_checkpoint_of_weights_only_warns(tmp_path) -> None:
+    record = Record()
+    best = ModelCheckpoint(tmp_path, "best", save_weights_only=True, save_on_train_epoch_end=True)
+    with pytest.warns(UserWarning, match="'ema': a ModelCheckpoint with save_weights_only=True"):
+        train(record, average(decay=0.8), best, enable_checkpointing=True)
+    stored = torch.load(tmp_path / "best.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(stored["net.weight"], record.weights[-1])  # what the warning says
+
+
 class Grow(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         pl_module.net = nn.Sequential(nn.Linear(3, 3), pl_module.net)

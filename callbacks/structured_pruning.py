@@ -1,16 +1,17 @@
-"""StructuredPruning: calibrate and prune a language model before training starts."""
+"""Pruning callbacks: calibrate and prune a language model before training starts."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from pydantic import Field
+from torch import nn
 
 from callbacks.base import RecipeCallback
 from pangu_modules.config import Config as BaseConfig
@@ -28,37 +29,51 @@ from pangu_modules.structure import find_plan
 PROGRESS_FOLDER = "~/.cache/pangu-recipes/pruning"
 
 
-class StructuredPruning(RecipeCallback):
+class PruningMethod(Protocol):
+    """What a method's configuration offers to the callbacks of this file."""
+
+    @property
+    def calib(self) -> CalibrationConfig:
+        """Calibration text the method wants."""
+
+    def prune(
+        self, model: nn.Module, batches: Iterable[Batch], progress_folder: str | Path | None = None
+    ) -> PruneReport:
+        """Prune the model in place."""
+
+
+class PruningConfig(BaseConfig):
+    """What every pruning callback has."""
+
+    lora: LoRAConfig | None = Field(
+        None, description="Insert adapters after pruning and train only them; empty: train all."
+    )
+    layout: Layout = Field(
+        "auto", description="Exported form: uniform, padded, per_layer; auto is uniform if possible, else per_layer."
+    )
+    progress_folder: str | None = Field(
+        PROGRESS_FOLDER, description="Where finished layers are kept until all are done; a killed run goes on there."
+    )
+
+
+class PruningCallback(RecipeCallback):
     """Prunes ``module.model`` in `setup` on calibration text of the datamodule, and records the shapes as a plan.
 
     A module that already holds this callback's plan, as after a resume, is left alone. Training then recovers the
     model: plainly, with LoRA (`lora`), or under whatever objective other callbacks add. After `setup`, `report` says
-    what was removed; it is None where there was nothing to do.
+    what was removed; it is None where there was nothing to do. A subclass names its method.
     """
 
-    class Config(BaseConfig):
-        """What to prune, and what to do around it."""
+    config: PruningConfig
 
-        method: SlimLLMConfig | ShortGPTConfig = Field(
-            SlimLLMConfig(), discriminator="kind", description="Pruning method with its settings."
-        )
-        lora: LoRAConfig | None = Field(
-            None, description="Insert adapters after pruning and train only them; empty: train all."
-        )
-        layout: Layout = Field(
-            "auto",
-            description="Exported form: uniform, padded, per_layer, or auto: uniform if possible, else per_layer.",
-        )
-        progress_folder: str | None = Field(
-            PROGRESS_FOLDER,
-            description="Where finished layers are kept until all are done, so that a killed run goes on.",
-        )
-
-    config: Config
-
-    def __init__(self, config: Config, *, name: str = "pruning") -> None:
+    def __init__(self, config: PruningConfig, *, name: str = "pruning") -> None:
         super().__init__(config, name=name)
         self.report: PruneReport | None = None
+
+    @property
+    def method(self) -> PruningMethod:
+        """The pruning method with its settings."""
+        raise TypeError(f"{type(self).__name__} does not define method")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Prune, unless the module holds this callback's plan already.
@@ -84,14 +99,14 @@ class StructuredPruning(RecipeCallback):
 
     def _prune(self, trainer: Trainer, module: PanguModule) -> PruneReport:
         """Prune on the device that training will use; the model comes back to where it was."""
-        batches = calibration_windows(trainer, self.config.method.calib)
+        batches = calibration_windows(trainer, self.method.calib)
         home = next(module.model.parameters()).device
         folder = self.config.progress_folder
         # Processes prune the same way; each keeps its own progress.
         progress = None if folder is None else Path(folder).expanduser() / f"rank-{trainer.global_rank}"
         module.model.to(trainer.strategy.root_device)
         try:
-            return self.config.method.prune(module.model, batches, progress)
+            return self.method.prune(module.model, batches, progress)
         finally:
             module.model.to(home)
 
@@ -112,6 +127,38 @@ class StructuredPruning(RecipeCallback):
         folder = trainer.log_dir
         if folder is not None and trainer.is_global_zero:
             write_atomically(Path(folder) / f"{self.name}.json", json.dumps(report.plain(), indent=1) + "\n")
+
+
+class StructuredPruning(PruningCallback):
+    """SlimLLM, and the baselines that are its walk with another importance (arXiv:2505.22689)."""
+
+    class Config(PruningConfig):
+        """What to prune, and what to do around it."""
+
+        method: SlimLLMConfig = Field(SlimLLMConfig(), description="How much to prune, and by which importance.")
+
+    config: Config
+
+    @property
+    def method(self) -> SlimLLMConfig:
+        """SlimLLM's settings."""
+        return self.config.method
+
+
+class LayerDropping(PruningCallback):
+    """ShortGPT: whole layers go, those that change the residual stream least (arXiv:2403.03853)."""
+
+    class Config(PruningConfig):
+        """How many layers to drop, and what to do around it."""
+
+        method: ShortGPTConfig = Field(description="How many layers to drop.")
+
+    config: Config
+
+    @property
+    def method(self) -> ShortGPTConfig:
+        """ShortGPT's settings."""
+        return self.config.method
 
 
 def calibration_windows(trainer: Trainer, config: CalibrationConfig) -> list[Batch]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from types import SimpleNamespace
 
 import lightning
@@ -13,7 +12,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from tiny_llm import tiny_module, token_batch
 from torch.utils.data import DataLoader, Dataset
 
-from callbacks.structured_pruning import StructuredPruning, calibration_windows
+from callbacks.structured_pruning import LayerDropping, StructuredPruning, calibration_windows
 from pangu_modules.llm.causal_lm import CausalLM
 from pangu_modules.llm.lora import LoRAConfig
 from pangu_modules.llm.pruning import surgery
@@ -167,7 +166,8 @@ def test_the_pruned_module_exports_a_folder(tmp_path):
 def test_dropping_layers_is_a_method_too(tmp_path):
     module = tiny_module(model_args={"num_hidden_layers": 4})
     influence_first = module.model.model.layers[0]
-    fit(module, pruning(ShortGPTConfig(dropped_layers=2, protect_layers=(0,), calib=CALIB)), tmp_path)
+    method = ShortGPTConfig(dropped_layers=2, protect_layers=(0,), calib=CALIB)
+    fit(module, LayerDropping.Config(method=method).build(name="drop"), tmp_path)
     assert len(surgery.decoder_layers(module.model)) == 2
     assert surgery.decoder_layers(module.model)[0] is influence_first
     assert module.config.structure[0].kept_layers[0] == 0
@@ -212,7 +212,5 @@ def test_what_does_not_compose_is_refused(tmp_path):
 
 
 def test_the_configuration_survives_plain_data():
-    config = StructuredPruning.Config(method=ShortGPTConfig(dropped_layers=3))
-    assert StructuredPruning.Config.model_validate(config.plain()) == config
-    with pytest.raises(ValueError, match=re.escape("method")):
-        StructuredPruning.Config(method={"kind": "wanda"})
+    for config in (LayerDropping.Config(method={"dropped_layers": 3}), StructuredPruning.Config(layout="padded")):
+        assert type(config).model_validate(config.plain()) == config

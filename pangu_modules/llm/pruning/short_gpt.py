@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 import torch
 from pydantic import Field, PositiveInt
@@ -22,7 +21,6 @@ from pangu_modules.objectives import Batch
 class ShortGPTConfig(Config):
     """How many layers go."""
 
-    kind: Literal["shortgpt"] = Field("shortgpt", description="Name of the method.")
     dropped_layers: PositiveInt = Field(description="Layers to drop, those of lowest block influence.")
     protect_layers: tuple[int, ...] = Field((), description="Layers never dropped; negative numbers from the end.")
     calib: CalibrationConfig = Field(CalibrationConfig(), description="Calibration text.")

@@ -41,7 +41,6 @@ from pangu_modules.objectives import Batch
 class SlimLLMConfig(Config):
     """How much to prune, by which importance, and how to repair; the defaults are the paper's 20 % setting."""
 
-    kind: Literal["slimllm"] = Field("slimllm", description="Name of the method.")
     base_ratio: float = Field(
         0.25, ge=0, lt=0.95, description="Mean fraction of heads and channels removed from the pruned layers."
     )

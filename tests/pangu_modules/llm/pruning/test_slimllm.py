@@ -13,7 +13,7 @@ from torch import nn
 from pangu_modules.llm.pruning import slimllm, surgery
 from pangu_modules.llm.pruning.slimllm import BASELINES, SlimLLMConfig, prune_slimllm
 
-HEADS, GROUPS, HEAD_DIM, CHANNELS = 6, 3, 8, 28  # of the tiny models in conftest.py
+HEADS, HEAD_DIM, CHANNELS = 6, 8, 28  # of the tiny models in conftest.py
 
 
 def calibration(padded: bool = True):
@@ -104,9 +104,10 @@ def slow_slimllm(model, batches, config):
         ratio = config.base_ratio * len(chosen) * exponentials[index] / sum(exponentials.values())
         output = layer.self_attn.o_proj
         z = captured(reference, output, True, batches)
-        blocks = np.split(np.arange(HEADS * HEAD_DIM), GROUPS)
+        num_groups = surgery.layer_shape(layer).num_kv_heads
+        blocks = np.split(np.arange(HEADS * HEAD_DIM), num_groups)
         weight = output.weight.detach().numpy()
-        groups = choose_units([z[:, b] @ weight[:, b].T for b in blocks], min(int(ratio * GROUPS + 0.5), GROUPS - 1))
+        groups = choose_units([z[:, b] @ weight[:, b].T for b in blocks], int(ratio * num_groups + 0.5))
         mask_and_refit(output, np.concatenate([blocks[g] for g in groups]), z, config.recovery == "affine")
         down, mlp = layer.mlp.down_proj, layer.mlp
         x, z, y = (
@@ -118,7 +119,8 @@ def slow_slimllm(model, batches, config):
         gone = order[int(0.05 * CHANNELS + 0.5) :][: int(ratio * CHANNELS + 0.5)]
         channels = [j for j in range(CHANNELS) if j not in gone]
         mask_and_refit(down, channels, z, config.recovery == "affine")
-        kept.append(([g * 2 + i for g in groups for i in range(2)], channels))
+        size = HEADS // num_groups
+        kept.append(([g * size + i for g in groups for i in range(size)], channels))
     return reference, kept
 
 
@@ -148,9 +150,11 @@ def logits_of(model):
 
 
 @pytest.mark.parametrize("recovery", ["affine", "none"])
-@pytest.mark.parametrize("family", ["llama", "llama_bias", "qwen2", "qwen3", "mistral"])
-def test_the_walk_equals_the_slow_reference(tiny_model, family, recovery):
-    model = tiny_model(family)
+@pytest.mark.parametrize(
+    ("family", "groups"), [("llama", 3), ("llama", 6), ("llama_bias", 3), ("qwen2", 3), ("qwen3", 3), ("mistral", 6)]
+)
+def test_the_walk_equals_the_slow_reference(tiny_model, family, groups, recovery):
+    model = tiny_model(family, num_key_value_heads=groups)
     config = CONFIG.derive(recovery=recovery)
     reference, kept = slow_slimllm(model, calibration(), config)
     report = prune_slimllm(model, config, calibration())

@@ -17,7 +17,8 @@ from pangu_modules.optim import build_optimizer
 from pangu_modules.structure import Plan, find_plan
 from pangu_modules.vision.backbones import agreed, create_backbone, input_size, without_folder
 from pangu_modules.vision.mixing import mix
-from pangu_modules.vision.scalenet import ScaleNetConfig, ScaleNetPlan, ScaleNetTraining, pretrained_parameters
+from pangu_modules.vision.scalenet import ScaleNetConfig, ScaleNetPlan, ScaleNetTraining
+from pangu_modules.vision.sharing import pretrained_parameters
 
 # Arguments of timm.create_model that have a field of their own.
 FIELD_OF_ARGUMENT = {
@@ -36,8 +37,8 @@ class ImageClassifier(PanguModule):
 
     Args:
         config: the configuration.
-        **runtime: what the data tells: ``num_classes``; ``in_chans``, the images' channels; ``mean`` and ``std`` of their
-            normalisation, which exports repeat. The configuration may give the first two instead.
+        **runtime: what the data tells: ``num_classes``; ``in_chans``, the images' channels; ``mean`` and ``std`` of
+            their normalisation, which exports repeat. The configuration may give the first two instead.
 
     Raises:
         ValueError: configuration and data disagree on classes or channels, or none of them gives the classes.

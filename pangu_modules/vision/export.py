@@ -84,7 +84,7 @@ def _write_timm(module: ImageClassifier, folder: Path) -> None:
     arguments = {**module.model_arguments(), **_depth_argument(module.model, plain)}
     # The tag names timm's own weights, which these are no longer.
     preprocessing = {name: list(module.runtime[name]) for name in ("mean", "std") if name in module.runtime}
-    config = {"pretrained_cfg": {"tag": None, **preprocessing}}
+    config: dict[str, Any] = {"pretrained_cfg": {"tag": None, **preprocessing}}
     timm.models.save_for_hf(plain, str(folder), config, model_args=arguments, safe_serialization=True)
     images = _random_images(module, 2)
     try:

@@ -300,23 +300,3 @@ def added_parameters(config: ScaleNetConfig, *, width: int, base_depth: int) -> 
     norms = 0 if config.share_norms else 4 * width
     gates = 2 if config.identity_start else 0
     return adapters * adapter + added * (weights + norms + gates)
-
-
-def pretrained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters of an expanded model that come from its base, by name, without the classification head."""
-    added = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, ParallelAdapter) or _is_added_instance(module)
-        for parameter in module.parameters()
-    }
-    get_head = getattr(model, "get_classifier", tuple)  # of timm's models; a model without it has no head to spare
-    head: Any = get_head()
-    heads = head if isinstance(head, tuple) else (head,)
-    added.update(id(parameter) for module in heads for parameter in module.parameters())
-    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in added}
-
-
-def _is_added_instance(module: nn.Module) -> bool:
-    children = [child.module if isinstance(child, AdaptedModule) else child for child in module.children()]
-    return not isinstance(module, AdaptedModule) and any(isinstance(child, SharedModule) for child in children)

@@ -3,6 +3,8 @@
 A shared module is registered once, at its owner. Whoever else calls it holds a `SharedModule`, which keeps owner and
 name outside the module registry: `parameters()`, state dict, optimizer and FSDP see each tensor once, and a deep copy
 or a pickle of the whole model refers to its own copy of the owner, because both follow the same object graph.
+What gathers parameters when a module is called (FSDP) must wrap the shared modules, attention and MLP, and not the
+blocks around them: another instance's call does not pass through the owner's block.
 """
 
 from __future__ import annotations
@@ -134,3 +136,23 @@ class ResidualGate(nn.Module):
         """Return the gated branch, of the shape of `x`."""
         output: Tensor = self.drop_path(self.gate * x)
         return output
+
+
+def pretrained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of an expanded model that come from its base, by name, without the classification head."""
+    added = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, ParallelAdapter) or _is_added_instance(module)
+        for parameter in module.parameters()
+    }
+    get_head = getattr(model, "get_classifier", tuple)  # of timm's models; a model without it has no head to spare
+    head: Any = get_head()
+    heads = head if isinstance(head, tuple) else (head,)
+    added.update(id(parameter) for module in heads for parameter in module.parameters())
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in added}
+
+
+def _is_added_instance(module: nn.Module) -> bool:
+    children = [child.module if isinstance(child, AdaptedModule) else child for child in module.children()]
+    return not isinstance(module, AdaptedModule) and any(isinstance(child, SharedModule) for child in children)

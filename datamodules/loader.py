@@ -1,9 +1,9 @@
 """The training loader: order from (seed, epoch), sharded by process, resumable at any batch.
 
-torchdata's StatefulDataLoader keeps the position too, but as snapshots of samplers, generators and workers of one
-process, so that its order hangs on the number of workers and can be restored, not recomputed. Here order and
-augmentation are functions of (seed, epoch, sample), hence the state is two numbers, equal on all processes and for
-any number of workers.
+torchdata's StatefulDataLoader stores the position too, but as a snapshot of sampler and workers that has to be resumed
+with the same number of workers, and augmentation still draws from each worker's own generators. Here order and
+augmentation are functions of (seed, epoch, sample), hence the state is two numbers, equal on all processes and for any
+number of workers.
 
 Lightning saves and restores a loader that has ``state_dict`` and ``load_state_dict``, and tells the epoch through
 ``loader.batch_sampler.sampler.set_epoch``. It calls ``iter`` before it tells the epoch, so that the loader must not

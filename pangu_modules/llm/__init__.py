@@ -1,0 +1,1 @@
+"""Language models: the causal-LM module, its losses, loading, generation and export."""

@@ -1,0 +1,1 @@
+"""Structured pruning of language models: surgery on them, SlimLLM, Pangu Light and baselines."""

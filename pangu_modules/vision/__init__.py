@@ -1,0 +1,1 @@
+"""Vision: image classifiers over timm models, and ScaleNet, which deepens them."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def removed_callbacks(recipe: Recipe, words: list[str]) -> set[str]:
     for prefix, stage in _prefixed(recipe):
         for name, config in stage.callbacks.items():
             flag = f"--{prefix}callbacks.{name}"
-            pairs = zip(words, words[1:], strict=False)
+            pairs = pairwise(words)
             on_line = f"{flag}=null" in words or any(pair == (flag, "null") for pair in pairs)
             in_file = any(_is_null(content, f"{prefix}callbacks.{name}") for content in _config_files(words))
             if config is None or on_line or in_file:
@@ -113,7 +113,7 @@ def _config_files(words: list[str]) -> list[Any]:
     """Read the ``--config`` files."""
     import yaml
 
-    paths = [word for flag, word in zip(words, words[1:], strict=False) if flag == "--config"]
+    paths = [word for flag, word in pairwise(words) if flag == "--config"]
     paths += [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
     contents = []
     for path in paths:
@@ -205,29 +205,27 @@ def overridden(recipe: Recipe, values: dict[str, Any], removed: set[str]) -> Rec
     stages = {}
     for name, stage in recipe.stages.items():
         prefix = f"{name}." if name else ""
-        part = values[name] if name else values
-        callbacks = {
-            key: None if f"{prefix}callbacks.{key}" in removed else part["callbacks"][key] for key in stage.callbacks
-        }
-        changes = {key: part[key] for key in Stage.model_fields if key not in OWN_FIELDS}
-        trainer = _given_trainer_arguments(part["trainer"], stage.trainer)
-        stages[name] = _validated(
-            lambda stage=stage, part=part, callbacks=callbacks, trainer=trainer, changes=changes: stage.derive(
-                module=part["module"], data=part["data"], callbacks=callbacks, trainer=trainer, **changes
-            ),
-            prefix,
-        )
+        try:
+            stages[name] = _overridden_stage(stage, values[name] if name else values, prefix, removed)
+        except ValidationError as error:
+            raise UsageError(readable(error, name)) from error
     if recipe.single:
         fields = {key: getattr(stages[""], key) for key in Stage.model_fields}
         return Recipe(cost=recipe.cost, reference=recipe.reference, **fields)
     return Recipe(stages=stages, cost=recipe.cost, reference=recipe.reference)
 
 
-def _validated(build: Callable[[], Stage], prefix: str) -> Stage:
-    try:
-        return build()
-    except ValidationError as error:
-        raise UsageError(readable(error, prefix.rstrip("."))) from error
+def _overridden_stage(stage: Stage, values: dict[str, Any], prefix: str, removed: set[str]) -> Stage:
+    return stage.derive(
+        module=values["module"],
+        data=values["data"],
+        callbacks={
+            name: None if f"{prefix}callbacks.{name}" in removed else values["callbacks"][name]
+            for name in stage.callbacks
+        },
+        trainer=_given_trainer_arguments(values["trainer"], stage.trainer),
+        **{name: values[name] for name in Stage.model_fields if name not in OWN_FIELDS},
+    )
 
 
 def _given_trainer_arguments(values: dict[str, Any], recipe_values: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from pangu_modules.names import nearest
 from pangu_modules.recipe import Stage
 from pangu_modules.run import StageResult, build_data, build_module, build_trainer, fit_stage
 from pangu_modules.run_folder import RunFolder, new_version, to_yaml, versions
+
+INTERRUPTED = 130  # exit code of a run that was stopped from outside
 
 
 def run(request: Request) -> None:
@@ -41,6 +44,10 @@ def fit(request: Request) -> None:
     write_atomically(folder / "config.yaml", to_yaml(request.recipe.plain()))
     try:
         results = _fit_stages(request, folder, resume)
+    except SystemExit:  # how Lightning ends after SIGTERM (with code 0) and after Ctrl-C
+        again = "fit --ckpt_path last" if request.recipe.single else "fit"
+        print(f"stopped before the end; to go on: python {sys.argv[0]} {again}", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
     except UsageError:
         if not resume and [path.name for path in folder.iterdir()] == ["config.yaml"]:  # nothing was run
             shutil.rmtree(folder)
@@ -148,7 +155,7 @@ def _rebuilt(request: Request) -> tuple[Stage, Path, RunFolder, Any, Any]:
 def evaluate(request: Request) -> None:
     """Evaluate a checkpoint on the validation or test set and print the metrics as a table."""
     stage, path, folder, data, module = _rebuilt(request)
-    trainer = build_trainer(stage.derive(trainer={"logger": False}), folder, module, quiet=False)
+    trainer = build_trainer(stage.derive(trainer={"logger": False}), folder, module)
     run_loop = trainer.validate if request.command == "validate" else trainer.test
     run_loop(module, datamodule=data, ckpt_path=path, weights_only=True)
 
@@ -156,7 +163,7 @@ def evaluate(request: Request) -> None:
 def predict(request: Request) -> None:
     """Write a checkpoint's predictions, a list with one entry per batch, to a file."""
     stage, path, folder, data, module = _rebuilt(request)
-    trainer = build_trainer(stage.derive(trainer={"logger": False}), folder, module, quiet=False)
+    trainer = build_trainer(stage.derive(trainer={"logger": False}), folder, module)
     predictions = trainer.predict(module, datamodule=data, ckpt_path=path, weights_only=True)
     output = Path(request.options.get("output") or folder.path / "predictions.pt")
     temporary = output.with_name(f".{output.name}.part")

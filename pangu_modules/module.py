@@ -103,7 +103,9 @@ class PanguModule(Configurable, LightningModule):
             RuntimeError: optimizers exist already: they would go on training removed tensors.
         """
         if self._trainer is not None and self.trainer.optimizers:
-            raise RuntimeError(f"plan {plan.kind!r} arrives after the optimizers exist; apply it in a callback's setup()")
+            raise RuntimeError(
+                f"plan {plan.kind!r} arrives after the optimizers exist; apply it in a callback's setup()"
+            )
         plan.apply(self)
         self.config = self.config.derive(structure=(*self.config.structure, plan))
         self._record_config()

@@ -56,10 +56,11 @@ def meta_module(stage: Stage) -> PanguModule:
     """Build a stage's module on the meta device: shapes without storage."""
     with usage_errors("data"):
         data = stage.data.build()
+    arguments: dict[str, Any] = {}
     try:
         arguments = getattr(data, "module_arguments", dict)()
-    except (FileNotFoundError, ImportError):  # a plan needs no data: the module's configuration must be enough
-        arguments = {}
+    except (FileNotFoundError, ImportError):
+        pass  # a plan needs no data: the module's configuration must be enough
     with usage_errors("module"), torch.device("meta"):
         module: PanguModule = stage.module.derive(init_checkpoint=None).build(**arguments)
     return module

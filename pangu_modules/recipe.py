@@ -125,7 +125,11 @@ class Recipe:
         return Recipe(cost=self.cost, reference=self.reference, **{**fields, "start_from": None})
 
     def derive(
-        self, *, cost: str | None = None, reference: Mapping[str, float] | None = None, **changes: Mapping[str, Any] | Any
+        self,
+        *,
+        cost: str | None = None,
+        reference: Mapping[str, float] | None = None,
+        **changes: Mapping[str, Any] | Any,
     ) -> Recipe:
         """Return a variant, validated like the constructor; unchanged values are kept.
 

@@ -74,7 +74,8 @@ def fit_stage(stage: Stage, path: Path, *, ckpt_path: Path | None = None, quiet:
     seed_everything(stage.seed, workers=True, verbose=False)
     data = build_data(stage)
     module = build_module(stage, data, ckpt_path)
-    trainer = build_trainer(stage, folder, module, quiet=quiet)
+    timer = Timer()  # its state is in the checkpoint: the time is that of all resumes together
+    trainer = build_trainer(stage, folder, module, quiet=quiet, timer=timer)
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
     if trainer.is_global_zero and not folder.last.is_file():  # fast_dev_run and enable_checkpointing=False save nothing
         trainer.save_checkpoint(folder.last)
@@ -85,7 +86,7 @@ def fit_stage(stage: Stage, path: Path, *, ckpt_path: Path | None = None, quiet:
     result = StageResult(
         metrics=metrics,
         parameters=sum(parameter.numel() for parameter in module.model.parameters()),
-        seconds=sum(timer.time_elapsed("train") for timer in trainer.callbacks if isinstance(timer, Timer)),
+        seconds=timer.time_elapsed("train"),
         epochs=trainer.current_epoch,
         checkpoint=folder.last,
         seed=stage.seed,
@@ -109,7 +110,8 @@ def build_module(stage: Stage, data: LightningDataModule, ckpt_path: Path | None
             return module
         stored = torch.load(ckpt_path, map_location="cpu", weights_only=True)["hyper_parameters"]
         assert stage.module.owner is not None
-        return stage.module.owner(**stored)  # type: ignore[no-any-return]
+        module = stage.module.owner(**stored)
+        return module
 
 
 def module_arguments(data: LightningDataModule) -> dict[str, Any]:
@@ -119,7 +121,9 @@ def module_arguments(data: LightningDataModule) -> dict[str, Any]:
     return arguments
 
 
-def build_trainer(stage: Stage, folder: RunFolder, module: PanguModule, *, quiet: bool) -> Trainer:
+def build_trainer(
+    stage: Stage, folder: RunFolder, module: PanguModule, *, quiet: bool = False, timer: Timer | None = None
+) -> Trainer:
     """Build the Trainer of a stage with the recipe's callbacks, those every run has, and the loggers."""
     arguments = dict(stage.trainer)
     arguments.setdefault("log_every_n_steps", 10)
@@ -132,16 +136,16 @@ def build_trainer(stage: Stage, folder: RunFolder, module: PanguModule, *, quiet
         arguments["enable_progress_bar"] = False
     with usage_errors("callbacks"):
         callbacks = [config.build(name=name) for name, config in stage.active_callbacks.items()]
-    callbacks += standard_callbacks(folder, module, arguments)
+    callbacks += [timer or Timer(), *standard_callbacks(folder, module, arguments)]
     _silence_advice(quiet)
     with usage_errors("trainer"):
         return Trainer(**arguments, callbacks=callbacks)
 
 
 def standard_callbacks(folder: RunFolder, module: PanguModule, arguments: Mapping[str, Any]) -> list[Callback]:
-    """Return the callbacks every run has: time, progress, learning rate, checkpoints and exact resume, in this order.
+    """Return the callbacks every run has: progress, learning rate, checkpoints and exact resume, in this order.
 
-    ``best.ckpt`` holds weights only; ``last.ckpt`` all that a resume needs, the state of the other callbacks included.
+    ``last.ckpt`` is written after ``best.ckpt``, so that it knows of it.
     """
     # The one place where the library reaches up: recipes resume exactly without asking for it.
     try:
@@ -149,7 +153,7 @@ def standard_callbacks(folder: RunFolder, module: PanguModule, arguments: Mappin
     except ImportError as error:
         raise UsageError(shadowed_message(error)) from error
 
-    callbacks: list[Callback] = [Timer()]
+    callbacks: list[Callback] = []
     if arguments.get("enable_progress_bar") is not False:
         callbacks.append(RichProgressBar(leave=False))
     if arguments["logger"]:
@@ -161,7 +165,10 @@ def standard_callbacks(folder: RunFolder, module: PanguModule, arguments: Mappin
 
 
 def best_checkpoint(folder: RunFolder, module: PanguModule) -> ModelCheckpoint:
-    """Return the callback that keeps the weights which are best by the module's own metric."""
+    """Return the callback that keeps the checkpoint which is best by the module's own metric.
+
+    It holds all states: a checkpoint of weights alone would miss what averaging callbacks put into it.
+    """
     metric, mode = module.monitor
     return ModelCheckpoint(
         dirpath=folder.checkpoints,
@@ -169,7 +176,6 @@ def best_checkpoint(folder: RunFolder, module: PanguModule) -> ModelCheckpoint:
         monitor=metric,
         mode=mode,
         save_top_k=1,
-        save_weights_only=True,
         enable_version_counter=False,
     )
 

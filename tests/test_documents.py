@@ -26,6 +26,9 @@ def blocks(document: str, language: str) -> list[str]:
     return found
 
 
+SHELL_LINES = "\n".join(blocks(README, "bash")).splitlines()
+
+
 def run_block(code: str) -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": "block"}
     exec(compile(code, "<document>", "exec", dont_inherit=True), names)
@@ -43,7 +46,7 @@ def test_python_blocks_of_the_readme_run(code: str, capsys: pytest.CaptureFixtur
         assert re.search(r"twice the depth for \d+\.\d% more parameters", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("line", [line for line in "\n".join(blocks(README, "bash")).splitlines() if "recipes/" in line])
+@pytest.mark.parametrize("line", [line for line in SHELL_LINES if "recipes/" in line])
 def test_command_lines_of_the_readme_run(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,7 +60,7 @@ def test_command_lines_of_the_readme_run(
     assert capsys.readouterr().out
 
 
-@pytest.mark.parametrize("line", [line for line in "\n".join(blocks(README, "bash")).splitlines() if "make" in line])
+@pytest.mark.parametrize("line", [line for line in SHELL_LINES if "make" in line])
 def test_make_targets_of_the_readme_exist(line: str) -> None:
     target = line.split()[1]
     makefile = (ROOT / "Makefile").read_text()

@@ -57,7 +57,8 @@ def test_checkpoint_of_another_structure_is_refused(tmp_path: Path) -> None:
     trainer.fit(wide, datamodule=ToyData.Config(batch_size=8).build())
     trainer.save_checkpoint(tmp_path / "wide.ckpt")
     narrow = ToyModule.Config().build(features=4)
-    with pytest.raises(ValueError, match=r"structure is \[base > widen\], this module's is \[base\].*load_from_checkpoint"):
+    message = r"structure is \[base > widen\], this module's is \[base\].*load_from_checkpoint"
+    with pytest.raises(ValueError, match=message):
         quiet_trainer(tmp_path).fit(
             narrow, datamodule=ToyData.Config(batch_size=8).build(), ckpt_path=tmp_path / "wide.ckpt", weights_only=True
         )

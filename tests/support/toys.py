@@ -55,7 +55,8 @@ class ToyModule(PanguModule):
 
     def build_model(self) -> nn.Module:
         width, features = self.config.width, self.runtime.get("features", 4)
-        return nn.Sequential(nn.Linear(features, width), nn.ReLU(), nn.Dropout(self.config.dropout), nn.Linear(width, 2))
+        dropout = nn.Dropout(self.config.dropout)
+        return nn.Sequential(nn.Linear(features, width), nn.ReLU(), dropout, nn.Linear(width, 2))
 
     def compute_outputs(self, batch: Any) -> dict[str, Tensor]:
         return {"prediction": self.model(batch["input"])}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -57,10 +58,8 @@ def meta_module(stage: Stage) -> PanguModule:
     with usage_errors("data"):
         data = stage.data.build()
     arguments: dict[str, Any] = {}
-    try:
+    with suppress(FileNotFoundError, ImportError):  # a plan needs no data: the configuration must be enough
         arguments = getattr(data, "module_arguments", dict)()
-    except (FileNotFoundError, ImportError):
-        pass  # a plan needs no data: the module's configuration must be enough
     with usage_errors("module"), torch.device("meta"):
         module: PanguModule = stage.module.derive(init_checkpoint=None).build(**arguments)
     return module

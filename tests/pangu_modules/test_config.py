@@ -69,7 +69,7 @@ def test_plain_round_trips() -> None:
 
 
 def test_a_wrong_nested_config_is_refused_when_the_class_is_defined() -> None:
-    with pytest.raises(TypeError, match="must be a subclass of pangu_modules.Config"):
+    with pytest.raises(TypeError, match=r"must be a subclass of pangu_modules\.Config"):
 
         class Wrong(Configurable):
             Config = int  # type: ignore[assignment]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from lightning.pytorch import LightningDataModule
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.calibration import calibration_batches
 from datamodules.loader import Collate, ResumableLoader, collate
 from pangu_modules.config import Config as BaseConfig
 from pangu_modules.config import Configurable
@@ -46,6 +48,10 @@ class DataModule(Configurable, LightningDataModule):
     def module_arguments(self) -> dict[str, Any]:
         """Return plain values that the module is built with; known without `setup()`."""
         return {}
+
+    def calibration_batches(self, n: int, seed: int) -> Iterator[Any]:
+        """Return `n` batches for a method's calibration; see `datamodules.calibration.calibration_batches`."""
+        return calibration_batches(self, n, seed)
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the resumable loader of `train_dataset`, of this process's share."""

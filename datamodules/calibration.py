@@ -16,6 +16,7 @@ from datamodules.loader import fetch
 def calibration_batches(datamodule: LightningDataModule, n: int, seed: int) -> Iterator[Any]:
     """Return `n` batches of the training loader's size, drawn without replacement; the same on all processes.
 
+    They come from the datamodule's ``calibration_dataset``, if it reserves one, otherwise from the training data.
     Neither the training's random numbers nor its order of samples change. Augmentation is that of epoch 0.
 
     Args:
@@ -29,7 +30,8 @@ def calibration_batches(datamodule: LightningDataModule, n: int, seed: int) -> I
     """
     with isolate_rng(include_cuda=False):
         loader: Any = datamodule.train_dataloader()
-    dataset: Any = getattr(loader, "dataset", None)
+    reserved = getattr(datamodule, "calibration_dataset", None)
+    dataset: Any = getattr(loader, "dataset", None) if reserved is None else reserved
     sizes = [getattr(part, "batch_size", None) for part in (loader, getattr(loader, "batch_sampler", None))]
     batch_size = next((size for size in sizes if size), None)
     map_style = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
@@ -40,8 +42,9 @@ def calibration_batches(datamodule: LightningDataModule, n: int, seed: int) -> I
         )
     if n * batch_size > len(dataset):
         raise ValueError(
-            f"calibration wants {n} batches of {batch_size} = {n * batch_size} samples, the training data has "
-            f"{len(dataset)}: lower the number of batches or the batch size"
+            f"calibration wants {n} batches of {batch_size} = {n * batch_size} samples, the "
+            f"{'training' if reserved is None else 'calibration'} data has {len(dataset)}: lower the number of "
+            "batches or the batch size"
         )
     chosen = np.random.default_rng(seed).choice(len(dataset), size=(n, batch_size), replace=False)
     return _read(dataset, chosen.tolist(), loader.collate_fn)

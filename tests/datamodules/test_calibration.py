@@ -5,6 +5,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler, TensorDataset
+from toys import ToyData
 
 from datamodules.calibration import calibration_batches
 from datamodules.images import DigitsData
@@ -108,3 +109,13 @@ def test_other_loaders_are_refused(loader: object) -> None:
 
     with pytest.raises(TypeError, match="Other cannot be calibrated on"):
         calibration_batches(Other(), 1, seed=0)
+
+
+def test_a_reserved_calibration_set_is_preferred() -> None:
+    data = ToyData(ToyData.Config(batch_size=4))
+    data.setup("fit")
+    data.calibration_dataset = [{"input": torch.tensor(-1.0 - index)} for index in range(8)]
+    values = torch.cat([batch["input"] for batch in data.calibration_batches(2, seed=0)])
+    assert sorted(values.tolist()) == [-8.0 + index for index in range(8)]
+    with pytest.raises(ValueError, match="the calibration data has 8"):
+        data.calibration_batches(3, seed=0)

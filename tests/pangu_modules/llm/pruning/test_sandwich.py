@@ -68,6 +68,19 @@ def test_post_norm_gains_start_scaled_by_depth():
         assert torch.equal(layer.input_layernorm.weight, torch.ones(24, dtype=torch.float64))
 
 
+def test_embedding_starts_at_its_own_range(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    model = sandwich_model(randomised=False, vocab_size=4000, embedding_initializer_range=0.4)
+    weights = model.model.embed_tokens.weight.detach()
+    assert float(weights.std()) == pytest.approx(0.4, rel=0.02)  # 96000 draws: 0.2 % is one standard error
+    assert float(weights[0].abs().max()) == 0  # the padding token's
+    assert float(model.lm_head.weight.detach().std()) == pytest.approx(0.02, rel=0.02)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    assert torch.equal(loaded.model.embed_tokens.weight, weights)
+
+
 def test_generation_with_and_without_cache_agrees():
     model = sandwich_model()
     options = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0}

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.claims.harness import ArmsFailedError, run_arms
-from benchmarks.claims.output import claims_table, result_of, write_results
+from benchmarks.claims.output import result_of, terminal_rows, write_results
 from benchmarks.discovery import load
 from pangu_modules.report import terminal_table
 
@@ -39,8 +39,8 @@ def main(arguments: list[str]) -> int:
     if options.seeds:
         method = replace(method, seeds=options.seeds)
     if options.miniature:
-        method = replace(method, name=f"{method.name}-miniature")
-        options.results = options.work / "miniature"
+        options.work = options.work / "miniature"
+        options.results = options.work / "results"
     try:
         by_seed = run_arms(method, options.work, jobs=options.jobs, fresh=options.fresh)
     except ArmsFailedError as error:
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
         return 1
     result = result_of(method, by_seed)
     paths = write_results(result, method, options.results)
-    terminal_table(*claims_table(result), title=method.title)
+    terminal_table(terminal_rows(result), title=method.title)
     print("\n".join(str(path) for path in paths))
     return 0
 

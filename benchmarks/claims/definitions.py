@@ -38,7 +38,6 @@ class Metric:
     log_axis: bool = False
 
 
-SECONDS = Metric("seconds", "time", "s", digits=0, higher_is_better=False)
 CPU_SECONDS = Metric("cpu_seconds", "CPU time", "s", digits=0, higher_is_better=False)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.claims.definitions import CPU_SECONDS, SECONDS, Arm, Claim, Method, Metric, SeedResults
+from benchmarks.claims.definitions import CPU_SECONDS, Arm, Claim, Method, Metric, SeedResults
 from benchmarks.claims.verdicts import CONFIDENCE, MeanAbove, summarize
 from pangu_modules.files import write_atomically
 from pangu_modules.report import Column, collect_versions, figure_to_png
@@ -84,6 +84,15 @@ def claims_table(result: Result, kind: str = "claims") -> tuple[list[dict[str, s
     return [{key: _claim_row(entry)[key] for key in columns} for entry in result[kind]], columns
 
 
+def terminal_rows(result: Result) -> list[dict[str, str]]:
+    """Return the rows of a table of claims short enough for a terminal: claims by id, with the rules they are under."""
+    rows = [(entry, _claim_row(entry)) for entry in result["claims"]]
+    return [
+        {"claim": entry["id"], "measured": row["measured"], "rule": entry["rule"], "verdict": row["verdict"]}
+        for entry, row in rows
+    ]
+
+
 def render(result: Result, metrics: Sequence[Metric]) -> str:
     """Return the Markdown form of a result."""
     parts = [f"# {escape(result['title'])}", escape(f"{result['source']}. {result['setup']}")]
@@ -98,6 +107,7 @@ def render(result: Result, metrics: Sequence[Metric]) -> str:
 def draw(result: Result, metrics: Sequence[Metric]) -> Figure:
     """Draw each arm's values, one dot a seed and a bar at the mean, one panel a metric."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     names = list(result["arms"])
     figure = Figure(figsize=(2.2 + 3.6 * len(metrics), 1.0 + 0.34 * len(names)), layout="constrained")
@@ -108,10 +118,15 @@ def draw(result: Result, metrics: Sequence[Metric]) -> Figure:
             panel.plot(values, [row] * len(values), "o", color="C0", alpha=0.6)
             panel.plot([summarize(values).mean], [row], "|", color="black", markersize=14, markeredgewidth=2)
         panel.set_xlabel(_heading(metric))
-        panel.set_xscale("log" if metric.log_axis else "linear")
-        panel.grid(axis="x", which="both", alpha=0.25)
+        left, right = panel.get_xlim()
+        if metric.log_axis and 0 < 3 * left < right:  # a narrow range is easier to read on a linear axis
+            panel.set_xscale("log")
+            panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.xaxis.set_minor_locator(NullLocator())
+            panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        panel.grid(axis="x", alpha=0.25)
     panels[0].set_yticks(range(len(names)), names)
-    panels[0].invert_yaxis()
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
     return figure
 
 
@@ -147,7 +162,7 @@ def _decimals(entry: Result) -> int:
 
 
 def _arms_table(result: Result, metrics: Sequence[Metric]) -> tuple[list[dict[str, str]], dict[str, str]]:
-    metrics = [*metrics, SECONDS, CPU_SECONDS]
+    metrics = [*metrics, CPU_SECONDS]
     columns = {"arm": "arm", "description": "what it is", "seeds": "seeds"}
     columns |= {metric.key: _heading(metric) for metric in metrics}
     rows = []

@@ -91,17 +91,15 @@ class MeanAbove:
 class EverySeedAbove:
     """Every seed is above `margin`.
 
-    Holds if all of at least three seeds are, does not hold as soon as one is not: the claim is about each seed, and
-    the noise between seeds can only break it. Undecided with fewer than three seeds, all above.
+    Holds if all seeds are and does not hold if one is not, whatever the mean: noise between seeds can only break such
+    a claim. Undecided with fewer than three seeds.
     """
 
     margin: float = 0.0
 
     def judge(self, values: Sequence[float]) -> Verdict:
         """Return the verdict on one value per seed."""
-        if any(value <= self.margin for value in values):
-            return "does not hold"
-        return "holds" if len(values) >= MIN_SEEDS else "undecided"
+        return _all_or_none([value > self.margin for value in values])
 
     def __str__(self) -> str:
         return f"every seed above {self.margin:g}"
@@ -115,12 +113,16 @@ class AlwaysEqual:
 
     def judge(self, values: Sequence[float]) -> Verdict:
         """Return the verdict on one value per seed."""
-        if any(value != self.target for value in values):
-            return "does not hold"
-        return "holds" if len(values) >= MIN_SEEDS else "undecided"
+        return _all_or_none([value == self.target for value in values])
 
     def __str__(self) -> str:
         return f"every seed exactly {self.target:,g}"
 
 
 Rule = MeanAbove | EverySeedAbove | AlwaysEqual
+
+
+def _all_or_none(satisfied: Sequence[bool]) -> Verdict:
+    if len(satisfied) < MIN_SEEDS:
+        return "undecided"
+    return "holds" if all(satisfied) else "does not hold"

@@ -14,7 +14,16 @@ import pytest
 from benchmarks.claims import __main__ as command
 from benchmarks.claims.definitions import Arm, Claim, Gain, Method, Metric, Ratio
 from benchmarks.claims.harness import ArmsFailedError, fingerprint, run_arms, tasks_of
-from benchmarks.claims.output import claims_table, draw, judge, measured_text, render, result_of, write_results
+from benchmarks.claims.output import (
+    claims_table,
+    draw,
+    judge,
+    measured_text,
+    render,
+    result_of,
+    terminal_rows,
+    write_results,
+)
 from benchmarks.claims.verdicts import AlwaysEqual, EverySeedAbove, MeanAbove
 from benchmarks.claims.worker import checked
 from benchmarks.discovery import load, names_in
@@ -222,7 +231,7 @@ def test_written_results_are_whole(tmp_path):
     assert paths[2].read_bytes().startswith(b"\x89PNG")
     text = paths[1].read_text()
     assert "| Better by a point | +7.42 points | +1.95 ± 0.15 points | 3 | holds |" in text
-    assert "| better | the method \\| better | 3 | 92.0 ± 0.1 | 0.201 ± 0.003 | 2 | 1 |" in text
+    assert "| better | the method \\| better | 3 | 92.0 ± 0.1 | 0.201 ± 0.003 | 1 |" in text
     assert "| Extra arm | - | +0.00 points | 1 |" in text
 
 
@@ -230,9 +239,17 @@ def test_figure_shows_each_arm_and_seed_with_units():
     figure = draw(result_of(method(), results()), (ACCURACY, LOSS))
     accuracy, loss = figure.axes
     assert accuracy.get_xlabel() == "accuracy (%)"
-    assert loss.get_xscale() == "log"
+    assert loss.get_xlabel() == "loss (nats)"
     assert [text.get_text() for text in accuracy.get_yticklabels()] == ["base", "better", "extra"]
     assert list(accuracy.lines[0].get_xdata()) == pytest.approx([90.4, 89.8, 90.1])
+    assert (accuracy.get_xscale(), loss.get_xscale()) == ("linear", "linear")
+
+
+def test_figure_has_a_logarithmic_axis_where_values_span_more():
+    by_seed = results()
+    by_seed[0]["base"] = {**by_seed[0]["base"], "loss": 3.0}
+    accuracy, loss = draw(result_of(method(), by_seed), (ACCURACY, LOSS)).axes
+    assert (accuracy.get_xscale(), loss.get_xscale()) == ("linear", "log")
 
 
 @pytest.mark.parametrize(
@@ -254,6 +271,9 @@ def test_measured_text_shows_two_digits_of_the_spread(values, unit, text):
 
 def test_terminal_table_and_markdown_agree():
     result = result_of(method(), results())
+    measured = [row["measured"] for row in terminal_rows(result)]
+    assert measured == [row["measured"] for row in claims_table(result)[0]]
+    assert terminal_rows(result)[1]["rule"] == "every seed above 0"
     rows, columns = claims_table(result)
     assert list(columns) == ["statement", "paper", "measured", "seeds", "verdict"]
     assert all(row["measured"] in render(result, (ACCURACY,)) for row in rows)

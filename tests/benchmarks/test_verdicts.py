@@ -53,7 +53,7 @@ def test_a_lower_confidence_decides_earlier():
 
 @pytest.mark.parametrize(
     ("values", "verdict"),
-    [([1, 2, 3], "holds"), ([1, 2, 0], "does not hold"), ([-1], "does not hold"), ([1, 2], "undecided")],
+    [([1, 2, 3], "holds"), ([1, 2, 0], "does not hold"), ([-1, -1], "undecided"), ([1, 2], "undecided")],
 )
 def test_every_seed_above(values, verdict):
     assert EverySeedAbove(0).judge(values) == verdict

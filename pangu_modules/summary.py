@@ -8,6 +8,7 @@ from typing import Any
 
 from pangu_modules.cli import Request
 from pangu_modules.report import Column, RunReport, collect_versions, learning_curves, terminal_table
+from pangu_modules.report_parts import collect_parts
 from pangu_modules.run import StageResult
 from pangu_modules.run_folder import RunFolder, to_yaml
 
@@ -62,6 +63,8 @@ def finish(request: Request, folder: Path, results: Mapping[str, StageResult]) -
     curves = {labels[name]: RunFolder(folder / name).metrics for name in results}
     for caption, figure in learning_curves({name: path for name, path in curves.items() if path.is_file()}).items():
         report.add_figure(figure, caption)
+    for name in results:
+        collect_parts(folder / name, report, prefix=name)
     page, _ = report.write(folder)
     terminal_table(rows, columns, f"{request.title}\nResult on the test set")
     print(f"run folder  {folder}\nreport      {page}")

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import NonNegativeInt, ValidationError
 
 from pangu_modules.bare_help import COMMANDS, bare_help
 from pangu_modules.cli_messages import short_message
@@ -140,12 +140,19 @@ def build_parser(recipe: Recipe, command: str, removed: set[str], program: str, 
     from jsonargparse import ActionConfigFile, ArgumentParser
     from lightning.pytorch import Trainer
 
-    parser = ArgumentParser(prog=f"python {program}", description=title, allow_abbrev=False, exit_on_error=False)
+    parser = ArgumentParser(
+        prog=f"python {program}",
+        usage="%(prog)s [options]",  # the generated one lists every option a second time
+        description=title,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of overrides; may be given repeatedly.")
     for option, keywords in OPTIONS[command].items():
         parser.add_argument(option, **keywords)
     if not recipe.single:
         parser.add_argument("--stage", type=str, help=f"Run one stage: {', '.join(recipe.stages)}.")
+        parser.add_argument("--seed", type=NonNegativeInt, help="Seed of all stages, instead of their own.")
     for prefix, stage in _prefixed(recipe):
         parser.add_class_arguments(type(stage.module), f"{prefix}module", fail_untyped=False)
         parser.add_class_arguments(type(stage.data), f"{prefix}data", fail_untyped=False)
@@ -206,7 +213,9 @@ def overridden(recipe: Recipe, values: dict[str, Any], removed: set[str]) -> Rec
     for name, stage in recipe.stages.items():
         prefix = f"{name}." if name else ""
         try:
-            stages[name] = _overridden_stage(stage, values[name] if name else values, prefix, removed)
+            part = values[name] if name else values
+            seed = part["seed"] if values["seed"] is None else values["seed"]
+            stages[name] = _overridden_stage(stage, {**part, "seed": seed}, prefix, removed)
         except ValidationError as error:
             raise UsageError(readable(error, name)) from error
     if recipe.single:

@@ -57,6 +57,9 @@ def test_stages_have_prefixes() -> None:
     assert request.recipe.stages["second"].module.width == 9
     assert request.recipe.stages["first"].callbacks == {"widen": None}
     assert request.recipe.stages["first"].module.width == 8
+    assert [stage.seed for stage in request.recipe.stages.values()] == [0, 0]
+    seeded = parsed("fit", "--seed", "3", recipe=STAGED).recipe
+    assert [stage.seed for stage in seeded.stages.values()] == [3, 3]
 
 
 @pytest.mark.parametrize("removal", [["--callbacks.widen", "null"], ["--callbacks.widen=null"]])

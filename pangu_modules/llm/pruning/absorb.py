@@ -245,6 +245,8 @@ def _plain_model(config: Any) -> Any:
 
     fields = {name: value for name, value in config.to_dict().items() if name in LlamaConfig().to_dict()}
     fields = {name: value for name, value in fields.items() if name not in ("model_type", "architectures")}
+    if hasattr(config, "pruned_with"):
+        fields["pruned_with"] = config.pruned_with
     if config.hidden_size % config.num_attention_heads == 0:
         return LlamaForCausalLM(LlamaConfig(**fields))
     if config.attention_bias or config.mlp_bias:
@@ -252,5 +254,5 @@ def _plain_model(config: Any) -> Any:
             f"hidden_size={config.hidden_size} is no multiple of {config.num_attention_heads} heads, which Llama's "
             "configuration refuses, and Mistral has no biases: prune to a multiple of the heads"
         )
-    kept = {name: value for name, value in fields.items() if name in MistralConfig().to_dict()}
+    kept = {name: value for name, value in fields.items() if name in [*MistralConfig().to_dict(), "pruned_with"]}
     return MistralForCausalLM(MistralConfig(**kept | {"sliding_window": None}))

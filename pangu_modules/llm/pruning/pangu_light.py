@@ -28,6 +28,8 @@ from pangu_modules.llm.pruning.activations import hidden_norms
 from pangu_modules.llm.pruning.depth import merge_differences, perplexity_scores, select_dropped_layers
 from pangu_modules.llm.pruning.importance import Importance, collect_importance
 from pangu_modules.llm.pruning.pangu_light_config import PanguLightConfig
+from pangu_modules.llm.pruning.pangu_light_report import PanguLightReport, count_tokens, report_of, shape_of_model
+from pangu_modules.llm.pruning.prune_report import count_parameters
 from pangu_modules.llm.pruning.selection import group_scores, random_scores, select_query_heads, top_k
 from pangu_modules.llm.pruning.shapes import ShapePlan
 from pangu_modules.llm.pruning.slnp import slnp_factors, slnp_rescale
@@ -49,29 +51,15 @@ class PanguLightSelection(Config):
     norm_factors: dict[str, float] = Field(
         description="Factor on every norm's gain, by its name in the unpruned model."
     )
+    block_influence: tuple[float, ...] = Field(description="1 - mean cos(input, output) of every layer.")
     layer_scores: tuple[float, ...] = Field(description="Score of every layer under the depth criterion.")
     fold_gain: bool = Field(description="Fold norm gains into adopted groups.")
     laco: bool = Field(description="Merge dropped layers by parameter differences.")
 
 
-class PruneReport(Config):
-    """What one pruning did."""
-
-    parameters: tuple[int, int] = Field(description="Parameters before and after.")
-    hidden_size: tuple[int, int] = Field(description="Hidden channels before and after.")
-    intermediate_size: tuple[int, int] = Field(description="FFN channels per layer before and after.")
-    num_attention_heads: tuple[int, int] = Field(description="Query heads per layer before and after.")
-    num_key_value_heads: tuple[int, int] = Field(description="KV groups per layer before and after.")
-    num_hidden_layers: tuple[int, int] = Field(description="Layers before and after.")
-    dropped_layers: dict[int, float] = Field(description="Dropped layers with their scores.")
-    adopted_groups: dict[int, int] = Field(description="Kept layers that adopted KV groups, with how many (CLAP).")
-    norm_factors: tuple[float, float, float] = Field(description="Smallest, mean and largest factor of SLNP.")
-    selection: PanguLightSelection = Field(description="All kept indices.")
-
-
 def prune(
     model: nn.Module, batches: Sequence[Batch], config: PanguLightConfig, *, source: str = ""
-) -> tuple[PruneReport, ShapePlan]:
+) -> tuple[PanguLightReport, ShapePlan]:
     """Prune the model in place; return the report and the plan that rebuilds its shapes.
 
     Args:
@@ -84,9 +72,9 @@ def prune(
         ValueError: the target or the model does not fit (the message says why), or an activation is not finite.
     """
     selection = select(model, batches, config)
-    before = _shape(model), _count(model)
+    before, parameters = shape_of_model(model), count_parameters(model)
     apply_selection(model, selection)
-    report = _report(selection, *before, _shape(model), _count(model))
+    report = report_of(model, selection, before, parameters, count_tokens(batches))
     return report, ShapePlan.of(model, kept_layers=selection.layers, source=source)
 
 
@@ -104,7 +92,7 @@ def select(
     Raises:
         ValueError: as `prune`.
     """
-    surgery.check_supported(model)
+    _check_model(model)
     target = _target(model, config)
     scores = score(model, batches, config) if scores is None else scores
     layer_scores = perplexity_scores(model, batches) if config.depth_criterion == "ppl" else scores.layers
@@ -115,7 +103,7 @@ def select(
         layer_scores, num_drop, protect=config.protect_layers, allow_adjacent=config.allow_adjacent
     )
     layers = [layer for layer in range(len(layer_scores)) if layer not in dropped]
-    heads, groups = _heads_and_groups(scores, _shape(model), target, dropped, config)
+    heads, groups = _heads_and_groups(scores, shape_of_model(model), target, dropped, config)
     hidden = top_k(scores.hidden, target.hidden_size)
     factors = slnp_factors(model, hidden, mode=config.slnp, norms=config.slnp_norms, batches=batches)
     gone = tuple(f"layers.{layer}." for layer in dropped)
@@ -127,6 +115,7 @@ def select(
         channels=tuple(tuple(top_k(scores.channels[layer], target.intermediate_size)) for layer in layers),
         hidden=tuple(hidden),
         norm_factors={name: factor for name, factor in factors.items() if not name.startswith(gone)},
+        block_influence=tuple(scores.layers.tolist()),
         layer_scores=tuple(layer_scores.tolist()),
         fold_gain=config.clap.fold_gain,
         laco=config.laco,
@@ -156,7 +145,7 @@ def apply_selection(model: nn.Module, selection: PanguLightSelection) -> None:
         )
     norms = hidden_norms(model)  # names of the unpruned model; the modules outlive the surgery
     layers = list(surgery.decoder_layers(model))
-    shape = _shape(model)
+    shape = shape_of_model(model)
     if selection.laco:
         _merge_dropped(layers, selection.layers)
     for layer, heads in zip(layers, selection.query_heads, strict=True):
@@ -173,6 +162,7 @@ def apply_selection(model: nn.Module, selection: PanguLightSelection) -> None:
         surgery.keep_hidden(model, selection.hidden)
     slnp_rescale(norms, selection.norm_factors)
     surgery.refresh_config(model)
+    surgery.backbone(model).config.pruned_with = "pangu_light"
 
 
 def compare_reinitialisations(
@@ -224,9 +214,19 @@ def fingerprint(model: nn.Module, samples: int = 64) -> str:
 # Helpers.
 
 
+def _check_model(model: nn.Module) -> None:
+    surgery.check_supported(model)
+    method = getattr(surgery.backbone(model).config, "pruned_with", None)
+    if method:
+        raise ValueError(
+            f"the model was already pruned (by {method}): scores are those of the unpruned model; prune the original "
+            "model to a smaller target"
+        )
+
+
 def _target(model: nn.Module, config: PanguLightConfig) -> ModelShape:
     if config.target is not None:
-        return resolve_target(_shape(model), config.target, round_to=config.round_to)
+        return resolve_target(shape_of_model(model), config.target, round_to=config.round_to)
     assert config.target_params is not None
     source: Any = surgery.backbone(model).config
     return shape_for_parameters(source, config.target_params, round_to=config.round_to)
@@ -252,40 +252,3 @@ def _merge_dropped(layers: Sequence[nn.Module], kept: Sequence[int]) -> None:
         dropped = [layers[index] for index in range(below, above) if index != receiver]
         if dropped:
             merge_differences(layers[receiver], dropped)
-
-
-def _shape(model: nn.Module) -> ModelShape:
-    layers = surgery.decoder_layers(model)
-    sizes = surgery.layer_shape(layers[0])
-    return ModelShape(
-        hidden_size=surgery.hidden_size(model),
-        intermediate_size=sizes.intermediate_size,
-        num_attention_heads=sizes.num_heads,
-        num_key_value_heads=sizes.num_kv_heads,
-        num_hidden_layers=len(layers),
-    )
-
-
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _report(
-    selection: PanguLightSelection, shape: ModelShape, parameters: int, new_shape: ModelShape, new_parameters: int
-) -> PruneReport:
-    adopted = {
-        layer: sum(donor != layer for donor, _ in groups)
-        for layer, groups in zip(selection.layers, selection.groups, strict=True)
-    }
-    factors = list(selection.norm_factors.values())
-    axes = {axis: (value, getattr(new_shape, axis)) for axis, value in vars(shape).items()}
-    return PruneReport(
-        **axes,
-        parameters=(parameters, new_parameters),
-        dropped_layers={
-            layer: score for layer, score in enumerate(selection.layer_scores) if layer not in selection.layers
-        },
-        adopted_groups={layer: count for layer, count in adopted.items() if count},
-        norm_factors=(min(factors), sum(factors) / len(factors), max(factors)),
-        selection=selection,
-    )

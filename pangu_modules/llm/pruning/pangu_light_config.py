@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, Self
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from torch import nn
 
 from pangu_modules.config import Config, nearest
 from pangu_modules.llm.pruning.absorb import AbsorbConfig
+from pangu_modules.llm.pruning.calibration import CalibrationConfig
 from pangu_modules.llm.pruning.importance import Aggregation, HeadScore
 from pangu_modules.llm.pruning.slnp import SlnpMode, SlnpNorms
 from pangu_modules.llm.pruning.target import TargetShape
+from pangu_modules.objectives import Batch
+
+if TYPE_CHECKING:
+    from pangu_modules.llm.pruning.pangu_light_report import PanguLightReport
 
 
 class ClapConfig(Config):
@@ -24,14 +31,6 @@ class ClapConfig(Config):
         "none", description="Compare two layers' group scores as they are, or divided by each layer's mean head score."
     )
     fold_gain: bool = Field(True, description="Fold the ratio of norm gains into the weights of adopted groups.")
-
-
-class CalibrationConfig(Config):
-    """How much calibration text the scores are computed from."""
-
-    n_samples: PositiveInt = Field(1024, description="Calibration sequences.")
-    batch_size: PositiveInt = Field(8, description="Sequences per forward pass.")
-    seed: NonNegativeInt = Field(0, description="Seed of their choice.")
 
 
 class DistillConfig(Config):
@@ -80,12 +79,9 @@ class PanguLightConfig(Config):
         "score", description="Keep the best channels, heads and groups, or random ones (control)."
     )
     selection_seed: NonNegativeInt = Field(0, description="Seed of the random selection.")
-    calib: CalibrationConfig = Field(CalibrationConfig(), description="Calibration text.")
+    calib: CalibrationConfig = Field(CalibrationConfig(n_samples=1024), description="Calibration text.")
     distill: DistillConfig = Field(DistillConfig(), description="Recovery training's loss.")
     absorb: AbsorbConfig = Field(AbsorbConfig(), description="Removal of a sandwich model's post-norms.")
-    export_carrier: Literal["auto", "llama", "mistral"] = Field(
-        "auto", description="Architecture of the exported model; auto takes Mistral where Llama refuses the sizes."
-    )
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
@@ -100,29 +96,33 @@ class PanguLightConfig(Config):
             raise ValueError("laco and clap.enabled both merge dropped layers: switch one off")
         return self
 
+    def prune(
+        self, model: nn.Module, batches: Iterable[Batch], progress_folder: str | Path | None = None
+    ) -> PanguLightReport:
+        """Prune `model` in place; one forward pass, so there is no progress to keep. See `pangu_light.prune`."""
+        from pangu_modules.llm.pruning.pangu_light import prune  # it needs this file
+
+        report, _ = prune(model, list(batches), self)
+        return report
+
 
 BASELINES: Mapping[str, Mapping[str, Any]] = {
     "pangu_light": {},
     "clap_only": {"slnp": "none"},
     "slnp_only": {"clap": {"enabled": False}},
     "minitron": {"clap": {"enabled": False}, "slnp": "none", "agg_batch": "l2", "agg_seq": "mean"},
-    "shortgpt": {"clap": {"enabled": False}, "slnp": "none", "protect_layers": ()},
     "laco": {"clap": {"enabled": False}, "slnp": "none", "laco": True},
     "random": {"clap": {"enabled": False}, "slnp": "none", "selection": "random"},
 }
-"""Changes that turn a configuration into each baseline; all keep its target. `shortgpt` takes a depth-only target."""
+"""Changes that turn a configuration into each baseline; all keep its target. ShortGPT is `ShortGPTConfig`."""
 
 
 def baseline(name: str, config: PanguLightConfig) -> PanguLightConfig:
     """Return `config` changed to the named baseline.
 
     Raises:
-        ValueError: the name is unknown, or shortgpt is asked for more than a depth.
+        ValueError: the name is unknown.
     """
     if name not in BASELINES:
         raise ValueError(f"no baseline {name!r}.{nearest(name, BASELINES)} Known: {', '.join(BASELINES)}")
-    if name == "shortgpt":
-        sizes = [] if config.target is None else sorted(config.target.model_dump(exclude_none=True))
-        if sizes != ["num_hidden_layers"]:
-            raise ValueError(f"shortgpt removes layers only: give target.num_hidden_layers alone, not {sizes}")
     return config.derive(**BASELINES[name])

@@ -23,6 +23,7 @@ from pangu_modules.llm.pruning.pangu_light import (
     select,
 )
 from pangu_modules.llm.pruning.pangu_light_config import BASELINES, ClapConfig, PanguLightConfig, baseline
+from pangu_modules.llm.pruning.target import ModelShape
 
 FAMILIES = ["llama", "llama_bias", "qwen2", "qwen3", "mistral"]
 IDS = torch.randint(1, 61, (4, 9), generator=torch.Generator().manual_seed(3))
@@ -44,7 +45,8 @@ def test_a_target_of_the_present_shape_changes_no_bit(tiny_model, family, slnp):
     report, plan = prune(model, BATCHES, PanguLightConfig(target={}, slnp=slnp))
     assert torch.equal(logits_of(model), before)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
-    assert report.parameters[0] == report.parameters[1]
+    assert report.parameters_before == report.parameters_after
+    assert report.removed_fraction == 0
     assert report.norm_factors == (1.0, 1.0, 1.0)
     assert plan.kept_layers == (0, 1, 2, 3)
 
@@ -78,12 +80,19 @@ def test_joint_target_is_met_and_generates(tiny_model, family):
     report, plan = prune(model, BATCHES, PanguLightConfig(target=JOINT), source="pruning")
     assert surgery.layer_shape(model.model.layers[0]) == surgery.LayerShape(4, 2, 8, 20)
     assert (model.config.hidden_size, model.config.num_hidden_layers) == (18, 3)
-    assert report.parameters[1] == sum(parameter.numel() for parameter in model.parameters())
-    assert (report.num_attention_heads, report.num_key_value_heads) == ((6, 4), (3, 2))
+    assert report.parameters_after == sum(parameter.numel() for parameter in model.parameters())
+    assert report.shape_before == ModelShape(24, 28, 6, 3, 4)
+    assert report.shape_after == ModelShape(18, 20, 4, 2, 3)
+    assert report.calibration_tokens == 36
+    # per hidden channel: heads of 8 in q, k, v, o and three FFN matrices
+    assert report.layers[0].ratio == pytest.approx(1 - (8 * 2 * (4 + 2) + 3 * 20) / (8 * 2 * (6 + 3) + 3 * 28))
     assert (plan.kind, plan.source, plan.hidden_size) == ("shape", "pruning", 18)
     options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
     cached, plain = (model.generate(IDS, use_cache=use, **options) for use in (True, False))
     assert torch.equal(cached, plain)
+    for layer, groups in zip(report.layers, report.selection.groups, strict=True):
+        own = [group for donor, group in groups if donor == layer.index]
+        assert sorted(head // 2 for head in layer.kept_heads) == sorted(own * 2)
     json.dumps(report.plain())
 
 
@@ -191,7 +200,7 @@ def test_perplexity_criterion_drops_the_layer_that_costs_least(tiny_model):
 def test_parameter_budget(tiny_model):
     model = tiny_model("llama")
     report, _ = prune(model, BATCHES, PanguLightConfig(target_params=0.6, round_to=2))
-    assert 0.55 * report.parameters[0] < report.parameters[1] <= 0.6 * report.parameters[0]
+    assert 0.55 < report.parameters_after / report.parameters_before <= 0.6
     assert model.config.hidden_size % 2 == 0
 
 
@@ -231,21 +240,29 @@ def test_comparison_of_reinitialisations_leaves_the_model_alone(tiny_model):
 
 @pytest.mark.parametrize("name", list(BASELINES))
 def test_baselines_keep_the_target_and_run(tiny_model, name):
-    target = {"num_hidden_layers": 3} if name == "shortgpt" else JOINT
-    config = baseline(name, PanguLightConfig(target=target))
-    assert config.target is not None
-    report, _ = prune(tiny_model("llama"), BATCHES, config)
-    assert report.num_hidden_layers == (4, 3)
+    config = baseline(name, PanguLightConfig(target=JOINT))
+    report = config.prune(tiny_model("llama"), iter(BATCHES))
+    assert report.shape_after == ModelShape(18, 20, 4, 2, 3)
     if name == "minitron":
         assert (config.agg_batch, config.agg_seq, config.slnp, config.clap.enabled) == ("l2", "mean", "none", False)
 
 
-def test_baselines_that_do_not_exist_or_fit():
+def test_depth_alone_is_short_gpt(tiny_model):
+    from pangu_modules.llm.pruning.short_gpt import ShortGPTConfig
+
+    model, other = tiny_model("llama"), tiny_model("llama")
+    target = {"num_hidden_layers": 2}
+    ours = PanguLightConfig(target=target, protect_layers=(), **PLAIN).prune(model, BATCHES)
+    theirs = ShortGPTConfig(dropped_layers=2).prune(other, BATCHES)
+    assert ours.kept_layers == theirs.kept_layers
+    assert torch.equal(logits_of(model), logits_of(other))
+    assert [layer.similarity for layer in ours.layers] == pytest.approx([layer.similarity for layer in theirs.layers])
+
+
+def test_baselines_that_do_not_exist():
     config = PanguLightConfig(target=JOINT)
     with pytest.raises(ValueError, match=r"no baseline 'minitorn'\. Did you mean 'minitron'\?"):
         baseline("minitorn", config)
-    with pytest.raises(ValueError, match="shortgpt removes layers only"):
-        baseline("shortgpt", config)
 
 
 @pytest.mark.parametrize(
@@ -285,6 +302,13 @@ def test_a_model_pruned_layer_by_layer_is_refused(tiny_model):
     surgery.keep_kv_groups(model.model.layers[2], [0, 1])
     with pytest.raises(ValueError, match="the layers have 2 different shapes"):
         prune(model, BATCHES, PanguLightConfig(target={"hidden_size": 18}))
+
+
+def test_a_pruned_model_is_not_pruned_again(tiny_model):
+    model = tiny_model("llama")
+    prune(model, BATCHES, PanguLightConfig(target={"hidden_size": 18}))
+    with pytest.raises(ValueError, match=r"already pruned \(by pangu_light\).*prune the original"):
+        prune(model, BATCHES, PanguLightConfig(target={"hidden_size": 12}))
 
 
 def test_unsupported_architectures_are_named():

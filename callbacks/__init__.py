@@ -6,16 +6,24 @@ from pangu_modules.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from callbacks.base import RecipeCallback as RecipeCallback
+    from callbacks.distillation import Distillation as Distillation
     from callbacks.exact_resume import ExactResume as ExactResume
+    from callbacks.pangu_light_pruning import PanguLightPruning as PanguLightPruning
     from callbacks.resume_checkpoint import ResumeCheckpoint as ResumeCheckpoint
+    from callbacks.structured_pruning import LayerDropping as LayerDropping
+    from callbacks.structured_pruning import StructuredPruning as StructuredPruning
     from callbacks.weight_average import WeightAverage as WeightAverage
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "Distillation": "callbacks.distillation",
         "ExactResume": "callbacks.exact_resume",
+        "LayerDropping": "callbacks.structured_pruning",
+        "PanguLightPruning": "callbacks.pangu_light_pruning",
         "RecipeCallback": "callbacks.base",
         "ResumeCheckpoint": "callbacks.resume_checkpoint",
+        "StructuredPruning": "callbacks.structured_pruning",
         "WeightAverage": "callbacks.weight_average",
     },
 )

@@ -1,0 +1,168 @@
+"""Distillation: a frozen teacher's logits as an objective of training, e.g. to recover what pruning took."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Self
+
+from lightning.pytorch import LightningModule, Trainer
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from torch import nn
+
+from callbacks.base import RecipeCallback
+from pangu_modules.config import Config as BaseConfig
+from pangu_modules.llm.teacher import distillation_objective
+from pangu_modules.module import PanguModule
+from pangu_modules.objectives import Objective
+
+SELF = "self"
+TEACHER_FOLDER = "teacher"
+
+
+class Distillation(RecipeCallback):
+    """Trains towards a teacher: ``L = lambda_ce CE + lambda_kd T^2 KL(teacher || student)``, per token.
+
+    The teacher is no part of the module and of no checkpoint. With ``teacher="self"`` it is the model as it is when
+    this callback is set up, so put it before the callback that prunes; it is kept in the run's folder, where a resumed
+    run finds it again. Any other teacher is loaded by its name each time, which stores nothing.
+
+    The objective has the callback's name.
+    """
+
+    class Config(BaseConfig):
+        """Teacher and loss; the defaults are Pangu Light's recovery: forward KL on logits alone."""
+
+        teacher: str = Field(
+            SELF,
+            description="Hub id, folder, .gguf file or 'smollm2'; 'self': the model before pruning, kept in the run's folder.",
+        )
+        lambda_kd: NonNegativeFloat = Field(1.0, description="Weight of the forward KL on logits.")
+        lambda_ce: NonNegativeFloat = Field(0.0, description="Weight of the language-model loss.")
+        temperature: PositiveFloat = Field(1.0, description="Softening of both distributions, T.")
+        chunk_tokens: PositiveInt | None = Field(
+            None, description="Tokens whose float32 logits exist at the same time; empty: what suits the device."
+        )
+        device: str | None = Field(None, description="Where the teacher runs, e.g. 'cuda:1'; empty: with the batch.")
+
+        @model_validator(mode="after")
+        def _has_a_loss(self) -> Self:
+            if self.lambda_ce == 0 and self.lambda_kd == 0:
+                raise ValueError("lambda_kd and lambda_ce are both 0: nothing would be learned; set one above 0")
+            return self
+
+    config: Config
+
+    def __init__(self, config: Config, *, name: str = "distillation") -> None:
+        super().__init__(config, name=name)
+        self._fingerprint = ""  # of the teacher
+        self._loaded: str | None = None  # the teacher's fingerprint in the checkpoint a run resumes from
+        self._found = False  # whether the teacher was in the run's folder already
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Load the teacher and add the objective; only for training.
+
+        Raises:
+            TypeError: the module is not a `PanguModule` over a language model.
+            ValueError: the teacher cannot be found or has another vocabulary.
+        """
+        if stage != "fit":
+            return
+        if not (isinstance(pl_module, PanguModule) and hasattr(pl_module.model, "config")):
+            raise TypeError(f"callback {self.name!r} needs a PanguModule over a language model, e.g. CausalLM")
+        self._weigh_language_modelling(pl_module)
+        if self.config.lambda_kd == 0:
+            return
+        teacher = self._teacher(trainer, pl_module)
+        self._check_vocabulary(teacher, pl_module.model)
+        self._fingerprint = fingerprint(teacher)
+        loss = distillation_objective(
+            teacher,
+            temperature=self.config.temperature,
+            chunk_tokens=self.config.chunk_tokens,
+            device=self.config.device,
+        )
+        pl_module.objectives[self.name] = Objective(loss, weight=self.config.lambda_kd)
+
+    def _weigh_language_modelling(self, module: PanguModule) -> None:
+        """Give the module's own loss its weight; at 0 it is not computed."""
+        own = module.objectives.pop("language_modelling", None)
+        if self.config.lambda_ce > 0:
+            if own is None:
+                raise ValueError(
+                    f"callback {self.name!r}: lambda_ce weighs the objective language_modelling: none here"
+                )
+            module.objectives["language_modelling"] = Objective(own.loss, weight=self.config.lambda_ce)
+
+    def _teacher(self, trainer: Trainer, module: PanguModule) -> nn.Module:
+        from pangu_modules.llm.loading import load_causal_lm
+
+        trust = bool(getattr(module.config, "trust_remote_code", False))
+        name = self.config.teacher
+        if name == SELF:
+            folder = Path(trainer.default_root_dir) / TEACHER_FOLDER / self.name
+            self._found = (folder / "config.json").is_file()
+            if not self._found:
+                self._keep(trainer, module, folder)
+            name = str(folder)
+        return load_causal_lm(name, trust_remote_code=trust)
+
+    def _keep(self, trainer: Trainer, module: PanguModule, folder: Path) -> None:
+        """Write the model as it is now to the run's folder, from one process."""
+        from pangu_modules.llm.exporting import without_adapters
+        from pangu_modules.llm.files import atomic_model_folder
+        from pangu_modules.llm.loading import quiet_transformers
+
+        if any(plan.kind == "shape" for plan in module.config.structure):
+            raise ValueError(
+                f"callback {self.name!r}: teacher='self' is the model before pruning, but this one is pruned already "
+                f"and {folder} holds no teacher: put this callback before the one that prunes, resume in the run's own "
+                "folder, or name the teacher's folder or hub id"
+            )
+        if trainer.is_global_zero:
+            model: Any = without_adapters(module.model)
+            with atomic_model_folder(folder, replace=False) as temporary, quiet_transformers():
+                model.save_pretrained(temporary)
+        trainer.strategy.barrier("Distillation")
+
+    def _check_vocabulary(self, teacher: Any, student: Any) -> None:
+        sizes = teacher.config.vocab_size, student.config.vocab_size
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"callback {self.name!r}: teacher {self.config.teacher!r} has a vocabulary of {sizes[0]}, the model "
+                f"of {sizes[1]}: distillation of logits needs the same tokens; take a teacher of the same family"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what identifies the teacher."""
+        return {"teacher": self._fingerprint}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep what identified the teacher of the run that is resumed."""
+        self._loaded = state_dict["teacher"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse another teacher than the interrupted run's, and one that an earlier run left in the folder.
+
+        Raises:
+            ValueError: it is another one.
+        """
+        remedy = f"give the run a folder of its own, or remove {Path(trainer.default_root_dir) / TEACHER_FOLDER}"
+        if self._loaded is not None and self._loaded != self._fingerprint:
+            raise ValueError(
+                f"callback {self.name!r}: teacher {self.config.teacher!r} is not that of the interrupted run; name "
+                f"the same one, or {remedy}"
+            )
+        if self._loaded is None and self._found:
+            raise ValueError(f"callback {self.name!r}: the teacher in the folder is from an earlier run; {remedy}")
+        self._loaded = None
+
+
+def fingerprint(model: nn.Module, samples: int = 64) -> str:
+    """Return a hash of every parameter's name, shape and `samples` of its values, spread over the tensor."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        values = parameter.detach().flatten()
+        digest.update(values[:: max(1, len(values) // samples)][:samples].cpu().double().numpy().tobytes())
+    return digest.hexdigest()

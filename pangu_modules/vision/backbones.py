@@ -25,7 +25,8 @@ def create_backbone(backbone: str, *, pretrained: bool | str, **arguments: Any) 
         **arguments: passed to ``timm.create_model``; None leaves timm's default.
 
     Raises:
-        ValueError: timm does not know the name or one of the arguments, or the file is a Lightning checkpoint.
+        ValueError: timm does not know the name or refuses an argument, has no weights of that name or they do not fit,
+            or the file is a Lightning checkpoint.
         FileNotFoundError: the weights cannot be read or fetched.
     """
     import timm
@@ -38,12 +39,16 @@ def create_backbone(backbone: str, *, pretrained: bool | str, **arguments: Any) 
     overlay = _overlay(name, pretrained) if isinstance(pretrained, str) else None
     try:
         model: nn.Module = timm.create_model(name, bool(pretrained), pretrained_cfg_overlay=overlay, **arguments)
-    except TypeError as error:
+    except (TypeError, AssertionError) as error:
         raise ValueError(f"model_args: {backbone} cannot be created with {arguments}: {error}") from error
     except OSError as error:
         raise FileNotFoundError(
             f"pretrained={pretrained}: the weights of {backbone} cannot be fetched ({error}); give a local file with "
             "pretrained=PATH, or train from scratch with pretrained=False"
+        ) from error
+    except RuntimeError as error:
+        raise ValueError(
+            f"pretrained={pretrained}: no weights that fit {backbone} with {arguments}: {error}"
         ) from error
     if overlay:
         model.pretrained_cfg.pop("state_dict")  # type: ignore[operator,union-attr]

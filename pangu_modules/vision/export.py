@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pangu_modules.module import load_weights
 from pangu_modules.names import nearest
+from pangu_modules.structure import find_plan
 from pangu_modules.vision.blocks import find_block_stacks, weight_children
 from pangu_modules.vision.sharing import AdaptedModule, ResidualGate, SharedModule
 
@@ -80,8 +81,10 @@ def _write_safetensors(module: ImageClassifier, folder: Path) -> None:
 def _write_timm(module: ImageClassifier, folder: Path) -> None:
     import timm
 
-    plain = unroll(module.model)
-    arguments = {**module.model_arguments(), **_depth_argument(module.model, plain)}
+    plain = unroll(module.model).cpu().float()
+    arguments = module.model_arguments()
+    if find_plan(module.config.structure, "scalenet") is not None:
+        arguments |= _depth_argument(plain)
     # The tag names timm's own weights, which these are no longer.
     preprocessing = {name: list(module.runtime[name]) for name in ("mean", "std") if name in module.runtime}
     config: dict[str, Any] = {"pretrained_cfg": {"tag": None, **preprocessing}}
@@ -138,10 +141,8 @@ def _fold_gates(block: nn.Module, gates: list[str]) -> None:
         setattr(block, name, gate.drop_path)
 
 
-def _depth_argument(model: nn.Module, plain: nn.Module) -> dict[str, int | list[int]]:
-    """Return timm's argument for the depth, if `plain` is an unrolled model and not the base itself."""
-    if not any(isinstance(module, SharedModule) for module in model.modules()):
-        return {}
+def _depth_argument(plain: nn.Module) -> dict[str, int | list[int]]:
+    """Return timm's argument for the depth of an unrolled model."""
     depths = [len(stack) for stack in find_block_stacks(plain).values()]
     return {"depth": depths[0]} if len(depths) == 1 else {"depths": depths}
 

@@ -190,6 +190,8 @@ def expand_depth(model: nn.Module, config: ScaleNetConfig) -> nn.Module:
             f"target_depth and explicit_layers need one stack of blocks, this model has {', '.join(stacks)}; "
             "use depth_factor, which deepens each"
         )
+    if getattr(model, "rope_mixed", False):
+        raise ValueError(f"{type(model).__name__} has rotary embeddings per block: added instances would have none")
     mappings = {name: layer_mapping(config, len(stack)) for name, stack in stacks.items()}
     _check_fit(stacks, mappings, config)
     last = config.drop_path

@@ -177,8 +177,10 @@ def test_predictions_are_probabilities(tmp_path):
 @pytest.mark.parametrize("module", [ImageClassifier, ScaleNetClassifier])
 def test_a_plan_needs_neither_weights_nor_network(module):
     with torch.device("meta"):
-        built = module.Config(backbone="deit_tiny_patch16_224", pretrained=True).build(num_classes=1000)
+        config = module.Config(backbone="deit_tiny_patch16_224", pretrained=True, drop_path=0.1)
+        built = config.build(num_classes=1000)
     batch = built.example_batch(2)
+    assert built.model.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)
     assert batch["image"].shape == (2, 3, 224, 224)
     assert built.eval().compute_outputs(batch)["logits"].shape == (2, 1000)
     assert built.active_parameters() == (5_717_416 if module is ImageClassifier else 6_031_528)
@@ -296,6 +298,8 @@ def test_local_weights_and_folders_start_a_model(tmp_path):
         assert "state_dict" not in same.model.pretrained_cfg
         other = ImageClassifier.Config(**TINY, pretrained=path).build(num_classes=4).model.state_dict()
         assert torch.equal(other["pos_embed"], state["pos_embed"])
+        with pytest.raises(ValueError, match=r"weights\.[a-z]+: no weights fit vit_tiny_patch16_224 with"):
+            ImageClassifier.Config(**{**TINY, "model_args": {}}, pretrained=path).build(num_classes=10)
         assert other["head.weight"].shape == (4, 16)
 
 

@@ -38,9 +38,10 @@ def images(module) -> torch.Tensor:
         {"module": ImageClassifier},
         {"adapter_on": []},
         {"adapter_on": [], "identity_start": True, "share_norms": True, "mapping": "reversed", "depth_factor": 3},
+        {"adapter_on": [], "share_weights": False},
         {"adapter_on": [], "backbone": "swin_tiny_patch4_window7_224", "model_args": SWIN},
     ],
-    ids=["base", "shared", "gated", "swin"],
+    ids=["base", "shared", "gated", "copied", "swin"],
 )
 def test_timm_folder_is_a_plain_timm_model(tmp_path, fields):
     module = build(**fields)

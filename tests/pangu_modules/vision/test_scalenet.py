@@ -199,9 +199,9 @@ def count(model: nn.Module) -> int:
 def test_identity_start_is_the_base_at_step_0(backbone):
     model, x = make(backbone)
     want = model(x)
-    assert (randomise(expand_depth_copy(model))(x) - want).abs().max() > 1e-3
     expand_depth(model, ScaleNetConfig(identity_start=True, adapter_rank=2))
     torch.testing.assert_close(model(x), want, rtol=0, atol=1e-12)  # measured 0
+    assert (randomise(model)(x) - want).abs().max() > 1e-3
 
 
 def make(backbone: str) -> tuple[nn.Module, Tensor]:
@@ -210,12 +210,6 @@ def make(backbone: str) -> tuple[nn.Module, Tensor]:
     return tiny_vit(
         **({"block_fn": timm.models.vision_transformer.ResPostBlock} if backbone != "vit" else {})
     ), images()
-
-
-def expand_depth_copy(model: nn.Module) -> nn.Module:
-    from copy import deepcopy
-
-    return expand_depth(deepcopy(model), ScaleNetConfig(identity_start=True, adapter_rank=2))
 
 
 def test_adapters_start_at_zero_and_own_norms_as_the_base():
@@ -369,6 +363,7 @@ def test_models_that_cannot_be_expanded_are_refused():
         refused(nn.Linear(2, 2), "found no Sequential or ModuleList at all")
         refused(timm.create_model("tf_efficientnet_lite0"), "its members are containers")
         refused(timm.create_model("convnext_atto"), "adapter_on names 'attn', but ConvNeXtBlock has .*mlp")
+        refused(timm.create_model("vit_small_patch16_rope_mixed_224"), "Eva has rotary embeddings per block")
         refused(timm.create_model("hiera_tiny_224"), "blocks of 'blocks' differ: number 1")
     refused(tiny_swin(), "need one stack of blocks, this model has layers.0.blocks, layers.1.blocks", target_depth=8)
     refused(expand_depth(tiny_vit(), ScaleNetConfig(adapter_rank=4)), "expanded already")
@@ -395,10 +390,3 @@ def test_blocks_of_another_library_are_expanded(training):
         for kind in ("weight", "bias")
     }
     assert set(model.state_dict()) == names | added
-
-
-@pytest.mark.slow  # traces and compiles
-def test_torch_compile_traces_the_whole_model_without_a_break():
-    model = randomise(expand_depth(tiny_vit(), ScaleNetConfig(adapter_rank=4, identity_start=True)))
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(images()), model(images()), rtol=0, atol=1e-12)

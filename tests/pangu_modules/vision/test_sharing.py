@@ -130,6 +130,18 @@ def test_a_shared_module_answers_for_public_attributes_only():
         _ = model.blocks[0].attn._source
 
 
+@pytest.mark.slow  # compiles
+def test_torch_compile_traces_the_whole_model_without_a_break():
+    model, x = deepened(identity_start=True), torch.randn(2, 1, 8, 8)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), model(x), rtol=0, atol=1e-5)  # measured 0
+    compiled(x).square().sum().backward()
+    compiled_grad = weight(model, 2, "attn.qkv.weight").grad.clone()
+    model.zero_grad()
+    model(x).square().sum().backward()
+    torch.testing.assert_close(compiled_grad, weight(model, 2, "attn.qkv.weight").grad, rtol=1e-5, atol=1e-5)
+
+
 SHARDED = """
     import sys, torch, torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh

@@ -164,8 +164,8 @@ class LayerDropping(PruningCallback):
 def calibration_windows(trainer: Trainer, config: CalibrationConfig) -> list[Batch]:
     """Draw calibration windows from the datamodule's training data without touching training's random numbers.
 
-    A datamodule with a method ``calibration_batches(n, seed)`` is asked for as many batches as hold `n_samples`; of
-    any other the training loader's dataset is read in an order of our own until there are enough windows.
+    A datamodule with a method ``calibration_batches(n, seed)`` is asked for batches, of any other the training loader's
+    dataset is read in an order of our own, until there are enough windows.
 
     Raises:
         ValueError: there is no datamodule, no dataset to read, or too little text.
@@ -176,17 +176,27 @@ def calibration_windows(trainer: Trainer, config: CalibrationConfig) -> list[Bat
     generator = torch.Generator().manual_seed(config.seed)
     with isolate_rng(include_cuda=False):
         if hasattr(datamodule, "calibration_batches"):
-            sequences = _from_method(datamodule, config)
+            sequences: Iterable[Mapping[str, Any]] = _from_method(datamodule, config)
         else:
             sequences = _from_dataset(datamodule, generator)
         return list(draw_windows(sequences, config, generator))
 
 
-def _from_method(datamodule: Any, config: CalibrationConfig) -> Iterator[Mapping[str, Any]]:
-    """Yield the sequences of as many batches as hold `n_samples`."""
-    first = next(iter(datamodule.calibration_batches(1, config.seed)))
-    count = -(-config.n_samples // len(first["input_ids"]))
-    return _rows(datamodule.calibration_batches(count, config.seed))
+def _from_method(datamodule: Any, config: CalibrationConfig) -> list[Mapping[str, Any]]:
+    """Return the sequences of as many batches as hold `n_samples` that are long enough, or of all there are."""
+    sequences = list(_rows(datamodule.calibration_batches(1, config.seed)))
+    count = -(-config.n_samples // len(sequences))
+    while sum(_length(sequence) >= config.seq_len for sequence in sequences) < config.n_samples:
+        try:
+            sequences = list(_rows(datamodule.calibration_batches(count, config.seed)))
+        except ValueError:  # more than there are: the windows will be found to be too few
+            break
+        count *= 2
+    return sequences
+
+
+def _length(sequence: Mapping[str, Any]) -> int:
+    return int(sequence["attention_mask"].sum()) if "attention_mask" in sequence else len(sequence["input_ids"])
 
 
 def _rows(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:

@@ -49,10 +49,13 @@ class Data(lightning.LightningDataModule):
 
 
 class DataWithMethod(Data):
+    """Batches of five from another order for every number of them, as the project's datamodules do."""
+
     def calibration_batches(self, n, seed):
-        order = torch.randperm(self.size, generator=torch.Generator().manual_seed(seed)).tolist()
-        long_enough = [Sequences()[index] for index in order if index % 13 >= 4]
-        return iter([torch.utils.data.default_collate(long_enough[5 * i : 5 * i + 5]) for i in range(n)])
+        if 5 * n > self.size:
+            raise ValueError(f"{n} batches are too many")
+        order = torch.randperm(self.size, generator=torch.Generator().manual_seed(seed + n))[: 5 * n].split(5)
+        return iter([torch.utils.data.default_collate([Sequences()[int(i)] for i in group]) for group in order])
 
 
 def fit(module, callback, tmp_path, data=None, **arguments):
@@ -99,11 +102,12 @@ def test_every_window_is_part_of_another_sequence():
     assert len(set(sources)) == len(sources)
 
 
-def test_too_little_text_is_named():
+@pytest.mark.parametrize("kind", [Data, DataWithMethod])
+def test_too_little_text_is_named(kind):
     with pytest.raises(
         ValueError, match=r"6 windows of 64 tokens, the training data has 0 .*the longest has 20 tokens"
     ):
-        calibration_windows(SimpleNamespace(datamodule=Data()), CALIB.derive(seq_len=64))
+        calibration_windows(SimpleNamespace(datamodule=kind()), CALIB.derive(seq_len=64))
     with pytest.raises(ValueError, match="datamodule"):
         calibration_windows(SimpleNamespace(), CALIB)
 

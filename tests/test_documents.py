@@ -46,6 +46,14 @@ def test_python_blocks_of_the_readme_run(code: str, capsys: pytest.CaptureFixtur
         assert re.search(r"twice the depth for \d+\.\d% more parameters", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("card", sorted((ROOT / "docs").glob("*.md")), ids=lambda card: card.stem)
+def test_python_blocks_of_the_cards_run(card: Path) -> None:
+    code = blocks(card.read_text(), "python")
+    assert code, "a card shows how to use its method in one's own project"
+    for block in code:
+        run_block(block)
+
+
 @pytest.mark.parametrize("line", [line for line in SHELL_LINES if "recipes/" in line])
 def test_command_lines_of_the_readme_run(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

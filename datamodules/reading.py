@@ -117,5 +117,5 @@ def _is_saved_dataset(path: Path) -> bool:
 
 def _there(path: Path) -> str:
     folder = path.absolute().parent
-    names = sorted(file.name for file in folder.iterdir())[:5] if folder.is_dir() else []
+    names = sorted(file.name for file in folder.iterdir() if file.name[0] != ".")[:5] if folder.is_dir() else []
     return f" (it holds {', '.join(names)}, ...)" if names else " (which is empty or missing)"

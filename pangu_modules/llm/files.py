@@ -34,6 +34,7 @@ def atomic_model_folder(folder: str | Path, *, replace: bool) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        _open_to_readers(temporary)
         if replace and final.exists():
             final.rename(workplace / "old")
         try:
@@ -54,3 +55,11 @@ def atomic_file(file: str | Path) -> Iterator[Path]:
         temporary = Path(workplace) / final.name
         yield temporary
         os.replace(temporary, final)
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Give new files the usual rights: safetensors writes them for their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

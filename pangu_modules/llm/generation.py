@@ -134,7 +134,8 @@ class GenerationEngine(Configurable):
         padding = ends[0] if ends else 0
         input_ids, mask = pad_left(prompts, padding)
         settings = {"max_new_tokens": self.config.max_new_tokens, "pad_token_id": padding, "eos_token_id": ends or None}
-        with _evaluating(self.model), isolated_randomness(device, seed), torch.inference_mode():
+        # No inference mode: buffers a model renews while it writes (rotary frequencies) must be fit for training.
+        with _evaluating(self.model), isolated_randomness(device, seed), torch.no_grad():
             written: Tensor = self.model.generate(  # type: ignore[operator]
                 input_ids.to(device),
                 attention_mask=mask.to(device),

@@ -63,7 +63,7 @@ def load_causal_lm(
             trust_remote_code=trust_remote_code,
             use_safetensors=None if _is_gguf(source) else True,
         )
-    plain = _without_quantization(model) if _is_gguf(source) else model
+    plain = _without_quantization(model, attn_implementation) if _is_gguf(source) else model
     return plain.train()  # transformers returns models in evaluation mode, and the Trainer keeps the mode it finds
 
 
@@ -218,12 +218,11 @@ def _location(source: str) -> dict[str, str]:
     return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
 
 
-def _without_quantization(model: Any) -> nn.Module:
+def _without_quantization(model: Any, attn_implementation: str) -> nn.Module:
     """Return a plain copy of a dequantised model: the original still calls itself quantised and refuses to be saved."""
     from transformers import AutoModelForCausalLM
 
     config = copy.deepcopy(model.config)
-    attn_implementation = config._attn_implementation
     _drop_gguf_traces(config)
     plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype, attn_implementation=attn_implementation)
     plain.load_state_dict(model.state_dict())

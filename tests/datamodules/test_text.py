@@ -189,6 +189,9 @@ def test_topics_of_python(tmp_path):
     batch = next(iter(data.train_dataloader()))
     module = tiny_module(data_tokenizer=tmp_path, model_args={"vocab_size": 260})
     assert module.compute_outputs(batch)["logits"].shape == (4, 256, 260)
+    reserved = {tuple(row) for row in data.calibration_dataset.tokens.tolist()}
+    for calibration in data.calibration_batches(2, seed=0):
+        assert {tuple(row) for row in calibration["input_ids"].tolist()} <= reserved
     for loader in (data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
         assert next(iter(loader))["input_ids"].shape[1] == 256
 

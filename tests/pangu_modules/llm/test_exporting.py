@@ -67,6 +67,8 @@ def test_export_leaves_the_module_as_it_is_and_replaces_an_earlier_one(module, t
     assert module.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model", "tokenizer"]
+    rights = {file.stat().st_mode for file in (tmp_path / "model").iterdir()}
+    assert rights == {(tmp_path / "tokenizer" / "tokenizer.json").stat().st_mode}
     with pytest.raises(ValueError, match="unknown export format 'onnx'; known: transformers, gguf"):
         module.export(tmp_path / "other", "onnx")
 

@@ -35,7 +35,7 @@ class Distillation(RecipeCallback):
 
         teacher: str = Field(
             SELF,
-            description="Hub id, folder, .gguf file or 'smollm2'; 'self': the model before pruning, kept in the run's folder.",
+            description="Hub id, folder, .gguf or 'smollm2'; 'self': the model before pruning, kept in the run.",
         )
         lambda_kd: NonNegativeFloat = Field(1.0, description="Weight of the forward KL on logits.")
         lambda_ce: NonNegativeFloat = Field(0.0, description="Weight of the language-model loss.")

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import nn
 
 from callbacks.base import RecipeCallback
+from callbacks.pruning_report import PruningRecord, add_recovered
 from pangu_modules.config import Config as BaseConfig
 from pangu_modules.files import write_atomically
 from pangu_modules.llm.lora import LoRAConfig, LoRAPlan, has_adapters
@@ -54,6 +55,9 @@ class PruningConfig(BaseConfig):
     progress_folder: str | None = Field(
         PROGRESS_FOLDER, description="Where finished layers are kept until all are done; a killed run goes on there."
     )
+    measure: bool = Field(
+        True, description="Measure perplexity on the test set and speed, before and after pruning, for the report."
+    )
 
 
 class PruningCallback(RecipeCallback):
@@ -88,14 +92,23 @@ class PruningCallback(RecipeCallback):
         if find_plan(structure, "shape", self.name) is not None:
             return
         self._refuse_what_does_not_compose(pl_module)
+        measured = self.config.measure and trainer.is_global_zero
+        record = PruningRecord(trainer, pl_module.model, self.name) if measured else None
         report = self._prune(trainer, pl_module)
         pl_module.restructure(
             ShapePlan.of(pl_module.model, report.kept_layers, source=self.name, layout=self.config.layout)
         )
+        if record is not None:
+            record.write(report)
         if self.config.lora is not None:
             pl_module.restructure(LoRAPlan(lora=self.config.lora, source=self.name))
         self.report = report
         self._write_report(trainer, report)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the perplexity after training to the report: the test ends a recipe's run."""
+        if self.config.measure and trainer.is_global_zero:
+            add_recovered(trainer, self.name)
 
     def _prune(self, trainer: Trainer, module: PanguModule) -> PruneReport:
         """Prune on the device that training will use; the model comes back to where it was."""

@@ -1,0 +1,227 @@
+"""What a pruning callback leaves for the run's report: perplexity and cost before and after, the layers, a heat map."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pangu_modules.llm.pruning import surgery
+from pangu_modules.llm.pruning.depth import perplexity
+from pangu_modules.llm.pruning.prune_report import LayerReport, PruneReport, count_parameters
+from pangu_modules.objectives import Batch
+from pangu_modules.report_parts import PARTS, leave_figure, leave_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BEFORE, UNREPAIRED, PRUNED, RECOVERED = "before pruning", "pruned, not repaired", "pruned", "after recovery"
+TIMED_TOKENS = 512
+BINS = 64
+
+
+class PruningRecord:
+    """Measures a model before it is pruned, and again when told what was pruned; then writes the parts of the report.
+
+    Perplexity is that of the datamodule's test set, as far as the trainer's ``limit_test_batches`` goes; there is none
+    without a test set.
+
+    Args:
+        trainer: its folder receives the parts.
+        model: the model before pruning.
+        name: of the callback; the parts have names that start with it.
+    """
+
+    def __init__(self, trainer: Trainer, model: nn.Module, name: str) -> None:
+        self.folder, self.name, self.model = Path(trainer.default_root_dir), name, model
+        self.device = trainer.strategy.root_device
+        self.batches = held_out_batches(trainer)
+        with on_device(model, self.device):
+            self.costs = {BEFORE: cost_of(model, self.batches)}
+            self.perplexities = {BEFORE: perplexity(model, self.batches)} if self.batches else {}
+        self._outputs = [_output_matrices(layer) for layer in surgery.decoder_layers(model)]
+
+    def write(self, report: PruneReport) -> None:
+        """Measure the pruned model and leave tables and figure."""
+        with on_device(self.model, self.device):
+            self.costs[PRUNED] = cost_of(self.model, self.batches)
+            if self.batches:
+                self._measure_perplexities(report)
+        self._outputs = []
+        rows = [{"model": stage, **cost} for stage, cost in self.costs.items()]
+        leave_table(self.folder, f"{self.name}-2-cost", f"{self.name}: cost", rows)
+        leave_table(self.folder, f"{self.name}-3-layers", f"{self.name}: layers", layer_rows(report.layers))
+        caption = "Kept query heads, and kept share of FFN channels, of each layer"
+        leave_figure(self.folder, f"{self.name}-4-map", caption, draw_kept(report.layers))
+
+    def _measure_perplexities(self, report: PruneReport) -> None:
+        with _unrepaired(self.model, report, self._outputs) as repaired:
+            if repaired:
+                self.perplexities[UNREPAIRED] = perplexity(self.model, self.batches)
+        self.perplexities[PRUNED] = perplexity(self.model, self.batches)
+        leave_perplexities(self.folder, self.name, self.perplexities)
+
+
+def leave_perplexities(folder: Path, name: str, perplexities: dict[str, float]) -> None:
+    """Leave the table of perplexities, by stage of the work."""
+    first = next(iter(perplexities.values()))
+    rows = [{"model": stage, "perplexity": value, "times": value / first} for stage, value in perplexities.items()]
+    leave_table(folder, f"{name}-1-perplexity", f"{name}: perplexity on the test set", rows)
+
+
+def add_recovered(trainer: Trainer, name: str) -> None:
+    """Add the perplexity of the test that ends a run to the table, which an earlier process may have written."""
+    file = Path(trainer.default_root_dir) / PARTS / f"{name}-1-perplexity.json"
+    value = trainer.callback_metrics.get("test/perplexity")
+    if file.is_file() and value is not None:
+        rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+        known = {row["model"]: row["perplexity"] for row in rows}
+        leave_perplexities(Path(trainer.default_root_dir), name, known | {RECOVERED: float(value)})
+
+
+def held_out_batches(trainer: Trainer) -> list[Batch]:
+    """Return the batches of the datamodule's test set that the trainer's test will read; none without one."""
+    data: Any = getattr(trainer, "datamodule", None)
+    if getattr(data, "test_dataset", None) is None:
+        return []
+    with isolate_rng(include_cuda=False):
+        loader = data.test_dataloader()
+        limit = trainer.limit_test_batches
+        count = limit if isinstance(limit, int) else round(limit * len(loader))
+        return list(itertools.islice(loader, count))
+
+
+@torch.no_grad()
+def cost_of(model: nn.Module, batches: Sequence[Batch]) -> dict[str, int | float]:
+    """Return parameters, floating-point operations per token (a multiply-add is two) and tokens per second.
+
+    The speed is that of a forward pass over 512 tokens, the best of three.
+    """
+    if not batches:
+        return {"parameters": count_parameters(model)}
+    runner: Any = model
+    device = next(model.parameters()).device
+    ids = torch.cat([batch["input_ids"].flatten() for batch in batches])[:TIMED_TOKENS]
+    ids = ids.view(-1, next(size for size in (128, 64, 16, 1) if len(ids) % size == 0)).to(device)
+    training = model.training
+    model.eval()
+    with FlopCounterMode(display=False) as counter:
+        runner(input_ids=ids, use_cache=False)
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        float(runner(input_ids=ids, use_cache=False).logits[0, 0, 0])  # waits for an accelerator
+        seconds.append(time.perf_counter() - start)
+    model.train(training)
+    return {
+        "parameters": count_parameters(model),
+        "FLOPs per token": counter.get_total_flops() // ids.numel(),
+        "tokens per second": ids.numel() / min(seconds),
+    }
+
+
+def layer_rows(layers: Sequence[LayerReport]) -> list[dict[str, Any]]:
+    """Return the table of layers: what stayed of each, and the cosine of its input and output before pruning."""
+    return [
+        {
+            "layer": layer.index,
+            "similarity": layer.similarity,
+            "requested ratio": layer.ratio,
+            "query heads": f"{len(layer.kept_heads)} of {layer.num_heads}",
+            "FFN channels": f"{len(layer.kept_channels)} of {layer.intermediate_size}",
+            "heads' correlation": layer.head_similarity,
+        }
+        for layer in layers
+    ]
+
+
+def draw_kept(layers: Sequence[LayerReport]) -> Figure:
+    """Draw one row a layer: its heads, kept or not, and the share of its FFN channels kept in 64 parts."""
+    from matplotlib.figure import Figure
+
+    heads = torch.zeros(len(layers), layers[0].num_heads)
+    channels = torch.zeros(len(layers), min(BINS, layers[0].intermediate_size))
+    for row, layer in enumerate(layers):
+        heads[row, list(layer.kept_heads)] = 1
+        kept = torch.zeros(layer.intermediate_size)
+        kept[list(layer.kept_channels)] = 1
+        channels[row] = nn.functional.adaptive_avg_pool1d(kept[None], channels.shape[1])[0]
+    figure = Figure(figsize=(8, 1.2 + 0.16 * len(layers)), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True, width_ratios=(1, 3))
+    for panel, values, title in zip(panels, (heads, channels), ("query heads", "FFN channels"), strict=True):
+        image = panel.imshow(values.numpy(), aspect="auto", vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
+        panel.set_xlabel(title)
+    panels[1].set_xticks([0, channels.shape[1] - 1], ["0", f"{layers[0].intermediate_size - 1}"])
+    step = max(1, len(layers) // 15)
+    panels[0].set_yticks(range(0, len(layers), step), [str(layer.index) for layer in layers[::step]])
+    panels[0].set_ylabel("layer")
+    figure.colorbar(image, ax=panels, label="share kept")
+    return figure
+
+
+@contextmanager
+def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Move the model to a device for a while."""
+    home = next(model.parameters()).device
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(home)
+
+
+# Undoing the repair: the kept columns of the output matrices as they were.
+
+
+def _output_matrices(layer: Any) -> tuple[tuple[Tensor, Tensor | None], ...]:
+    linears = layer.self_attn.o_proj, layer.mlp.down_proj
+    return tuple(
+        (linear.weight.detach().clone(), None if linear.bias is None else linear.bias.detach().clone())
+        for linear in linears
+    )
+
+
+@contextmanager
+@torch.no_grad()
+def _unrepaired(model: nn.Module, report: PruneReport, before: Sequence[Any]) -> Iterator[bool]:
+    """Give the output matrices their columns from before, if they have others; yields whether they had.
+
+    A model whose rows or heads are not a selection of its own old ones (hidden channels cut, attention merged) is left
+    alone.
+    """
+    changes: list[tuple[nn.Parameter, Tensor]] = []
+    for entry, layer in zip(report.layers, surgery.decoder_layers(model), strict=True):
+        part: Any = layer
+        width = surgery.layer_shape(layer).head_dim
+        heads = [head * width + column for head in entry.kept_heads for column in range(width)]
+        kept = heads, list(entry.kept_channels)
+        linears = part.self_attn.o_proj, part.mlp.down_proj
+        for linear, columns, (weight, bias) in zip(linears, kept, before[entry.index], strict=True):
+            old = weight[:, columns].to(linear.weight)
+            if old.shape != linear.weight.shape:
+                yield False
+                return
+            changes.append((linear.weight, old))
+            if linear.bias is not None:
+                changes.append((linear.bias, torch.zeros_like(linear.bias) if bias is None else bias.to(linear.bias)))
+    if all(torch.equal(parameter, old) for parameter, old in changes):
+        yield False
+        return
+    new = [parameter.clone() for parameter, _ in changes]
+    for parameter, old in changes:
+        parameter.copy_(old)
+    try:
+        yield True
+    finally:
+        for (parameter, _), value in zip(changes, new, strict=True):
+            parameter.copy_(value)

@@ -134,7 +134,7 @@ def test_a_failure_is_reported_with_its_log_after_all_others_have_run(tmp_path):
 
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from benchmarks.claims.definitions import Arm, Method
 from benchmarks.claims.harness import run_arms
@@ -151,6 +151,7 @@ def slow(seed, inputs, folder):
     return {"x": -seed}
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
     arms = (Arm("quick", "", quick), Arm("slow", "", slow, needs=("quick",)))
     toy = Method("toy", "", "", "", arms, (), (), (), seeds=1)
     run_arms(toy, Path(sys.argv[1]), jobs=1, report=lambda line: print(line, flush=True))

@@ -5,6 +5,7 @@ import pytest
 from benchmarks.discovery import names_in
 from benchmarks.speed import __main__ as command
 from benchmarks.speed.harness import Contest, Race, UnequalOutcomeError, measure, run_contests, summarize, timed
+from benchmarks.speed.lightning_step import lightning_contest
 from benchmarks.speed.output import ratios_table, render, result_of, write_results
 from benchmarks.speed.scalenet import (
     BOUND,
@@ -190,3 +191,8 @@ def test_scalenet_races_have_the_targets_of_the_project():
 @pytest.mark.slow
 def test_expansion_of_deit_b_adds_the_parameters_of_the_formula():
     assert expansion_contest().check() == (0, 0)
+
+
+@pytest.mark.slow
+def test_lightning_and_the_bare_loop_end_with_the_same_weights():
+    assert lightning_contest().check()[0] == 0

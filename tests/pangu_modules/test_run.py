@@ -202,3 +202,14 @@ def test_resume_after_a_signal_equals_the_uninterrupted_run(kind: signal.Signals
     output, _ = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, output
     assert_same_weights(last, uninterrupted)
+
+
+def test_two_processes_share_one_run_folder() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != RUN_DIR_VARIABLE}
+    command = [sys.executable, str(SUPPORT / "toy_recipe.py"), "fit"]
+    command += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in versions("toy_recipe")] == ["version_0"]
+    assert (Path("runs/toy_recipe/version_0") / "report.html").is_file()
+    assert done.stdout.count("run folder") == 1  # only the first process reports

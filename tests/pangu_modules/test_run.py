@@ -213,3 +213,25 @@ def test_two_processes_share_one_run_folder() -> None:
     assert [path.name for path in versions("toy_recipe")] == ["version_0"]
     assert (Path("runs/toy_recipe/version_0") / "report.html").is_file()
     assert done.stdout.count("run folder") == 1  # only the first process reports
+
+
+def test_a_package_of_the_user_that_shadows_ours_is_named(tmp_path: Path) -> None:
+    (tmp_path / "callbacks").mkdir()
+    (tmp_path / "callbacks" / "__init__.py").write_text("")
+    (tmp_path / "mine.py").write_text(
+        '"""Mine."""\n'
+        "from datamodules import DigitsData\n"
+        "from pangu_modules import ImageClassifier, Recipe\n"
+        'args = {"img_size": 28, "patch_size": 14, "in_chans": 1, "embed_dim": 8, "depth": 1, "num_heads": 1}\n'
+        'module = ImageClassifier.Config(backbone="vit_tiny_patch16_224", model_args=args)\n'
+        "recipe = Recipe(module=module, data=DigitsData.Config(train_size=64))\n"
+        'if __name__ == "__main__":\n'
+        "    recipe.main()\n"
+    )
+    command = [sys.executable, "mine.py", "fit", "--trainer.fast_dev_run", "true"]
+    done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, timeout=300)
+    assert done.returncode == 2
+    assert "cannot import name 'ExactResume' from 'callbacks'" in done.stderr
+    assert "may shadow the one of Pangu Recipes" in done.stderr
+    assert str(tmp_path / "callbacks") in done.stderr
+    assert "Traceback" not in done.stderr

@@ -21,13 +21,14 @@ Result = dict[str, Any]
 
 
 def judge(claim: Claim, by_seed: Mapping[int, SeedResults]) -> Result:
-    """Return a claim's entry in the result file, from the seeds in which both its arms have run.
+    """Return a claim's entry in the result file, from the seeds in which both its arms have its metric.
 
     Raises:
         ValueError: there is no such seed.
     """
     arms = (claim.quantity.arm, claim.quantity.over)
-    seeds = [seed for seed in sorted(by_seed) if all(arm in by_seed[seed] for arm in arms)]
+    key = claim.quantity.metric.key
+    seeds = [seed for seed in sorted(by_seed) if all(key in by_seed[seed].get(arm, {}) for arm in arms)]
     if not seeds:
         raise ValueError(f"claim {claim.id!r}: no seed has results of both {' and '.join(arms)}")
     values = [claim.quantity.of(by_seed[seed]) for seed in seeds]
@@ -114,7 +115,9 @@ def draw(result: Result, metrics: Sequence[Metric]) -> Figure:
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for panel, metric in zip(panels, metrics, strict=True):
         for row, name in enumerate(names):
-            values = [metric.scale * numbers[metric.key] for numbers in result["arms"][name]["results"].values()]
+            values = values_of(result["arms"][name], metric)
+            if not values:
+                continue
             panel.plot(values, [row] * len(values), "o", color="C0", alpha=0.6)
             panel.plot([summarize(values).mean], [row], "|", color="black", markersize=14, markeredgewidth=2)
         panel.set_xlabel(_heading(metric))
@@ -128,6 +131,12 @@ def draw(result: Result, metrics: Sequence[Metric]) -> Figure:
     panels[0].set_yticks(range(len(names)), names)
     panels[0].set_ylim(len(names) - 0.5, -0.5)
     return figure
+
+
+def values_of(arm: Result, metric: Metric) -> list[float]:
+    """Return an arm's values of a metric, scaled, from the seeds that measured it."""
+    results = arm["results"].values()
+    return [metric.scale * numbers[metric.key] for numbers in results if metric.key in numbers]
 
 
 def _arm_entry(arm: Arm, by_seed: Mapping[int, SeedResults]) -> Result:
@@ -169,7 +178,11 @@ def _arms_table(result: Result, metrics: Sequence[Metric]) -> tuple[list[dict[st
     for name, arm in result["arms"].items():
         row = {"arm": name, "description": arm["description"], "seeds": str(len(arm["results"]))}
         for metric in metrics:
-            summary = summarize([metric.scale * values[metric.key] for values in arm["results"].values()])
+            values = values_of(arm, metric)
+            if not values:
+                row[metric.key] = "-"
+                continue
+            summary = summarize(values)
             spread = f" ± {format_float(summary.spread, metric.digits)}" if summary.spread else ""
             row[metric.key] = format_float(summary.mean, metric.digits) + spread
         rows.append(row)

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_every
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar, Timer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
+from pangu_modules.checkpoint_io import write_checkpoints_atomically
 from pangu_modules.errors import UsageError, usage_errors
 from pangu_modules.files import write_atomically
 from pangu_modules.module import PanguModule
@@ -139,7 +140,9 @@ def build_trainer(
     callbacks += [timer or Timer(), *standard_callbacks(folder, module, arguments)]
     _silence_advice(quiet)
     with usage_errors("trainer"):
-        return Trainer(**arguments, callbacks=callbacks)
+        trainer = Trainer(**arguments, callbacks=callbacks)
+    write_checkpoints_atomically(trainer)
+    return trainer
 
 
 def standard_callbacks(folder: RunFolder, module: PanguModule, arguments: Mapping[str, Any]) -> list[Callback]:

@@ -235,3 +235,13 @@ def test_a_package_of_the_user_that_shadows_ours_is_named(tmp_path: Path) -> Non
     assert "may shadow the one of Pangu Recipes" in done.stderr
     assert str(tmp_path / "callbacks") in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_loggers_that_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    run(SINGLE, "fit", "--loggers", "[csv,tensorboard]")
+    folder = Path("runs/toy/version_0")
+    assert (folder / "metrics.csv").is_file()
+    assert list((folder / "tensorboard").glob("events.out.tfevents.*"))
+    with pytest.raises(SystemExit):  # it is not in the environment of the tests
+        run(SINGLE, "fit", "--loggers", "[wandb]")
+    assert "loggers: " in capsys.readouterr().err

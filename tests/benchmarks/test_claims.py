@@ -281,7 +281,8 @@ def test_terminal_table_and_markdown_agree():
 
 
 def test_benchmarks_are_found_by_name():
-    assert names_in("benchmarks.claims") == ["scalenet"]
+    assert "scalenet" in names_in("benchmarks.claims")
+    assert "harness" not in names_in("benchmarks.claims")
     with pytest.raises(ValueError, match=r"no benchmark 'scalnet' in benchmarks.claims. Did you mean 'scalenet'\?"):
         load("benchmarks.claims", "scalnet")
 

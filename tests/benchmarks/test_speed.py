@@ -140,7 +140,7 @@ def test_written_results_are_whole(tmp_path):
 
 
 def test_the_command_names_the_nearest_benchmark(capsys):
-    assert names_in("benchmarks.speed") == ["scalenet"]
+    assert "scalenet" in names_in("benchmarks.speed")
     with pytest.raises(SystemExit) as exit_:
         command.main(["scalnet"])
     assert exit_.value.code == 2

@@ -73,12 +73,16 @@ class RelativeGain(Gain):
 
 @dataclass(frozen=True)
 class Texts:
-    """Windows of tokens, (n, 128) each, and how many were removed because they share text with others."""
+    """Windows of tokens, (n, 128) each, and how many were removed because they share text with others.
+
+    What a group's variants may share (scores of the unpruned model) is kept in `shared`.
+    """
 
     held_out: Tensor
     calibration: Tensor
     recovery: Tensor
     removed: int
+    shared: dict[str, Any] = field(default_factory=dict)
 
     @property
     def batches(self) -> list[dict[str, Tensor]]:
@@ -155,7 +159,13 @@ def group_arms(variants: Sequence[Variant], apply: Apply, *, miniature: bool) ->
     leader = variants[0]
     config = {"variants": [asdict(variant) for variant in variants], "text": TEXT, "miniature": miniature}
     first = Arm(leader.name, leader.description, Group(tuple(variants), apply, miniature), config)
-    rest = [
+    return (first, *picking_arms(variants))
+
+
+def picking_arms(variants: Sequence[Variant]) -> tuple[Arm, ...]:
+    """Return the arms of all variants but the first, which runs them."""
+    leader = variants[0]
+    return tuple(
         Arm(
             variant.name,
             variant.description,
@@ -165,8 +175,7 @@ def group_arms(variants: Sequence[Variant], apply: Apply, *, miniature: bool) ->
             seeds=variant.seeds,
         )
         for variant in variants[1:]
-    ]
-    return (first, *rest)
+    )
 
 
 # The model and its text.

@@ -28,9 +28,9 @@ CLAP: dict[str, Any] = {"clap": {"enabled": True}, "slnp": "none"}
 SLNP: dict[str, Any] = {"clap": {"enabled": False}, "slnp": "slnp"}
 
 SETUP = (
-    f"{TEXT} 16 steps are 8,192 tokens. Layers 0 and 29 are never dropped. The joint target has 26 of 30 layers, 512 of "
-    "576 hidden channels and 1280 of 1536 FFN channels. Sandwich norm: a byte model of 6 layers and width 128 trained "
-    "from scratch for each seed on the same texts; its perplexities are per byte."
+    f"{TEXT} 16 steps are 8,192 tokens. Layers 0 and 29 are never dropped. The joint target has 26 of 30 layers, 512 "
+    "of 576 hidden and 1280 of 1536 FFN channels. Sandwich norm: a byte model of 6 layers and width 128, trained from "
+    "scratch for each seed on the same texts; its perplexities are per byte."
 )
 
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from callbacks.distillation import Distillation as Distillation
     from callbacks.exact_resume import ExactResume as ExactResume
     from callbacks.pangu_light_pruning import PanguLightPruning as PanguLightPruning
+    from callbacks.pangu_light_pruning import PostNormAbsorption as PostNormAbsorption
     from callbacks.resume_checkpoint import ResumeCheckpoint as ResumeCheckpoint
     from callbacks.structured_pruning import LayerDropping as LayerDropping
     from callbacks.structured_pruning import StructuredPruning as StructuredPruning
@@ -21,6 +22,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "ExactResume": "callbacks.exact_resume",
         "LayerDropping": "callbacks.structured_pruning",
         "PanguLightPruning": "callbacks.pangu_light_pruning",
+        "PostNormAbsorption": "callbacks.pangu_light_pruning",
         "RecipeCallback": "callbacks.base",
         "ResumeCheckpoint": "callbacks.resume_checkpoint",
         "StructuredPruning": "callbacks.structured_pruning",

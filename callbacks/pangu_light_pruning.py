@@ -1,17 +1,34 @@
-"""PanguLightPruning: width, depth and head pruning with re-initialisation, before training starts."""
+"""Pangu Light's callbacks: pruning with re-initialisation, and absorption of post-norms, before training starts."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
 from pydantic import Field
 
-from callbacks.structured_pruning import PruningCallback, PruningConfig
+from callbacks.base import RecipeCallback
+from callbacks.pruning_report import held_out_batches, on_device
+from callbacks.structured_pruning import PruningCallback, PruningConfig, calibration_windows
+from pangu_modules.config import Config as BaseConfig
+from pangu_modules.llm.pruning.absorb import AbsorbConfig, AbsorbPlan, absorb_post_norms, check_absorption
+from pangu_modules.llm.pruning.calibration import CalibrationConfig
+from pangu_modules.llm.pruning.depth import perplexity
 from pangu_modules.llm.pruning.pangu_light_config import PanguLightConfig
+from pangu_modules.llm.pruning.prune_report import PruneReport
+from pangu_modules.module import PanguModule
+from pangu_modules.report_parts import leave_table
+from pangu_modules.structure import find_plan
 
 
 class PanguLightPruning(PruningCallback):
     """Pangu Light, and the baselines that are its pipeline with parts switched off (arXiv:2505.20155).
 
-    Recovery is training under the `Distillation` callback, which comes before this one in the recipe.
+    Recovery is training under the `Distillation` callback, which comes before this one in the recipe. With `measure`
+    the report also holds the perplexity of this target with CLAP and SLNP on and off: neither is a sure gain.
+
+    Post-norms of a sandwich model are absorbed here, before recovery, if ``method.absorb`` is enabled. To do that last,
+    take `PostNormAbsorption` in a stage of its own.
     """
 
     class Config(PruningConfig):
@@ -25,3 +42,106 @@ class PanguLightPruning(PruningCallback):
     def method(self) -> PanguLightConfig:
         """Pangu Light's settings."""
         return self.config.method
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Prune as every pruning callback does, then absorb the post-norms if that is asked for.
+
+        Raises:
+            ValueError: absorption is asked for at the end, or what `PruningCallback.setup` raises.
+        """
+        absorb = self.method.absorb
+        if absorb.enabled and absorb.order == "at_end":
+            raise ValueError(
+                f"callback {self.name!r}: absorb.order='at_end' comes after training: use the callback "
+                "PostNormAbsorption in a last stage with trainer.max_epochs=0, or order='heal'"
+            )
+        super().setup(trainer, pl_module, stage)
+        if absorb.enabled:
+            absorb_into(trainer, pl_module, absorb, self.method.calib, self.name)
+
+    def _prune(self, trainer: Trainer, module: PanguModule) -> PruneReport:
+        if self.config.measure and trainer.is_global_zero and not self.method.laco:
+            self._compare_parts(trainer, module)
+        return super()._prune(trainer, module)
+
+    def _compare_parts(self, trainer: Trainer, module: PanguModule) -> None:
+        """Leave the table of perplexities for CLAP and SLNP on and off, of copies of the model."""
+        from pangu_modules.llm.pruning.pangu_light import compare_reinitialisations
+
+        held_out = held_out_batches(trainer)
+        if not held_out:
+            return
+        batches = calibration_windows(trainer, self.method.calib)
+        with on_device(module.model, trainer.strategy.root_device):
+            values = compare_reinitialisations(
+                module.model, batches, self.method, lambda model: perplexity(model, held_out)
+            )
+        rows = [{"start": start, "perplexity": value} for start, value in values.items()]
+        title = f"{self.name}: perplexity before training, by re-initialisation"
+        leave_table(trainer.default_root_dir, f"{self.name}-5-parts", title, rows)
+
+
+class PostNormAbsorption(RecipeCallback):
+    """Folds the post-norms of a sandwich model into the maps before them, at the start of a stage that heals the loss.
+
+    After training the perplexity on the test set may be at most ``absorb.max_ppl_increase`` above that before.
+    """
+
+    class Config(BaseConfig):
+        """How to absorb."""
+
+        absorb: AbsorbConfig = Field(AbsorbConfig(enabled=True), description="Constant, and the loss accepted.")
+        calib: CalibrationConfig = Field(CalibrationConfig(), description="Calibration text.")
+
+    config: Config
+
+    def __init__(self, config: Config, *, name: str = "absorb") -> None:
+        super().__init__(config, name=name)
+        self._before = 0.0  # perplexity before absorption; 0 without a test set
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Absorb, unless the module holds this callback's plan already."""
+        module: Any = pl_module
+        if stage == "fit" and not absorbed_by(module, self.name):
+            self._before = self._perplexity(trainer, module)
+            absorb_into(trainer, module, self.config.absorb, self.config.calib, self.name)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check what absorption and healing together cost.
+
+        Raises:
+            ValueError: the perplexity rose too much.
+        """
+        if self._before:
+            check_absorption(self._before, self._perplexity(trainer, pl_module), self.config.absorb)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the perplexity before absorption."""
+        return {"before": self._before}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the perplexity that the interrupted run measured."""
+        self._before = state_dict["before"]
+
+    def _perplexity(self, trainer: Trainer, module: Any) -> float:
+        held_out = held_out_batches(trainer)
+        with on_device(module.model, trainer.strategy.root_device):
+            return perplexity(module.model, held_out) if held_out else 0.0
+
+
+def absorbed_by(module: Any, source: str) -> bool:
+    """Return whether the callback of this name has absorbed the module's post-norms."""
+    return find_plan(module.config.structure, "absorb", source) is not None
+
+
+def absorb_into(trainer: Trainer, module: Any, config: AbsorbConfig, calib: CalibrationConfig, source: str) -> None:
+    """Replace the module's model by the absorbed one and record the plan, unless that was done."""
+    if absorbed_by(module, source):
+        return
+    batches, home = calibration_windows(trainer, calib), next(module.model.parameters()).device
+    with on_device(module.model, trainer.strategy.root_device):
+        absorbed, _ = absorb_post_norms(
+            module.model, batches, sigma=config.sigma, skip_first_token=config.skip_first_token
+        )
+    module.model = absorbed.to(home)
+    module.restructure(AbsorbPlan(source=source))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ BINS = 64
 
 
 class PruningRecord:
-    """Measures a model before it is pruned, and again when told what was pruned; then writes the parts of the report.
+    """Keeps a copy of a model before it is pruned; told what was pruned, measures both for the report.
 
     Perplexity is that of the datamodule's test set, as far as the trainer's ``limit_test_batches`` goes; there is none
     without a test set.
@@ -44,32 +45,30 @@ class PruningRecord:
 
     def __init__(self, trainer: Trainer, model: nn.Module, name: str) -> None:
         self.folder, self.name, self.model = Path(trainer.default_root_dir), name, model
+        self.dense: nn.Module | None = copy.deepcopy(model)
         self.device = trainer.strategy.root_device
         self.batches = held_out_batches(trainer)
-        with on_device(model, self.device):
-            self.costs = {BEFORE: cost_of(model, self.batches)}
-            self.perplexities = {BEFORE: perplexity(model, self.batches)} if self.batches else {}
-        self._outputs = [_output_matrices(layer) for layer in surgery.decoder_layers(model)]
 
     def write(self, report: PruneReport) -> None:
-        """Measure the pruned model and leave tables and figure."""
-        with on_device(self.model, self.device):
-            self.costs[PRUNED] = cost_of(self.model, self.batches)
+        """Measure both models and leave tables and figure; the copy is given up."""
+        dense, self.dense = self.dense, None
+        assert dense is not None
+        with on_device(dense, self.device), on_device(self.model, self.device):
+            costs = costs_of({BEFORE: dense, PRUNED: self.model}, self.batches)
             if self.batches:
-                self._measure_perplexities(report)
-        self._outputs = []
-        rows = [{"model": stage, **cost} for stage, cost in self.costs.items()]
+                leave_perplexities(self.folder, self.name, self._perplexities(dense, report))
+        rows = [{"model": stage, **cost} for stage, cost in costs.items()]
         leave_table(self.folder, f"{self.name}-2-cost", f"{self.name}: cost", rows)
         leave_table(self.folder, f"{self.name}-3-layers", f"{self.name}: layers", layer_rows(report.layers))
         caption = "Kept query heads, and kept share of FFN channels, of each layer"
         leave_figure(self.folder, f"{self.name}-4-map", caption, draw_kept(report.layers))
 
-    def _measure_perplexities(self, report: PruneReport) -> None:
-        with _unrepaired(self.model, report, self._outputs) as repaired:
+    def _perplexities(self, dense: nn.Module, report: PruneReport) -> dict[str, float]:
+        values = {BEFORE: perplexity(dense, self.batches)}
+        with unrepaired(self.model, dense, report) as repaired:
             if repaired:
-                self.perplexities[UNREPAIRED] = perplexity(self.model, self.batches)
-        self.perplexities[PRUNED] = perplexity(self.model, self.batches)
-        leave_perplexities(self.folder, self.name, self.perplexities)
+                values[UNREPAIRED] = perplexity(self.model, self.batches)
+        return values | {PRUNED: perplexity(self.model, self.batches)}
 
 
 def leave_perplexities(folder: Path, name: str, perplexities: dict[str, float]) -> None:
@@ -102,32 +101,40 @@ def held_out_batches(trainer: Trainer) -> list[Batch]:
 
 
 @torch.no_grad()
-def cost_of(model: nn.Module, batches: Sequence[Batch]) -> dict[str, int | float]:
-    """Return parameters, floating-point operations per token (a multiply-add is two) and tokens per second.
+def costs_of(models: Mapping[str, nn.Module], batches: Sequence[Batch]) -> dict[str, dict[str, int | float]]:
+    """Return each model's parameters, operations per token (a multiply-add is two) and tokens per second.
 
-    The speed is that of a forward pass over 512 tokens, the best of three.
+    The speed is that of a forward pass over 512 tokens: the best of five, the models taken in turn.
     """
-    if not batches:
-        return {"parameters": count_parameters(model)}
-    runner: Any = model
-    device = next(model.parameters()).device
-    ids = torch.cat([batch["input_ids"].flatten() for batch in batches])[:TIMED_TOKENS]
-    ids = ids.view(-1, next(size for size in (128, 64, 16, 1) if len(ids) % size == 0)).to(device)
-    training = model.training
-    model.eval()
-    with FlopCounterMode(display=False) as counter:
-        runner(input_ids=ids, use_cache=False)
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        float(runner(input_ids=ids, use_cache=False).logits[0, 0, 0])  # waits for an accelerator
-        seconds.append(time.perf_counter() - start)
-    model.train(training)
-    return {
-        "parameters": count_parameters(model),
-        "FLOPs per token": counter.get_total_flops() // ids.numel(),
-        "tokens per second": ids.numel() / min(seconds),
+    costs: dict[str, dict[str, int | float]] = {
+        name: {"parameters": count_parameters(model)} for name, model in models.items()
     }
+    if not batches:
+        return costs
+    ids = torch.cat([batch["input_ids"].flatten() for batch in batches])[:TIMED_TOKENS]
+    ids = ids.view(-1, next(size for size in (128, 64, 16, 1) if len(ids) % size == 0))
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for turn in range(6):
+        for name, model in models.items():
+            with FlopCounterMode(display=False) if turn == 0 else nullcontext() as counter:
+                took = _seconds(model, ids)
+            if counter is not None:
+                costs[name]["FLOPs per token"] = counter.get_total_flops() // ids.numel()
+            else:
+                seconds[name].append(took)
+    for name, times in seconds.items():
+        costs[name]["tokens per second"] = ids.numel() / min(times)
+    return costs
+
+
+def _seconds(model: Any, ids: Tensor) -> float:
+    training, ids = model.training, ids.to(next(model.parameters()).device)
+    model.eval()
+    start = time.perf_counter()
+    float(model(input_ids=ids, use_cache=False).logits[0, 0, 0])  # waits for an accelerator
+    took = time.perf_counter() - start
+    model.train(training)
+    return took
 
 
 def layer_rows(layers: Sequence[LayerReport]) -> list[dict[str, Any]]:
@@ -180,40 +187,15 @@ def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
         model.to(home)
 
 
-# Undoing the repair: the kept columns of the output matrices as they were.
-
-
-def _output_matrices(layer: Any) -> tuple[tuple[Tensor, Tensor | None], ...]:
-    linears = layer.self_attn.o_proj, layer.mlp.down_proj
-    return tuple(
-        (linear.weight.detach().clone(), None if linear.bias is None else linear.bias.detach().clone())
-        for linear in linears
-    )
-
-
 @contextmanager
 @torch.no_grad()
-def _unrepaired(model: nn.Module, report: PruneReport, before: Sequence[Any]) -> Iterator[bool]:
-    """Give the output matrices their columns from before, if they have others; yields whether they had.
+def unrepaired(model: nn.Module, dense: nn.Module, report: PruneReport) -> Iterator[bool]:
+    """Give the output matrices the unpruned model's columns for a while, if they differ; yields whether they do.
 
     A model whose rows or heads are not a selection of its own old ones (hidden channels cut, attention merged) is left
     alone.
     """
-    changes: list[tuple[nn.Parameter, Tensor]] = []
-    for entry, layer in zip(report.layers, surgery.decoder_layers(model), strict=True):
-        part: Any = layer
-        width = surgery.layer_shape(layer).head_dim
-        heads = [head * width + column for head in entry.kept_heads for column in range(width)]
-        kept = heads, list(entry.kept_channels)
-        linears = part.self_attn.o_proj, part.mlp.down_proj
-        for linear, columns, (weight, bias) in zip(linears, kept, before[entry.index], strict=True):
-            old = weight[:, columns].to(linear.weight)
-            if old.shape != linear.weight.shape:
-                yield False
-                return
-            changes.append((linear.weight, old))
-            if linear.bias is not None:
-                changes.append((linear.bias, torch.zeros_like(linear.bias) if bias is None else bias.to(linear.bias)))
+    changes = _old_outputs(model, dense, report)
     if all(torch.equal(parameter, old) for parameter, old in changes):
         yield False
         return
@@ -225,3 +207,25 @@ def _unrepaired(model: nn.Module, report: PruneReport, before: Sequence[Any]) ->
     finally:
         for (parameter, _), value in zip(changes, new, strict=True):
             parameter.copy_(value)
+
+
+def _old_outputs(model: nn.Module, dense: nn.Module, report: PruneReport) -> list[tuple[nn.Parameter, Tensor]]:
+    """Return weights and biases of the output matrices with what they would be without repair; none if unknown."""
+    changes: list[tuple[nn.Parameter, Tensor]] = []
+    whole: Any = surgery.decoder_layers(dense)
+    layers: Any = surgery.decoder_layers(model)
+    for entry, layer in zip(report.layers, layers, strict=True):
+        width = surgery.layer_shape(layer).head_dim
+        heads = [head * width + column for head in entry.kept_heads for column in range(width)]
+        before = whole[entry.index]
+        for linear, old, columns in (
+            (layer.self_attn.o_proj, before.self_attn.o_proj, heads),
+            (layer.mlp.down_proj, before.mlp.down_proj, list(entry.kept_channels)),
+        ):
+            weight = old.weight[:, columns]
+            if weight.shape != linear.weight.shape:
+                return []
+            changes.append((linear.weight, weight))
+            if linear.bias is not None:
+                changes.append((linear.bias, torch.zeros_like(linear.bias) if old.bias is None else old.bias))
+    return changes

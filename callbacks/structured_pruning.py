@@ -56,7 +56,7 @@ class PruningConfig(BaseConfig):
         PROGRESS_FOLDER, description="Where finished layers are kept until all are done; a killed run goes on there."
     )
     measure: bool = Field(
-        True, description="Measure perplexity on the test set and speed, before and after pruning, for the report."
+        True, description="Report perplexity on the test set and speed before and after; needs a copy of the model."
     )
 
 

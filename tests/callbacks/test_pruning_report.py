@@ -10,7 +10,7 @@ from tiny_llm import TINY_LLAMA, tiny_module, token_batch
 from tiny_text import TokenBatches
 
 from callbacks import StructuredPruning
-from callbacks.pruning_report import _output_matrices, _unrepaired
+from callbacks.pruning_report import unrepaired
 from pangu_modules import CalibrationConfig, CausalLM, OptimizerConfig, Recipe, SlimLLMConfig
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.depth import perplexity
@@ -72,13 +72,12 @@ def test_nothing_is_measured_where_it_is_not_wanted(tmp_path):
 def test_undoing_the_repair_gives_the_model_that_was_only_cut():
     batches = [token_batch(4, 16, seed=7)]
     module, cut = tiny_module(), tiny_module()
-    before = [_output_matrices(layer) for layer in surgery.decoder_layers(module.model)]
     report = METHOD.prune(module.model, batches)
     state = {name: value.clone() for name, value in module.model.state_dict().items()}
     for entry, layer in zip(report.layers, surgery.decoder_layers(cut.model), strict=True):
         surgery.keep_kv_groups(layer, sorted({head // 2 for head in entry.kept_heads}))
         surgery.keep_channels(layer, entry.kept_channels)
-    with _unrepaired(module.model, report, before) as repaired:
+    with unrepaired(module.model, tiny_module().model, report) as repaired:
         assert repaired
         inside = perplexity(module.model, batches)
     # the same weights, and a bias of zero added: measured 0
@@ -88,7 +87,6 @@ def test_undoing_the_repair_gives_the_model_that_was_only_cut():
 
 def test_a_model_without_repair_has_none_to_undo():
     module = tiny_module()
-    before = [_output_matrices(layer) for layer in surgery.decoder_layers(module.model)]
     report = METHOD.derive(recovery="none").prune(module.model, [token_batch(4, 16, seed=7)])
-    with _unrepaired(module.model, report, before) as repaired:
+    with unrepaired(module.model, tiny_module().model, report) as repaired:
         assert not repaired

@@ -1,0 +1,127 @@
+"""PanguLightPruning in a Trainer: the target shape, recovery by distillation, resuming, the report and the export."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from pydantic import ValidationError
+from tiny_llm import TINY_LLAMA, tiny_module, token_batch
+from tiny_text import TokenBatches
+
+from callbacks import Distillation, PanguLightPruning, PostNormAbsorption
+from pangu_modules import CalibrationConfig, CausalLM, OptimizerConfig, PanguLightConfig, Recipe, TargetShape
+from pangu_modules.llm.pruning import surgery
+from pangu_modules.llm.pruning.absorb import AbsorbConfig
+from pangu_modules.run import fit_stage
+
+TARGET = TargetShape(num_hidden_layers=3, hidden_size=24, intermediate_size=40)
+METHOD = PanguLightConfig(target=TARGET, calib=CalibrationConfig(n_samples=4, seq_len=16, batch_size=4))
+
+
+def recipe(max_steps=4):
+    return Recipe(
+        module=CausalLM.Config(
+            architecture="llama",
+            model_args={**TINY_LLAMA, "num_hidden_layers": 4},
+            optimizer=OptimizerConfig(lr=1e-2, schedule="constant", warmup_fraction=0),
+        ),
+        data=TokenBatches.Config(),
+        callbacks={"distill": Distillation.Config(), "prune": PanguLightPruning.Config(method=METHOD)},
+        trainer={"max_steps": max_steps, "accelerator": "cpu", "limit_val_batches": 0, "logger": False},
+    )
+
+
+def table(folder, name):
+    return json.loads((folder / "report_parts" / f"prune-{name}.json").read_text())["rows"]
+
+
+def test_an_interrupted_run_equals_the_whole_one(tmp_path):
+    whole = recipe().fit(tmp_path / "whole", quiet=True)
+    (stage,) = recipe(max_steps=2).stages.values()
+    interrupted = fit_stage(stage, tmp_path / "run", quiet=True)
+    (stage,) = recipe().stages.values()
+    resumed = fit_stage(stage, tmp_path / "run", ckpt_path=interrupted.checkpoint, quiet=True)
+    states = [torch.load(run.checkpoint, weights_only=True) for run in (whole, resumed)]
+    for name, value in states[0]["state_dict"].items():
+        assert torch.equal(value, states[1]["state_dict"][name]), name
+    assert whole.metrics == resumed.metrics
+    assert states[1]["hyper_parameters"]["config"]["structure"][0]["kind"] == "shape"
+
+
+def test_the_model_has_the_target_shape_and_exports_as_a_plain_folder(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    result = recipe().fit(tmp_path / "run", quiet=True)
+    module = CausalLM.load_from_checkpoint(result.checkpoint, weights_only=True)
+    assert surgery.hidden_size(module.model) == 24
+    assert [surgery.layer_shape(layer).intermediate_size for layer in surgery.decoder_layers(module.model)] == [40] * 3
+    module.export(tmp_path / "folder")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "folder").eval()
+    tokens = token_batch()["input_ids"]
+    with torch.no_grad():
+        # measured 0: the same operations on the same weights
+        assert torch.equal(plain(tokens).logits, module.model.eval()(tokens).logits)
+
+
+def test_the_report_tells_what_each_part_did(tmp_path):
+    recipe().fit(tmp_path, quiet=True)
+    perplexities = {row["model"]: row["perplexity"] for row in table(tmp_path, "1-perplexity")}
+    assert list(perplexities) == ["before pruning", "pruned", "after recovery"]
+    parts = {row["start"]: row["perplexity"] for row in table(tmp_path, "5-parts")}
+    assert list(parts) == ["dense", "plain", "clap", "slnp", "clap+slnp"]
+    assert parts["dense"] == pytest.approx(perplexities["before pruning"])
+    assert parts["clap+slnp"] == pytest.approx(perplexities["pruned"])  # what the configuration asks for
+    assert len(table(tmp_path, "3-layers")) == 3
+
+
+SANDWICH = {**TINY_LLAMA, "num_hidden_layers": 3, "tie_word_embeddings": False}
+
+
+def sandwich_recipe(callbacks, max_steps=2):
+    return Recipe(
+        module=CausalLM.Config(
+            architecture="sandwich_llama",
+            model_args=SANDWICH,
+            optimizer=OptimizerConfig(lr=1e-3, schedule="constant", warmup_fraction=0),
+        ),
+        data=TokenBatches.Config(),
+        callbacks=callbacks,
+        trainer={"max_steps": max_steps, "accelerator": "cpu", "limit_val_batches": 0, "logger": False},
+    )
+
+
+def absorption(**fields):
+    return {"absorb": PostNormAbsorption.Config(absorb=AbsorbConfig(enabled=True, **fields), calib=METHOD.calib)}
+
+
+def test_a_pruned_sandwich_is_absorbed_before_recovery_and_loads_as_a_llama(tmp_path):
+    method = METHOD.derive(target=TargetShape(hidden_size=24), absorb=AbsorbConfig(enabled=True))
+    result = sandwich_recipe({"prune": PanguLightPruning.Config(method=method)}).fit(tmp_path / "run", quiet=True)
+    module = CausalLM.load_from_checkpoint(result.checkpoint, weights_only=True)
+    assert [plan.kind for plan in module.config.structure] == ["shape", "absorb"]
+    assert module.model.config.model_type in ("llama", "mistral")
+    late = sandwich_recipe({"prune": PanguLightPruning.Config(method=method.derive(absorb={"order": "at_end"}))})
+    with pytest.raises(ValueError, match="PostNormAbsorption in a last stage"):
+        late.fit(tmp_path / "late", quiet=True)
+
+
+def test_absorption_goes_on_after_an_interruption_and_is_checked_at_the_end(tmp_path):
+    recipes = [sandwich_recipe(absorption(max_ppl_increase=9.0), max_steps=steps) for steps in (4, 2)]
+    whole = recipes[0].fit(tmp_path / "whole", quiet=True)
+    (long,), (short,) = (recipe.stages.values() for recipe in recipes)
+    interrupted = fit_stage(short, tmp_path / "run", quiet=True)
+    resumed = fit_stage(long, tmp_path / "run", ckpt_path=interrupted.checkpoint, quiet=True)
+    states = [torch.load(run.checkpoint, weights_only=True) for run in (whole, resumed)]
+    assert all(torch.equal(value, states[1]["state_dict"][name]) for name, value in states[0]["state_dict"].items())
+    with pytest.raises(ValueError, match="absorption raised the perplexity"):
+        sandwich_recipe(absorption(max_ppl_increase=1e-9), max_steps=1).fit(tmp_path / "strict", quiet=True)
+
+
+def test_bad_values_are_named():
+    with pytest.raises(ValidationError, match="exactly one of target"):
+        PanguLightPruning.Config(method={})
+    config = PanguLightPruning.Config(method=METHOD)
+    assert PanguLightPruning.Config.model_validate(config.plain()) == config
+    assert tiny_module().config.structure == ()

@@ -296,3 +296,21 @@ def test_the_command_answers_wrong_arguments_with_exit_code_2(arguments, message
         command.main(arguments)
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_command_runs_a_method_and_writes_its_results(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "load", lambda package, name: lambda miniature: method())
+    folders = ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
+    assert command.main(["toy", "--seeds", "1", "--jobs", "3", *folders]) == 0
+    result = json.loads((tmp_path / "results" / "toy.json").read_text())
+    assert [entry["seeds"] for entry in result["claims"]] == [[0], [0], [0]]
+    assert str(tmp_path / "results" / "toy.md") in capsys.readouterr().out
+
+
+def test_the_command_ends_with_code_1_and_no_results_when_an_arm_fails(tmp_path, monkeypatch, capsys):
+    arms = (*method().arms, Arm("failing", "fails", toy_arms.failing_arm))
+    monkeypatch.setattr(command, "load", lambda package, name: lambda miniature: method(arms=arms))
+    folders = ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
+    assert command.main(["toy", "--seeds", "2", "--jobs", "3", *folders]) == 1
+    assert "failing, seed 1: see" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()

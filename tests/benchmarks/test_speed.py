@@ -4,7 +4,16 @@ import pytest
 
 from benchmarks.discovery import names_in
 from benchmarks.speed import __main__ as command
-from benchmarks.speed.harness import Contest, Race, UnequalOutcomeError, measure, run_contests, summarize, timed
+from benchmarks.speed.harness import (
+    Benchmark,
+    Contest,
+    Race,
+    UnequalOutcomeError,
+    measure,
+    run_contests,
+    summarize,
+    timed,
+)
 from benchmarks.speed.lightning_step import lightning_contest
 from benchmarks.speed.output import ratios_table, render, result_of, write_results
 from benchmarks.speed.scalenet import (
@@ -196,3 +205,12 @@ def test_expansion_of_deit_b_adds_the_parameters_of_the_formula():
 @pytest.mark.slow
 def test_lightning_and_the_bare_loop_end_with_the_same_weights():
     assert lightning_contest().check()[0] == 0
+
+
+@pytest.mark.parametrize(("error", "code"), [(0.0, 0), (1.0, 1)])
+def test_the_command_writes_ratios_unless_the_sides_differ(error, code, tmp_path, monkeypatch, capsys):
+    contest = Contest("toy contest", lambda: (error, 0.5), (race(target=1.5),))
+    monkeypatch.setattr(command, "load", lambda package, name: lambda: Benchmark("Toy", "Two numbers.", [contest]))
+    assert command.main(["toy", "--repeats", "5", "--results", str(tmp_path)]) == code
+    assert (tmp_path / "toy.json").exists() == (code == 0)
+    assert ("toy contest: the two sides differ" in capsys.readouterr().err) == (code == 1)

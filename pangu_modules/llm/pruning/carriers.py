@@ -14,6 +14,8 @@ from torch import nn
 
 from pangu_modules.llm.pruning import surgery
 
+PLAIN_ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+
 _COMMON_FIELDS = (
     "vocab_size",
     "hidden_act",
@@ -105,8 +107,7 @@ def _refuse_special_attention(model: nn.Module, config: Any) -> None:
 def _carrier(config: Any, sizes: dict[str, int], biases: dict[str, bool]) -> Any:
     from transformers import AutoConfig
 
-    data = {name: getattr(config, name) for name in _COMMON_FIELDS if hasattr(config, name)} | sizes
-    data["pruned_with"] = getattr(config, "pruned_with", None)
+    data = {name: getattr(config, name) for name in (*_COMMON_FIELDS, "pruned_with") if hasattr(config, name)} | sizes
     data["attention_dropout"] = getattr(config, "attention_dropout", 0.0)
     attention = any(biases[name] for name in ("q_proj", "k_proj", "v_proj", "o_proj"))
     mlp = any(biases[name] for name in ("gate_proj", "up_proj", "down_proj"))

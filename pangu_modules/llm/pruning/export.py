@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from pangu_modules.llm.loading import quiet_transformers
 from pangu_modules.llm.pruning import surgery
-from pangu_modules.llm.pruning.carriers import carrier_config
+from pangu_modules.llm.pruning.carriers import PLAIN_ARCHITECTURES, carrier_config
 from pangu_modules.llm.pruning.modeling_file import MODELING_FILE, modeling_source
 from pangu_modules.llm.pruning.padding import pad_layer
 from pangu_modules.llm.pruning.shapes import Layout
@@ -37,7 +38,12 @@ def write_pruned(model: Any, folder: Path, layout: Layout = "auto") -> Layout:
     Raises:
         ValueError: the layout cannot express the model (the message names the ones that can).
     """
-    surgery.check_supported(model)
+    if model.config.model_type not in PLAIN_ARCHITECTURES:
+        known = ", ".join(PLAIN_ARCHITECTURES)
+        raise ValueError(
+            f"transformers itself has no architecture {model.config.model_type!r}: bring the model into one of {known} "
+            "first (absorb the post-norms of a sandwich-norm model)"
+        )
     uniform = len({surgery.layer_shape(layer) for layer in surgery.decoder_layers(model)}) == 1
     if layout == "auto":
         layout = "uniform" if uniform and _carrier_exists(model) else "per_layer"
@@ -46,10 +52,11 @@ def write_pruned(model: Any, folder: Path, layout: Layout = "auto") -> Layout:
             "layout 'uniform' needs layers of equal sizes: prune with alpha=0 and all layers in pruned_layers, or "
             "export with layout 'padded' or 'per_layer'"
         )
-    if layout == "per_layer":
-        _write_per_layer(model, folder)
-    else:
-        _write_uniform(model, folder)
+    with quiet_transformers():
+        if layout == "per_layer":
+            _write_per_layer(model, folder)
+        else:
+            _write_uniform(model, folder)
     return layout
 
 

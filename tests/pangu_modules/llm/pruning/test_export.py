@@ -160,6 +160,10 @@ def test_layouts_that_cannot_hold_the_model_name_those_that_can(tiny_model, tmp_
     with_biases(model, attention=False)
     with pytest.raises(ValueError, match="sliding-window attention"):
         write_pruned(model, tmp_path, "uniform")
+    model = tiny_model("llama")
+    model.config.model_type = "sandwich_llama"
+    with pytest.raises(ValueError, match=r"no architecture 'sandwich_llama'.*absorb the post-norms"):
+        write_pruned(model, tmp_path, "auto")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -68,6 +68,7 @@ def arms(miniature: bool) -> tuple[Arm, ...]:
         recipe_arm(
             "scratch_3e", f"{2 * BLOCKS} blocks from scratch, {BASE_EPOCHS} epochs", train("scratch", BASE_EPOCHS)
         ),
+        only_reported("linear_init", "ScaleNet, adapters from torch's start", expand(adapter_init="linear")),
         only_reported("identity_start", "ScaleNet, residual gates from 0", expand(identity_start=True)),
         only_reported("adjacent", "ScaleNet, mapping 1,1,2,2,...", expand(mapping="adjacent")),
         only_reported("shared_norms", "ScaleNet, norms shared too", expand(share_norms=True)),
@@ -166,6 +167,7 @@ def reported() -> tuple[Claim, ...]:
             Ratio(TRAIN_SECONDS, "scalenet", "scratch_3e"),
             paper="0.33 (DeiT-S: 15.8 h against 47.3 h)",
         ),
+        lower_loss("linear_init", "Adapters from torch's start of linear layers against Kaiming's: gain in test loss"),
         lower_loss("identity_start", "Residual gates from 0 against ScaleNet: gain in test loss"),
         lower_loss("adjacent", "Adjacent mapping against cyclic: gain in test loss"),
         lower_loss("shared_norms", "Norms shared against own norms: gain in test loss"),

@@ -59,6 +59,11 @@ class ScaleNetConfig(Config):
     )
     adapter_instances: Literal["all", "added"] = Field("all", description="Layer instances with adapters.")
     adapter_activation: Literal["gelu", "none"] = Field("gelu", description="Activation inside the adapters.")
+    adapter_init: Literal["kaiming", "linear"] = Field(
+        "kaiming",
+        description="Start of the adapters' first layer: kaiming, uniform within sqrt(6/d) for width d; linear, torch's "
+        "own start of linear layers, within sqrt(1/d).",
+    )
     adapter_scale: PositiveFloat = Field(1.0, description="Factor s of an adapter's output.")
     learnable_adapter_scale: bool = Field(False, description="Train one s per adapter, from adapter_scale.")
     share_norms: bool = Field(False, description="Added instances use the base's norms instead of copies of their own.")
@@ -270,6 +275,7 @@ def _adapter(block: nn.Module, name: str, config: ScaleNetConfig) -> ParallelAda
         config.adapter_activation,
         config.adapter_scale,
         config.learnable_adapter_scale,
+        init=config.adapter_init,
         device=like.device,
         dtype=like.dtype,
     )

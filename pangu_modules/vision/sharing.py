@@ -19,7 +19,7 @@ from torch import Tensor, nn
 class ParallelAdapter(nn.Module):
     """A bottleneck beside a sub-module: ``scale * up(activation(down(x)))``, zero until it is trained.
 
-    `down` starts Kaiming-uniform, `up` at zero (ScaleNet, section on layer adjustment).
+    `up` starts at zero; the start of `down` decides how soon the adapter learns (see `init`).
 
     Args:
         width: features of input and output.
@@ -27,6 +27,8 @@ class ParallelAdapter(nn.Module):
         activation: "gelu", or "none" for a purely linear bottleneck.
         scale: factor of the output.
         learnable_scale: train the factor, starting from `scale`.
+        init: start of `down`: "kaiming" uniform, for an activation after it, within sqrt(6 / width); "linear", torch's
+            own for linear layers, within sqrt(1 / width).
         device: where the parameters are created.
         dtype: type of the parameters.
     """
@@ -40,6 +42,7 @@ class ParallelAdapter(nn.Module):
         activation: Literal["gelu", "none"] = "gelu",
         scale: float = 1.0,
         learnable_scale: bool = False,
+        init: Literal["kaiming", "linear"] = "kaiming",
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -50,7 +53,7 @@ class ParallelAdapter(nn.Module):
         # One dimension, not zero: sharding along the first dimension needs one.
         start = torch.full((1,), scale, device=device, dtype=dtype)
         self.scale = nn.Parameter(start) if learnable_scale else scale
-        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        nn.init.kaiming_uniform_(self.down.weight, a=0.0 if init == "kaiming" else math.sqrt(5))
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)
 

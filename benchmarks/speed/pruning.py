@@ -1,0 +1,199 @@
+"""The races of pruning: calibration against a forward pass, search and repair, pruned against dense, and peers."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.speed.harness import Benchmark, Contest, Race, timed
+from benchmarks.speed.pruning_peers import optipfair_contest, torch_pruning_contest
+from benchmarks.speed.pruning_search import repair_contest, search_contest
+from benchmarks.speed.pruning_setting import forward, largest_difference, smollm2, text_batches
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+WINDOWS, LENGTH = 128, 512
+PRUNE_TARGET = 1 / 1.5  # at most 1.5 times the forward passes
+MEMORY_TARGET = 1 / 1.6
+PEERS = {"optipfair": "optipfair", "torch_pruning": "Torch-Pruning"}
+SETUP = (
+    "SmolLM2-135M on the CPU in float32 with all cores. Pruning is SlimLLM's published 20 % setting, whole "
+    f"(statistics, selection, surgery, repair), calibrated on {WINDOWS} windows of {LENGTH} tokens of Python's "
+    "reference texts; its peer is the forward pass over the same tokens without the head, the least any method must "
+    "do. Peak memory is the resident memory of a process of its own, less what Python and its libraries take before "
+    "the model is loaded. Models raced for their speed are cut without regard to importance, which costs no speed."
+)
+
+
+def benchmark() -> Benchmark:
+    """Return the races of pruning; those with peers that are not installed are left out, and named."""
+    missing = [title for package, title in PEERS.items() if importlib.util.find_spec(package) is None]
+    left_out = f" Not installed, so not raced: {', '.join(missing)}." if missing else ""
+    title = "Pruning: calibration, search, repair, and the speed of what is left"
+    return Benchmark(title, SETUP + left_out, contests())
+
+
+def contests() -> Iterator[Contest]:
+    """Build the contests one at a time."""
+    yield search_contest()
+    yield repair_contest()
+    yield pruned_contest("20", 6, 2, 1195)
+    yield pruned_contest("50", 3, 1, 853)
+    if importlib.util.find_spec("optipfair") is not None:
+        yield optipfair_contest()
+    if importlib.util.find_spec("torch_pruning") is not None:
+        yield torch_pruning_contest()
+    yield whole_contest()
+
+
+def whole_contest() -> Contest:
+    """Return the race of calibrating and pruning against the forward passes alone, in time and in memory."""
+    from pangu_modules.llm.pruning.slimllm import SlimLLMConfig
+
+    dense, batches = smollm2(), text_batches(WINDOWS, LENGTH)
+
+    def prune() -> float:
+        model = copy.deepcopy(dense)
+        return timed(lambda: SlimLLMConfig(pruned_layers=24).prune(model, batches))()
+
+    def check() -> tuple[float, float]:
+        whole = copy.deepcopy(dense)
+        SlimLLMConfig(base_ratio=0.0).prune(whole, batches[:1])
+        return largest_difference(whole, dense, batches[0]["input_ids"][:1]), 0
+
+    tokens = f"{WINDOWS} x {LENGTH} tokens"
+    races = (
+        Race(
+            "prune_time",
+            f"calibrating on {tokens} and pruning",
+            prune,
+            timed(lambda: forward(dense, batches)),
+            "the forward passes alone",
+            target=PRUNE_TARGET,
+        ),
+        Race(
+            "prune_memory",
+            f"peak memory of calibrating on {tokens} and pruning",
+            peak_of_child,
+            lambda: megabytes(dense) + statistics_megabytes(dense),
+            "the model and one layer's statistics",
+            unit="MB",
+            target=MEMORY_TARGET,
+            exact=True,
+        ),
+    )
+    return Contest("pruning nothing and the dense model (logits)", check, races)
+
+
+def peak_of_child() -> float:
+    """Return `peak_megabytes`, measured in a new process."""
+    import multiprocessing
+
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(peak_megabytes)
+
+
+def peak_megabytes() -> float:
+    """Prune in this process; return the most memory it held, less what it held before the model was loaded, in MB."""
+    import torch  # noqa: F401
+    import transformers  # noqa: F401
+
+    from pangu_modules.llm.pruning.slimllm import SlimLLMConfig
+
+    batches = text_batches(WINDOWS, LENGTH)
+    before = resident("VmRSS")
+    model = smollm2()
+    with open("/proc/self/clear_refs", "w") as file:  # the peak counts from here
+        file.write("5")
+    SlimLLMConfig(pruned_layers=24).prune(model, batches)
+    return resident("VmHWM") - before
+
+
+def resident(field: str) -> float:
+    """Return a line of Linux's account of this process's memory, in MB: VmRSS is held now, VmHWM was the most."""
+    with open("/proc/self/status") as file:
+        line = next(line for line in file if line.startswith(field))
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+def megabytes(model: nn.Module) -> float:
+    """Return the memory of a model's parameters in MB."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 1e6
+
+
+def statistics_megabytes(model: Any) -> float:
+    """Return what one layer's statistics take: two covariances and the heads' Gram matrices, in float64, in MB."""
+    config = model.config
+    heads, width = config.num_attention_heads, config.hidden_size
+    columns = heads * config.head_dim
+    return 8 * (columns**2 + width**2 + width * config.num_key_value_heads**2 + 3 * config.intermediate_size) / 1e6
+
+
+def pruned_contest(name: str, num_heads: int, num_kv_heads: int, channels: int) -> Contest:
+    """Return the races of a model whose layers have these sizes against the dense one with the rest masked."""
+    from pangu_modules.llm.pruning import surgery
+    from pangu_modules.llm.pruning.shapes import LayerSizes
+
+    dense, pruned, masked = smollm2(), smollm2(), smollm2()
+    sizes = LayerSizes(num_heads=num_heads, num_kv_heads=num_kv_heads, intermediate_size=channels)
+    for layer in surgery.decoder_layers(pruned):
+        sizes.apply(layer)
+    surgery.refresh_config(pruned)
+    mask_rest(masked, num_heads, channels)
+    ids = text_batches(1, 128)[0]["input_ids"]
+    what = f"{name} % of FFN and attention removed"
+
+    def race(kind: str, title: str, measure: Callable[[nn.Module], float], **fields: Any) -> Race:
+        sides = (lambda: measure(pruned)), (lambda: measure(dense))
+        return Race(f"{kind}_{name}", f"{title}, {what}", *sides, "dense", **fields)
+
+    def check() -> tuple[float, float]:
+        return largest_difference(pruned, masked, ids), 1e-3  # seen 0; sums may be ordered otherwise elsewhere
+
+    races = (
+        race("prefill", "prefill of 128 tokens", lambda model: timed(lambda: run(model, ids))()),
+        race("decode", "16 tokens one by one", lambda model: timed(lambda: decode(model, ids))()),
+        race("flops", "operations of a forward pass", lambda model: operations(model, ids), unit="GFLOP", exact=True),
+    )
+    return Contest(f"pruned by {name} % and masked (logits)", check, races)
+
+
+def mask_rest(model: nn.Module, num_heads: int, channels: int) -> None:
+    """Zero the output columns of all heads and channels but the first."""
+    import torch
+
+    from pangu_modules.llm.pruning import surgery
+
+    layers: Any = surgery.decoder_layers(model)
+    with torch.no_grad():
+        for layer in layers:
+            layer.self_attn.o_proj.weight[:, num_heads * layer.self_attn.head_dim :] = 0
+            layer.mlp.down_proj.weight[:, channels:] = 0
+
+
+def run(model: Any, ids: Tensor) -> None:
+    """Run the model once."""
+    import torch
+
+    with torch.no_grad():
+        model(input_ids=ids, use_cache=False)
+
+
+def decode(model: Any, ids: Tensor) -> None:
+    """Continue a prompt greedily by 16 tokens with a KV cache."""
+    import torch
+
+    with torch.no_grad():
+        model.generate(ids[:, :16], max_new_tokens=16, min_new_tokens=16, do_sample=False, pad_token_id=0)
+
+
+def operations(model: Any, ids: Tensor) -> float:
+    """Return the operations of a forward pass, a multiply-add counted as two, in 10^9."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        run(model, ids)
+    return counter.get_total_flops() / 1e9

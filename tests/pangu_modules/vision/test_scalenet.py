@@ -390,3 +390,11 @@ def test_blocks_of_another_library_are_expanded(training):
         for kind in ("weight", "bias")
     }
     assert set(model.state_dict()) == names | added
+
+
+@pytest.mark.parametrize(("init", "numerator"), [("kaiming", 6.0), ("linear", 1.0)])
+def test_adapters_first_layer_fills_its_range(init: str, numerator: float) -> None:
+    weights = torch.cat([ParallelAdapter(24, 8, init=init).down.weight.flatten() for _ in range(20)])
+    bound = (numerator / 24) ** 0.5
+    assert 0.98 * bound < weights.abs().max() <= bound  # 3840 uniform draws: none above 0.98 has chance 2e-34
+    assert abs(weights.mean()) < 0.05 * bound

@@ -61,7 +61,7 @@ class ScaleNetConfig(Config):
     adapter_activation: Literal["gelu", "none"] = Field("gelu", description="Activation inside the adapters.")
     adapter_init: Literal["kaiming", "linear"] = Field(
         "kaiming",
-        description="Start of the adapters' first layer: kaiming, uniform within sqrt(6/d) for width d; linear, torch's "
+        description="Start of an adapter's first layer: kaiming, uniform within sqrt(6/d) for width d; linear, torch's "
         "own start of linear layers, within sqrt(1/d).",
     )
     adapter_scale: PositiveFloat = Field(1.0, description="Factor s of an adapter's output.")

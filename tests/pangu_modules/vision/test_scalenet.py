@@ -222,10 +222,7 @@ def test_adapters_start_at_zero_and_own_norms_as_the_base():
     torch.testing.assert_close(twice(images()), base.head(base.norm(x)[:, 0]), rtol=0, atol=1e-12)
     adapters = [module for module in twice.modules() if isinstance(module, ParallelAdapter)]
     assert len(adapters) == 2 * 2 * DEPTH
-    bound = 1 / math.sqrt(WIDTH)
-    for module in adapters:
-        assert not module.up.weight.any()
-        assert bound / 2 < module.down.weight.abs().max() <= bound  # Kaiming-uniform of gain 1/sqrt(3)
+    assert not any(module.up.weight.any() for module in adapters)
     assert twice.blocks[3].norm1.weight.data_ptr() != twice.blocks[0].norm1.weight.data_ptr()
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BEFORE, UNREPAIRED, PRUNED, RECOVERED = "before pruning", "pruned, not repaired", "pruned", "after recovery"
-TIMED_TOKENS = 512
+TIMED_TOKENS = 256
 BINS = 64
 
 
@@ -104,7 +104,7 @@ def held_out_batches(trainer: Trainer) -> list[Batch]:
 def costs_of(models: Mapping[str, nn.Module], batches: Sequence[Batch]) -> dict[str, dict[str, int | float]]:
     """Return each model's parameters, operations per token (a multiply-add is two) and tokens per second.
 
-    The speed is that of a forward pass over 512 tokens: the best of five, the models taken in turn.
+    The speed is that of a forward pass over 256 tokens: the best of three, the models taken in turn.
     """
     costs: dict[str, dict[str, int | float]] = {
         name: {"parameters": count_parameters(model)} for name, model in models.items()
@@ -114,7 +114,7 @@ def costs_of(models: Mapping[str, nn.Module], batches: Sequence[Batch]) -> dict[
     ids = torch.cat([batch["input_ids"].flatten() for batch in batches])[:TIMED_TOKENS]
     ids = ids.view(-1, next(size for size in (128, 64, 16, 1) if len(ids) % size == 0))
     seconds: dict[str, list[float]] = {name: [] for name in models}
-    for turn in range(6):
+    for turn in range(4):
         for name, model in models.items():
             with FlopCounterMode(display=False) if turn == 0 else nullcontext() as counter:
                 took = _seconds(model, ids)

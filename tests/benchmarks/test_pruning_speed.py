@@ -1,0 +1,40 @@
+"""The races of pruning: both searches select the same heads, and peers that are absent are named."""
+
+import importlib.util
+
+import torch
+
+from benchmarks.speed import pruning
+from benchmarks.speed.pruning_search import NUM_HEADS, contributions, naive_search
+from pangu_modules.llm.pruning.search import UnitGram, remove_units
+from pangu_modules.llm.pruning.statistics import StreamingCovariance
+
+
+def test_the_search_over_tokens_selects_the_same_heads():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        z = torch.randn(200, 4 * NUM_HEADS, generator=generator, dtype=torch.float64)
+        weight = torch.randn(7, 4 * NUM_HEADS, generator=generator, dtype=torch.float64)
+        covariance = StreamingCovariance(z.shape[1], z.device)
+        covariance.update(z)
+        gram = UnitGram.of(covariance, weight, NUM_HEADS)
+        assert remove_units(gram, 3) == naive_search(contributions(z, weight), 3)
+
+
+def test_peers_that_are_not_installed_are_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "Not installed, so not raced: optipfair, Torch-Pruning." in pruning.benchmark().setup
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert "Not installed" not in pruning.benchmark().setup
+
+
+def test_masking_leaves_only_the_first_heads_and_channels():
+    from tiny_llm import tiny_module
+
+    module = tiny_module()
+    pruning.mask_rest(module.model, 2, 10)
+    layer = module.model.model.layers[1]
+    assert not layer.self_attn.o_proj.weight[:, 16:].any()
+    assert layer.self_attn.o_proj.weight[:, :16].all()
+    assert not layer.mlp.down_proj.weight[:, 10:].any()
+    assert layer.mlp.down_proj.weight[:, :10].all()

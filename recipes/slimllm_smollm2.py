@@ -9,7 +9,7 @@ recipe = Recipe(
         model="smollm2",
         optimizer=OptimizerConfig(lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, warmup_fraction=0.05),
     ),
-    data=TextData.Config(sequence_length=128, batch_size=4, test_fraction=0.05, val_fraction=0.03),
+    data=TextData.Config(sequence_length=128, batch_size=4, eval_batch_size=4, test_fraction=0.05, val_fraction=0.03),
     callbacks={
         "distill": Distillation.Config(teacher="smollm2"),
         "prune": StructuredPruning.Config(method=SlimLLMConfig(base_ratio=0.32, pruned_layers=24, alpha=10)),

@@ -21,21 +21,35 @@ BOUND = 1e-6
 
 
 def lightning_contest() -> Contest:
-    """Return the race of the digits recipe's base stage, without validation on either side."""
+    """Return the races of the digits recipe's base stage, without validation on either side."""
     from recipes.scalenet_digits import recipe
 
-    trainer = {"max_epochs": EPOCHS, "limit_val_batches": 0}
-    stage = recipe.stage("base").derive(trainer=trainer)
-    race = Race(
-        "lightning_step",
-        "a step of the digits recipe (12 blocks, width 64, batch 64) with all its callbacks",
-        lambda: 1000 * fit_recipe(stage)[0],
-        lambda: 1000 * fit_bare(stage)[0],
-        "a bare PyTorch loop",
-        unit="ms",
-        target=TARGET,
+    stage = recipe.stage("base").derive(
+        trainer={"max_epochs": EPOCHS, "limit_val_batches": 0, "enable_checkpointing": False}
     )
-    return Contest("Lightning and the bare loop (weights after training)", lambda: (difference(stage), BOUND), (race,))
+    with_checkpoints = stage.derive(trainer={"enable_checkpointing": True})
+
+    def race(id: str, title: str, ours: Recipe, target: float | None) -> Race:
+        return Race(
+            id,
+            title,
+            lambda: 1000 * fit_recipe(ours)[0],
+            lambda: 1000 * fit_bare(stage)[0],
+            "a bare PyTorch loop",
+            unit="ms",
+            target=target,
+        )
+
+    races = (
+        race("lightning_step", "a step of the digits recipe (12 blocks, width 64, batch 64)", stage, TARGET),
+        race(
+            "lightning_step_with_checkpoints",
+            "the same step with a checkpoint after each epoch of 31 steps",
+            with_checkpoints,
+            None,
+        ),
+    )
+    return Contest("Lightning and the bare loop (weights after training)", lambda: (difference(stage), BOUND), races)
 
 
 def fit_recipe(recipe: Recipe) -> tuple[float, dict[str, Tensor]]:

@@ -32,6 +32,7 @@ class Axis:
 AXES: Mapping[str, Axis] = {
     "loss": Axis("loss (nats)"),
     "accuracy": Axis("accuracy (%)", 100.0),
+    "accuracy_top5": Axis("top-5 accuracy (%)", 100.0),
     "perplexity": Axis("perplexity (per token)"),
 }
 

@@ -19,7 +19,7 @@ COLUMNS: Mapping[str, Column] = {
     "test/perplexity": Column("perplexity", "", 2),
     "parameters": Column("parameters"),
     "epochs": Column("epochs"),
-    "seconds": Column("training", "s", 0),
+    "seconds": Column("time", "s", 0),
 }
 
 

@@ -66,5 +66,6 @@ def finish(request: Request, folder: Path, results: Mapping[str, StageResult]) -
     for name in results:
         collect_parts(folder / name, report, prefix=name)
     page, _ = report.write(folder)
-    terminal_table(rows, columns, f"{request.title}\nResult on the test set")
+    narrow = [{name: value for name, value in row.items() if name != "test/accuracy_top5"} for row in rows]
+    terminal_table(narrow, result_columns(narrow), f"{request.title}\nResult on the test set")  # fits 80 columns
     print(f"run folder  {folder}\nreport      {page}")

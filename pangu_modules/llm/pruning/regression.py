@@ -5,6 +5,10 @@ The pruned sub-layer's output u is fitted to the whole sub-layer's output y, on 
 - ``affine``, the paper's: per output dimension ``y_d = a_d u_d + b_d``, folded into the output matrix and its bias;
 - ``bias``, FLAP's compensation: the intercept alone, ``b_d = mean(y_d - u_d)``;
 - ``full_ridge``, not the paper's (the OBS family): a new output matrix for the kept inputs.
+
+Least squares is not robust: if pruning removes the channel behind a massive activation, the few tokens that have it
+decide slope and intercept. Random channels do that now and then (one seed of two on SmolLM2 at 20 %: slope 36 in one
+dimension of layer 28, perplexity 11406 with ``affine``, 135 with ``none``); importance scores keep such channels.
 """
 
 from __future__ import annotations

@@ -33,9 +33,10 @@ def main(arguments: list[str]) -> int:
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name} {value}: must be at least 1")
     try:
-        method = load("benchmarks.claims", options.name)(miniature=options.miniature)
+        build = load("benchmarks.claims", options.name)
     except ValueError as error:
         parser.error(str(error))
+    method = build(miniature=options.miniature)
     if options.seeds:
         method = replace(method, seeds=options.seeds)
     if options.miniature:

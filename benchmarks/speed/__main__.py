@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.discovery import load
-from benchmarks.speed.harness import REPEATS, UnequalOutcomeError, run_contests
+from benchmarks.speed.harness import MIN_REPEATS, REPEATS, UnequalOutcomeError, run_contests
 from benchmarks.speed.output import ratios_table, result_of, write_results
 from pangu_modules.report import terminal_table
 
@@ -19,11 +19,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--repeats", type=int, default=REPEATS, help=f"pairs of measurements (default: {REPEATS})")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/speed"), help="where results go")
     options = parser.parse_args(arguments)
+    if options.repeats < MIN_REPEATS:
+        parser.error(f"--repeats {options.repeats}: a median with quartiles needs at least {MIN_REPEATS}")
     try:
-        benchmark = load("benchmarks.speed", options.name)()
-        ratios = run_contests(benchmark.contests, repeats=options.repeats)
+        build = load("benchmarks.speed", options.name)
     except ValueError as error:
         parser.error(str(error))
+    benchmark = build()
+    try:
+        ratios = run_contests(benchmark.contests, repeats=options.repeats)
     except UnequalOutcomeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -162,7 +162,8 @@ def standard_callbacks(folder: RunFolder, module: PanguModule, arguments: Mappin
     if arguments["logger"]:
         callbacks.append(LearningRateMonitor("step"))
     if arguments.get("enable_checkpointing") is not False and not arguments.get("fast_dev_run"):
-        callbacks.append(best_checkpoint(folder, module))
+        if arguments.get("limit_val_batches") != 0:  # without validation nothing says which is best
+            callbacks.append(best_checkpoint(folder, module))
         callbacks.append(ResumeCheckpoint(ResumeCheckpoint.Config(every_n_train_steps=100), path=folder.last))
     return [*callbacks, ExactResume(ExactResume.Config(), name="exact_resume")]
 

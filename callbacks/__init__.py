@@ -7,6 +7,7 @@ from pangu_modules.lazy import lazy_exports
 if TYPE_CHECKING:
     from callbacks.base import RecipeCallback as RecipeCallback
     from callbacks.distillation import Distillation as Distillation
+    from callbacks.dwm_reweighting import DWMReweighting as DWMReweighting
     from callbacks.exact_resume import ExactResume as ExactResume
     from callbacks.pangu_light_pruning import PanguLightPruning as PanguLightPruning
     from callbacks.pangu_light_pruning import PostNormAbsorption as PostNormAbsorption
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "DWMReweighting": "callbacks.dwm_reweighting",
         "Distillation": "callbacks.distillation",
         "ExactResume": "callbacks.exact_resume",
         "LayerDropping": "callbacks.structured_pruning",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pangu_modules.llm.pruning.short_gpt import ShortGPTConfig as ShortGPTConfig
     from pangu_modules.llm.pruning.slimllm import SlimLLMConfig as SlimLLMConfig
     from pangu_modules.llm.pruning.target import TargetShape as TargetShape
+    from pangu_modules.llm.weighting.model import DataWeightingModel as DataWeightingModel
     from pangu_modules.module import PanguModule as PanguModule
     from pangu_modules.objectives import Objective as Objective
     from pangu_modules.optim import OptimizerConfig as OptimizerConfig
@@ -42,6 +43,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "ClapConfig": "pangu_modules.llm.pruning.pangu_light_config",
         "Config": "pangu_modules.config",
         "Configurable": "pangu_modules.config",
+        "DataWeightingModel": "pangu_modules.llm.weighting.model",
         "GenerationEngine": "pangu_modules.llm.generation",
         "ImageClassifier": "pangu_modules.vision.classifier",
         "LayerSizes": "pangu_modules.llm.pruning.shapes",

@@ -1,0 +1,294 @@
+"""Hypergradients of data weights: how much each sequence of a batch would help the target, by four engines.
+
+One step of the trained model on weighted data is unrolled (Yu et al. 2025, arXiv:2507.16178, bi-level problem)::
+
+    theta'(w) = theta - lr P sum_i w_i grad l_i(theta)
+    d L_val(theta') / d w_i = -lr <grad L_val(theta'), P grad l_i(theta)> = -lr h_i                            (1)
+
+with P the optimizer's preconditioner, a positive factor per parameter (identity for SGD). theta' is linear in w, so
+that (1) is exact and needs no Hessian. The engines differ in how they get h, and agree:
+
+- ``exact``: differentiates through the step; the reference, for one process. Memory of two to three training steps.
+- ``dot``: one backward pass per sequence, and its dot product with the target's gradient.
+- ``jvp``: all dot products in one forward-mode pass.
+- ``fd``: all dot products by two forward passes with the weights displaced along the target's gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pangu_modules.llm.weighting.processes import Processes
+from pangu_modules.llm.weighting.protocol import sequence
+
+Engine = Literal["fd", "jvp", "dot", "exact"]
+Batch = Mapping[str, Any]
+Parameters = Mapping[str, nn.Parameter]
+Precondition = Callable[[Sequence[Tensor]], list[Tensor]]
+"""From the gradients of the step, in the parameters' order, to the factor P of each."""
+
+
+@dataclass(frozen=True)
+class Hypergradient:
+    """What an engine found.
+
+    Args:
+        h: (batch,), agreement of each sequence's gradient with the target's; see (1).
+        losses: (batch,), losses of the training batch before the step.
+        target_loss: scalar, the target's loss after the step.
+    """
+
+    h: Tensor
+    losses: Tensor
+    target_loss: Tensor
+
+
+def hypergradient(
+    losses_of: nn.Module,
+    parameters: Parameters,
+    train_batch: Batch,
+    target_batch: Batch,
+    weights: Tensor | Callable[[], Tensor],
+    *,
+    lr: float,
+    engine: Engine = "fd",
+    precondition: Precondition | None = None,
+    fd_scale: float = 1e-2,
+    processes: Processes | None = None,
+) -> Hypergradient:
+    """Return h of equation (1); parameters, random numbers and training mode are afterwards what they were.
+
+    Dropout is off and batch statistics are those of evaluation. Of several processes, each gives its own part of both
+    batches; the step and the target's gradient are those of all parts together.
+
+    Args:
+        losses_of: module that maps a batch to its losses (batch,), see `protocol.LossesOf`.
+        parameters: the trained parameters by their names in `losses_of`.
+        train_batch: batch of the step.
+        target_batch: batch of L_val, the mean of its losses.
+        weights: w, (batch,), or a function that returns them, called after the forward pass over `train_batch`.
+        lr: learning rate of the step.
+        engine: how h is computed.
+        precondition: P from the step's gradients; None for SGD.
+        fd_scale: norm of the displacement, engine ``fd`` alone.
+        processes: those that train together; None for one.
+
+    Raises:
+        ValueError: the engine cannot serve this model; see `check_engine`.
+    """
+    processes = processes or Processes()
+    check_engine(engine, losses_of, parameters, processes)
+    batches = _Batches(train_batch, target_batch, processes)
+    with undisturbed(losses_of), torch.enable_grad():
+        if engine == "exact":
+            return _exact(losses_of, parameters, batches, weights, lr, precondition)
+        losses, direction, target_loss = _target_direction(losses_of, parameters, batches, weights, lr, precondition)
+        if engine == "fd":
+            h = finite_difference(losses_of, parameters, train_batch, direction, fd_scale)
+        elif engine == "jvp":
+            h = forward_mode(losses_of, parameters, train_batch, direction)
+        else:
+            h = dot_products(losses_of, parameters, train_batch, direction)
+    return Hypergradient(h, losses, target_loss)
+
+
+def check_engine(
+    engine: Engine, losses_of: nn.Module, parameters: Parameters, processes: Processes | None = None
+) -> None:
+    """Refuse an engine that cannot serve this model.
+
+    Raises:
+        ValueError: ``exact`` or ``jvp`` with fused attention, ``exact`` in several processes, or ``fd`` with
+            half-precision parameters.
+    """
+    if engine in ("exact", "jvp"):
+        kernel = attention_kernel(losses_of)
+        if kernel not in (None, "eager"):
+            raise ValueError(
+                f"engine={engine!r} takes derivatives of attention that the fused kernel {kernel!r} does not have: "
+                'build the model with attn_implementation="eager", or set engine="fd"'
+            )
+    if engine == "exact" and processes is not None and processes.world_size > 1:
+        raise ValueError('engine="exact" is the reference for one process: set engine="fd", or train with devices=1')
+    if engine == "fd":
+        for name, parameter in parameters.items():
+            if parameter.dtype in (torch.bfloat16, torch.float16):
+                raise ValueError(
+                    f'engine="fd" needs float32 parameters, but {name} is {parameter.dtype}, in which the difference '
+                    'of two losses is lost: train with precision "32-true" or "bf16-mixed", or set engine="dot"'
+                )
+
+
+def attention_kernel(module: nn.Module) -> str | None:
+    """Return the attention kernel of a transformers model inside `module`, or None without one."""
+    for part in module.modules():
+        kernel = getattr(getattr(part, "config", None), "_attn_implementation", None)
+        if isinstance(kernel, str):
+            return kernel
+    return None
+
+
+# Engines: each returns <direction, grad l_i> of all sequences, (batch,).
+
+
+def finite_difference(
+    losses_of: nn.Module, parameters: Parameters, batch: Batch, direction: Sequence[Tensor], scale: float
+) -> Tensor:
+    """Return ``[l(theta + e u) - l(theta - e u)] / (2 e)`` with ``e = scale / |u|`` for the direction u.
+
+    The parameters are displaced in place and copied back; both passes see the same random numbers.
+    """
+    norm = torch.stack([torch.linalg.vector_norm(part) for part in direction]).norm()
+    step = scale / float(norm) if norm != 0 else 0.0
+    if step == 0.0:
+        return torch.zeros(_size(batch), device=norm.device)
+    with torch.no_grad(), kept(parameters):
+        sides = []
+        for move in (step, -2 * step):
+            for parameter, part in zip(parameters.values(), direction, strict=True):
+                parameter.add_(part.to(parameter.dtype), alpha=move)
+            torch.manual_seed(0)
+            sides.append(losses_of(batch))
+        difference: Tensor = (sides[0] - sides[1]) / (2 * step)
+    return difference
+
+
+def forward_mode(losses_of: nn.Module, parameters: Parameters, batch: Batch, direction: Sequence[Tensor]) -> Tensor:
+    """Return the directional derivatives of all losses by one forward-mode pass."""
+    primals = {name: parameter.detach() for name, parameter in parameters.items()}
+    tangents = dict(zip(primals, direction, strict=True))
+
+    def losses(values: dict[str, Tensor]) -> Tensor:
+        result: Tensor = torch.func.functional_call(losses_of, values, (batch,))
+        return result
+
+    with torch.no_grad():
+        products: Tensor = torch.func.jvp(losses, (primals,), (tangents,))[1]
+    return products
+
+
+def dot_products(losses_of: nn.Module, parameters: Parameters, batch: Batch, direction: Sequence[Tensor]) -> Tensor:
+    """Return the dot product of each sequence's own gradient with the direction, one sequence after another."""
+    products = []
+    for index in range(_size(batch)):
+        loss = losses_of(sequence(batch, index)).sum()
+        gradients = gradients_of(loss, parameters)
+        products.append(sum((a * b).sum() for a, b in zip(gradients, direction, strict=True)))
+    return torch.stack([torch.as_tensor(product) for product in products])
+
+
+def _exact(
+    losses_of: nn.Module,
+    parameters: Parameters,
+    batches: _Batches,
+    weights: Tensor | Callable[[], Tensor],
+    lr: float,
+    precondition: Precondition | None,
+) -> Hypergradient:
+    if lr <= 0:
+        raise ValueError(f'engine="exact" divides by the learning rate, which is {lr} here: set engine="fd"')
+    losses = losses_of(batches.train)
+    w = (weights if isinstance(weights, Tensor) else weights()).detach().requires_grad_()
+    gradients = gradients_of((w * losses).sum(), parameters, create_graph=True)
+    factors = None if precondition is None else precondition([gradient.detach() for gradient in gradients])
+    moved = {}
+    for index, (name, parameter) in enumerate(parameters.items()):
+        step = gradients[index] if factors is None else factors[index] * gradients[index]
+        moved[name] = parameter - lr * step
+    target_loss = torch.func.functional_call(losses_of, moved, (batches.target,)).mean()
+    (slope,) = torch.autograd.grad(target_loss, w)
+    return Hypergradient(-slope / lr, losses.detach(), target_loss.detach())
+
+
+def _target_direction(
+    losses_of: nn.Module,
+    parameters: Parameters,
+    batches: _Batches,
+    weights: Tensor | Callable[[], Tensor],
+    lr: float,
+    precondition: Precondition | None,
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Return the losses at theta, the direction ``P grad L_val(theta')``, and L_val at theta'."""
+    losses = losses_of(batches.train)
+    w = (weights if isinstance(weights, Tensor) else weights()).detach()
+    steps = gradients_of((w * losses).sum(), parameters)
+    batches.processes.sum_(steps)
+    factors = None if precondition is None else precondition(steps)
+    with kept(parameters):
+        with torch.no_grad():
+            for index, parameter in enumerate(parameters.values()):
+                step = steps[index] if factors is None else steps[index].mul_(factors[index])
+                parameter.sub_(step.to(parameter.dtype), alpha=lr)
+        del steps
+        target_losses = losses_of(batches.target)
+        count = batches.processes.sum_([torch.tensor(float(len(target_losses)), device=losses.device)])[0]
+        target_loss = target_losses.sum() / count
+        direction = gradients_of(target_loss, parameters)
+    batches.processes.sum_(direction)
+    if factors is not None:
+        for part, factor in zip(direction, factors, strict=True):
+            part.mul_(factor)
+    (total,) = batches.processes.sum_([target_loss.detach().clone()])
+    return losses.detach(), direction, total
+
+
+@dataclass(frozen=True)
+class _Batches:
+    train: Batch
+    target: Batch
+    processes: Processes
+
+
+def gradients_of(loss: Tensor, parameters: Parameters, *, create_graph: bool = False) -> list[Tensor]:
+    """Return the gradient for each parameter, zero where the loss does not depend on it; ``.grad`` is left alone."""
+    values = list(parameters.values())
+    gradients = torch.autograd.grad(loss, values, create_graph=create_graph, allow_unused=True)
+    return [
+        torch.zeros_like(value) if gradient is None else gradient
+        for value, gradient in zip(values, gradients, strict=True)
+    ]
+
+
+@contextmanager
+def kept(parameters: Parameters) -> Iterator[None]:
+    """Copy the parameters, and copy them back at the end: adding a displacement back would leave rounding errors."""
+    copies = [parameter.detach().clone() for parameter in parameters.values()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, copy in zip(parameters.values(), copies, strict=True):
+                parameter.copy_(copy)
+
+
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Run `module` as in evaluation, and leave its mode and the random numbers as they were.
+
+    Layers that recompute their activations do so only in training mode; they stay in it, their parts do not.
+    """
+    modes = {part: part.training for part in module.modules()}
+    device = next(module.parameters()).device
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
+        module.eval()
+        for part in modes:
+            if getattr(part, "gradient_checkpointing", False):
+                part.training = modes[part]
+        try:
+            yield
+        finally:
+            for part, mode in modes.items():
+                part.training = mode
+
+
+def _size(batch: Batch) -> int:
+    from pangu_modules.module import batch_size
+
+    return batch_size(batch)

@@ -1,0 +1,204 @@
+"""DataWeightingModel: a small network that looks at a whole batch and gives each sequence its weight in it.
+
+Yu et al., "LLM Data Selection and Utilization via Dynamic Bi-level Optimization" (ICML 2025, arXiv:2507.16178). The
+weights are relative: they sum to 1 inside the batch and depend on the other sequences of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pangu_modules.config import Config as BaseConfig
+from pangu_modules.config import Configurable
+
+
+class DataWeightingModel(Configurable, nn.Module):
+    """Encodes each sequence, lets the sequences of the batch look at each other, and scores them.
+
+    Equivariant to the order of the sequences: there is no position in the batch. The last layer starts at zero, so an
+    untrained model gives uniform weights.
+
+    Args:
+        config: the configuration, complete: `vocab_size` for the encoder 'tiny', `feature_size` for the others.
+
+    Raises:
+        ValueError: the size that the encoder needs is not given.
+    """
+
+    class Config(BaseConfig):
+        """Encoder, size, and how scores become weights."""
+
+        encoder: Literal["tiny", "lm", "features"] = Field(
+            "tiny",
+            description="What a sequence is seen by: 'tiny': a small transformer over its tokens, which transfers to "
+            "other models; 'lm': mean of the trained model's last hidden states; 'features': batch['features'].",
+        )
+        d_model: PositiveInt = Field(128, description="Width of encoder and mixing layers.")
+        n_layers: NonNegativeInt = Field(2, description="Transformer layers over the tokens, encoder 'tiny' only.")
+        n_mix: NonNegativeInt = Field(1, description="Attention layers over the batch; 0 scores each sequence alone.")
+        n_heads: PositiveInt = Field(4, description="Attention heads; divides d_model.")
+        tau: PositiveFloat = Field(1.0, description="Temperature of the softmax over the batch.")
+        floor: float = Field(0.1, ge=0, lt=1, description="Share of the weight spread evenly, f: w >= f / batch.")
+        vocab_size: PositiveInt | None = Field(
+            None, description="Tokens that the encoder 'tiny' knows; empty: the trained model's."
+        )
+        feature_size: PositiveInt | None = Field(
+            None, description="Length of a sequence's features; empty: hidden size of the trained model (encoder 'lm')."
+        )
+
+        @model_validator(mode="after")
+        def _heads_divide(self) -> Self:
+            if self.d_model % self.n_heads:
+                raise ValueError(f"n_heads={self.n_heads} does not divide d_model={self.d_model}: choose one that does")
+            if self.encoder == "features" and self.feature_size is None:
+                raise ValueError("encoder='features' needs feature_size, the length of a row of batch['features']")
+            return self
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        if config.encoder == "tiny":
+            if config.vocab_size is None:
+                raise ValueError("encoder='tiny' embeds tokens: give vocab_size, the number of tokens")
+            self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+            self.layers = nn.ModuleList(_layer(config) for _ in range(config.n_layers))
+            feature_size = config.d_model
+        elif config.feature_size is None:
+            raise ValueError(f"encoder={config.encoder!r} needs feature_size, the length of a sequence's features")
+        else:
+            feature_size = config.feature_size
+        self.input_norm = nn.LayerNorm(feature_size)
+        self.input_projection = nn.Linear(feature_size, config.d_model)
+        self.mixing = nn.ModuleList(_layer(config) for _ in range(config.n_mix))
+        self.output_norm = nn.LayerNorm(config.d_model)
+        self.output = nn.Linear(config.d_model, 1)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        features: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """Return one score per sequence, ``s``, (batch,).
+
+        Args:
+            input_ids: (batch, seq), for the encoder 'tiny'.
+            attention_mask: (batch, seq), 0 at padding.
+            features: (batch, feature_size), for the other encoders; no gradient goes into them.
+            valid: (batch,) bool; sequences that are not are invisible to the others.
+
+        Raises:
+            ValueError: what the encoder needs is not given.
+        """
+        return self.score(self.encode(input_ids, attention_mask, features), valid)
+
+    def encode(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, features: Tensor | None = None
+    ) -> Tensor:
+        """Return what is known of each sequence by itself, (batch, d_model); arguments as for `forward`."""
+        if self.config.encoder == "tiny":
+            if input_ids is None:
+                raise ValueError("encoder='tiny' needs input_ids (batch, seq)")
+            features = self._pooled(input_ids, attention_mask)
+        elif features is None:
+            raise ValueError(f"encoder={self.config.encoder!r} needs features (batch, {self.config.feature_size})")
+        else:
+            features = features.detach().to(self.input_projection.weight.dtype)
+        encodings: Tensor = self.input_projection(self.input_norm(features))
+        return encodings
+
+    def score(self, encodings: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Return the scores (batch,) of encodings (batch, d_model), which may come from several processes."""
+        hidden = encodings[None]
+        hidden_keys = None if valid is None else ~valid[None]
+        for layer in self.mixing:
+            hidden = layer(hidden, src_key_padding_mask=hidden_keys)
+        scores: Tensor = self.output(self.output_norm(hidden[0])).squeeze(-1)
+        return scores
+
+    def weights(self, logits: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Return the weights (batch,) with the configuration's temperature and floor; see `weights`."""
+        return weights(logits, self.config.tau, self.config.floor, valid)
+
+    def _pooled(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Return the mean over the tokens of the last layer, (batch, d_model)."""
+        padding = None if attention_mask is None else attention_mask == 0
+        hidden = self.embedding(input_ids) * math.sqrt(self.config.d_model)
+        hidden = hidden + positions(input_ids.shape[1], self.config.d_model).to(hidden)
+        for layer in self.layers:
+            hidden = layer(hidden, src_key_padding_mask=padding)
+        return mean_over_tokens(hidden, attention_mask)
+
+
+def weights(logits: Tensor, tau: float = 1.0, floor: float = 0.0, valid: Tensor | None = None) -> Tensor:
+    """Return ``w = (1 - floor) softmax(s / tau) + floor / batch`` over the valid sequences, 0 for the others.
+
+    Args:
+        logits: scores s, (batch,).
+        tau: temperature.
+        floor: share of the weight that is spread evenly.
+        valid: (batch,) bool, sequences that have something to learn; all by default.
+
+    Returns:
+        (batch,), non-negative, sums to 1.
+
+    Raises:
+        ValueError: there are fewer than two sequences, or none is valid.
+    """
+    if len(logits) < 2:
+        raise ValueError(
+            f"weights are relative within the batch; B must be >= 2 (gradient is identically zero), got {len(logits)}: "
+            "raise batch_size, or share the weights between processes with sync_weights=True"
+        )
+    if valid is None:
+        return (1 - floor) * functional.softmax(logits / tau, dim=0) + floor / len(logits)
+    count = valid.sum()
+    if count == 0:
+        raise ValueError("no sequence of the batch has a target token, so there is nothing to weight: check the labels")
+    shares = functional.softmax((logits / tau).masked_fill(~valid, -torch.inf), dim=0)
+    return (1 - floor) * shares + floor * valid.to(shares.dtype) / count
+
+
+def effective_batch_size(weight: Tensor) -> Tensor:
+    """Return ``ESS = 1 / sum(w^2)``, a scalar: the batch size for uniform weights, 1 for a single sequence."""
+    return 1 / weight.square().sum()
+
+
+def mean_over_tokens(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Return the mean of hidden (batch, seq, width) over the tokens that are not padding, (batch, width)."""
+    if attention_mask is None:
+        return hidden.mean(1)
+    mask = attention_mask.to(hidden.dtype)[..., None]
+    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def positions(length: int, width: int) -> Tensor:
+    """Return sinusoids of the positions (Vaswani et al. 2017, section 3.5), (length, width), float32."""
+    steps = torch.arange(length, dtype=torch.float32)[:, None]
+    rates = torch.exp(-math.log(10000.0) * torch.arange(0, width, 2, dtype=torch.float32) / width)
+    table = torch.stack([torch.sin(steps * rates), torch.cos(steps * rates)], dim=-1).flatten(1)
+    return table[:, :width]
+
+
+def model_inputs(batch: Mapping[str, Any], features: Tensor | None = None) -> dict[str, Any]:
+    """Return the arguments of `DataWeightingModel.encode` that a batch holds; `features` replaces the batch's own."""
+    given = {"input_ids": batch.get("input_ids"), "attention_mask": batch.get("attention_mask")}
+    return {**given, "features": batch.get("features") if features is None else features}
+
+
+def _layer(config: DataWeightingModel.Config) -> nn.TransformerEncoderLayer:
+    return nn.TransformerEncoderLayer(
+        config.d_model, config.n_heads, 4 * config.d_model, dropout=0.0, batch_first=True, norm_first=True
+    )

@@ -17,8 +17,9 @@ from pangu_modules.errors import UsageError, usage_errors
 from pangu_modules.files import write_atomically
 from pangu_modules.names import nearest
 from pangu_modules.recipe import Stage
-from pangu_modules.run import StageResult, build_data, build_module, build_trainer, fit_stage
+from pangu_modules.run import StageResult, build_data, build_trainer, fit_stage, load_module
 from pangu_modules.run_folder import RunFolder, new_version, to_yaml, versions
+from pangu_modules.starting import usage_errors_until_start
 
 INTERRUPTED = 130  # exit code of a run that was stopped from outside
 
@@ -49,8 +50,8 @@ def fit(request: Request) -> None:
         print(f"stopped before the end; to go on: python {sys.argv[0]} {again}", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
     except UsageError:
-        if not resume and [path.name for path in folder.iterdir()] == ["config.yaml"]:  # nothing was run
-            shutil.rmtree(folder)
+        if not resume and not list(folder.rglob("*.ckpt")):  # nothing was trained
+            shutil.rmtree(folder, ignore_errors=True)
         raise
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         finish(request, folder, results)
@@ -145,26 +146,28 @@ def _checkpoint(request: Request) -> tuple[Stage, Path, RunFolder]:
     return stage, path, folder
 
 
-def _rebuilt(request: Request) -> tuple[Stage, Path, RunFolder, Any, Any]:
+def _rebuilt(request: Request) -> tuple[Stage, Path, RunFolder, Any]:
     stage, path, folder = _checkpoint(request)
-    data = build_data(stage)
-    module = build_module(stage, data, path)
-    return stage, path, folder, data, module
+    return stage, path, folder, load_module(stage, path)
 
 
 def evaluate(request: Request) -> None:
     """Evaluate a checkpoint on the validation or test set and print the metrics as a table."""
-    stage, path, folder, data, module = _rebuilt(request)
+    stage, path, folder, module = _rebuilt(request)
+    data = build_data(stage)
     trainer = build_trainer(stage.derive(trainer={"logger": False}), folder, module)
     run_loop = trainer.validate if request.command == "validate" else trainer.test
-    run_loop(module, datamodule=data, ckpt_path=path, weights_only=True)
+    with usage_errors_until_start(trainer, data):
+        run_loop(module, datamodule=data, ckpt_path=path, weights_only=True)
 
 
 def predict(request: Request) -> None:
     """Write a checkpoint's predictions, a list with one entry per batch, to a file."""
-    stage, path, folder, data, module = _rebuilt(request)
+    stage, path, folder, module = _rebuilt(request)
+    data = build_data(stage)
     trainer = build_trainer(stage.derive(trainer={"logger": False}), folder, module)
-    predictions = trainer.predict(module, datamodule=data, ckpt_path=path, weights_only=True)
+    with usage_errors_until_start(trainer, data):
+        predictions = trainer.predict(module, datamodule=data, ckpt_path=path, weights_only=True)
     output = Path(request.options.get("output") or folder.path / "predictions.pt")
     temporary = output.with_name(f".{output.name}.part")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +178,7 @@ def predict(request: Request) -> None:
 
 def export(request: Request) -> None:
     """Write a checkpoint in one of the module's export formats."""
-    _, path, folder, _, module = _rebuilt(request)
+    _, path, folder, module = _rebuilt(request)
     module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
     formats = module.export_formats
     kind = request.options.get("format") or (formats[0] if formats else "")

@@ -46,6 +46,8 @@ class PanguModule(Configurable, LightningModule):
     config: Config
     monitor: ClassVar[tuple[str, str]] = ("val/loss", "min")  # metric and direction by which a checkpoint is best
     export_formats: ClassVar[tuple[str, ...]] = ()  # the first is the default
+    # Config fields that neither shapes, weights nor the loss depend on: with a checkpoint, the recipe's values count.
+    free_fields: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Config | Mapping[str, Any], **runtime: Any) -> None:
         super().__init__()
@@ -140,7 +142,7 @@ class PanguModule(Configurable, LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return AdamW and its per-step schedule over all optimizer steps of the run."""
-        total = int(self.trainer.estimated_stepping_batches)
+        total = self.trainer.estimated_stepping_batches
         optimizer, scheduler = build_optimizer(self, self.config.optimizer, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

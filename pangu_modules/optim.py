@@ -65,14 +65,14 @@ def lr_factor(config: OptimizerConfig, total_steps: int) -> Callable[[int], floa
 
 
 def build_optimizer(
-    module: nn.Module, config: OptimizerConfig, total_steps: int, lr_scales: Mapping[str, float] | None = None
+    module: nn.Module, config: OptimizerConfig, total_steps: float, lr_scales: Mapping[str, float] | None = None
 ) -> tuple[torch.optim.AdamW, LambdaLR]:
     """Return AdamW over the trainable parameters of `module` and its schedule, stepped once per optimizer step.
 
     Args:
         module: what is trained.
         config: optimizer and schedule.
-        total_steps: optimizer steps of the whole run.
+        total_steps: optimizer steps of the whole run; infinite where nobody said when it ends.
         lr_scales: learning rate as a multiple of ``config.lr``, by parameter name; 1 for names left out.
 
     Raises:

@@ -23,6 +23,7 @@ from pangu_modules.files import write_atomically
 from pangu_modules.module import PanguModule
 from pangu_modules.recipe import Stage
 from pangu_modules.run_folder import RunFolder, merge_metrics, set_metrics_aside, to_yaml
+from pangu_modules.starting import StartMark, usage_errors_until_start
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def fit_stage(stage: Stage, path: Path, *, ckpt_path: Path | None = None, quiet:
         quiet: no progress bar.
 
     Raises:
-        UsageError: a value of the configuration cannot be built (e.g. an unknown strategy).
+        UsageError: a value of the configuration cannot be built or set up (e.g. an unknown strategy, a missing file).
     """
     folder = RunFolder(path)
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -74,10 +75,11 @@ def fit_stage(stage: Stage, path: Path, *, ckpt_path: Path | None = None, quiet:
     aside = set_metrics_aside(folder.metrics) if ckpt_path else None
     seed_everything(stage.seed, workers=True, verbose=False)
     data = build_data(stage)
-    module = build_module(stage, data, ckpt_path)
+    module = build_module(stage, data) if ckpt_path is None else load_module(stage, ckpt_path)
     timer = Timer()  # its state is in the checkpoint: the time is that of all resumes together
     trainer = build_trainer(stage, folder, module, quiet=quiet, timer=timer)
-    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+    with usage_errors_until_start(trainer, data):
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
     if trainer.is_global_zero and not folder.last.is_file():  # fast_dev_run and enable_checkpointing=False save nothing
         trainer.save_checkpoint(folder.last)
     metrics = test_metrics(trainer, module, data)
@@ -103,16 +105,29 @@ def build_data(stage: Stage) -> LightningDataModule:
     return data
 
 
-def build_module(stage: Stage, data: LightningDataModule, ckpt_path: Path | None) -> PanguModule:
-    """Build the module of a stage: from its configuration, or from a checkpoint's own when resuming."""
+def build_module(stage: Stage, data: LightningDataModule) -> PanguModule:
+    """Build the module of a stage from its configuration."""
+    with usage_errors("data"):
+        arguments = module_arguments(data)
     with usage_errors("module"):
-        if ckpt_path is None:
-            module: PanguModule = stage.module.build(**module_arguments(data))
-            return module
-        stored = torch.load(ckpt_path, map_location="cpu", weights_only=True)["hyper_parameters"]
-        assert stage.module.owner is not None
-        module = stage.module.owner(**stored)
-        return module
+        module: PanguModule = stage.module.build(**arguments)
+    return module
+
+
+def load_module(stage: Stage, ckpt_path: Path) -> PanguModule:
+    """Build the module that a checkpoint describes; its weights are still to be loaded.
+
+    What shapes, weights or loss depend on comes from the checkpoint's own configuration, the module's ``free_fields``
+    come from the stage.
+    """
+    owner: Any = stage.module.owner
+    stored = torch.load(ckpt_path, map_location="cpu", weights_only=True)["hyper_parameters"]
+    ours = stage.module.plain()
+    with usage_errors("module"):
+        module: PanguModule = owner(
+            **{**stored, "config": stored["config"] | {name: ours[name] for name in owner.free_fields}}
+        )
+    return module
 
 
 def module_arguments(data: LightningDataModule) -> dict[str, Any]:
@@ -137,7 +152,7 @@ def build_trainer(
         arguments["enable_progress_bar"] = False
     with usage_errors("callbacks"):
         callbacks = [config.build(name=name) for name, config in stage.active_callbacks.items()]
-    callbacks += [timer or Timer(), *standard_callbacks(folder, module, arguments)]
+    callbacks += [timer or Timer(), *standard_callbacks(folder, module, arguments), StartMark()]
     _silence_advice(quiet)
     with usage_errors("trainer"):
         trainer = Trainer(**arguments, callbacks=callbacks)

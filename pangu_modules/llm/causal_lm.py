@@ -79,6 +79,7 @@ class CausalLM(PanguModule):
 
     config: Config
     export_formats: ClassVar[tuple[str, ...]] = ("transformers", "gguf")
+    free_fields: ClassVar[tuple[str, ...]] = ("generation", "attn_implementation", "gradient_checkpointing")
 
     def __init__(
         self,

@@ -219,7 +219,7 @@ class ScaleNetClassifier(ImageClassifier):
     def configure_optimizers(self) -> Any:
         """Return AdamW and its schedule, with ``backbone_lr_scale`` on the pretrained weights."""
         scales = {f"model.{name}": self.config.backbone_lr_scale for name in pretrained_parameters(self.model)}
-        total = int(self.trainer.estimated_stepping_batches)
+        total = self.trainer.estimated_stepping_batches
         optimizer, scheduler = build_optimizer(self, self.config.optimizer, total, scales)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

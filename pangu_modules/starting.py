@@ -1,0 +1,48 @@
+"""Errors before the first batch: they come of a value of the configuration, and are answered like a bad value."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from pangu_modules.errors import usage_errors
+
+
+class StartMark(Callback):
+    """Knows whether a run has come to its first batch, be it the sanity check's."""
+
+    reached = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the mark."""
+        self.reached = True
+
+    on_sanity_check_start = on_validation_start = on_test_start = on_predict_start = on_train_start
+
+
+@contextmanager
+def usage_errors_until_start(trainer: Trainer, data: Any) -> Iterator[None]:
+    """Turn what goes wrong while data, callbacks, model and optimizer are set up into a UsageError that names the part.
+
+    A missing file, a ratio that leaves nothing or an unknown number of steps are values to change; from the first batch
+    on an error is no longer the configuration's, and keeps its traceback. The trainer has a `StartMark`.
+    """
+    try:
+        yield
+    except Exception as error:
+        if any(isinstance(callback, StartMark) and callback.reached for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            raise
+        with usage_errors(_part_of(error, trainer, data)):
+            raise
+
+
+def _part_of(error: Exception, trainer: Any, data: Any) -> str:
+    """Return the part of the recipe whose method raised the error, by its name on the command line."""
+    names = {id(data): "data", id(trainer.lightning_module): "module"}
+    names |= {id(callback): f"callbacks.{callback.name}" for callback in trainer.callbacks if hasattr(callback, "name")}
+    owners = [id(frame.f_locals.get("self")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return next((names[owner] for owner in owners if owner in names), "trainer")

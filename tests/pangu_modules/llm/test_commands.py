@@ -1,0 +1,51 @@
+"""Commands on a language model's checkpoint: what the command line may still change."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_llm import TINY_LLAMA
+from tiny_text import TokenBatches
+
+from pangu_modules import CausalLM, Recipe
+from pangu_modules.cli import main
+from pangu_modules.run_folder import RUN_DIR_VARIABLE
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """Return a recipe that has been run for one step."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(RUN_DIR_VARIABLE, raising=False)
+    monkeypatch.setattr(sys, "argv", ["tiny.py"])
+    trainer = {"max_steps": 1, "accelerator": "cpu", "enable_progress_bar": False}
+    recipe = Recipe(
+        module=CausalLM.Config(architecture="llama", model_args=TINY_LLAMA), data=TokenBatches.Config(), trainer=trainer
+    )
+    main(recipe, ["fit"])
+    monkeypatch.delenv(RUN_DIR_VARIABLE)
+    return recipe
+
+
+def test_generation_follows_the_command_line_and_shapes_the_checkpoint(recipe: Recipe) -> None:
+    words = ["--module.generation.max_new_tokens", "5", "--module.attn_implementation", "eager"]
+    main(recipe, ["predict", *words, "--module.model_args", '{"hidden_size": 64}'])  # the checkpoint's 32 stay
+    predictions = torch.load("runs/tiny/version_0/predictions.pt", weights_only=True)
+    assert {len(written["token_ids"]) for batch in predictions for written in batch} == {5}
+    main(recipe, ["predict", "--module.generation.max_new_tokens", "2", "--output", "two.pt"])
+    shorter = torch.load("two.pt", weights_only=True)
+    assert [w["token_ids"] for b in shorter for w in b] == [w["token_ids"][:2] for b in predictions for w in b]
+
+
+def test_free_fields_exist_and_do_not_change_the_model(recipe: Recipe) -> None:
+    assert set(CausalLM.free_fields) <= set(CausalLM.Config.model_fields)
+    plain, other = CausalLM.Config(architecture="llama", model_args=TINY_LLAMA), {"attn_implementation": "eager"}
+    changed = plain.derive(gradient_checkpointing=True, generation={"temperature": 1.0}, **other)
+    differing = [name for name, value in plain.plain().items() if changed.plain()[name] != value]
+    assert sorted(differing) == sorted(CausalLM.free_fields)  # each is tried here
+    state = torch.load("runs/tiny/version_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    loaded = changed.build()
+    loaded.load_state_dict(state)  # strict: every name and shape

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from pangu_modules.llm.weighting.processes import Processes
 from pangu_modules.llm.weighting.protocol import sequence
+from pangu_modules.module import batch_size
 
 Engine = Literal["fd", "jvp", "dot", "exact"]
 Batch = Mapping[str, Any]
@@ -147,7 +148,7 @@ def finite_difference(
     norm = torch.stack([torch.linalg.vector_norm(part) for part in direction]).norm()
     step = scale / float(norm) if norm != 0 else 0.0
     if step == 0.0:
-        return torch.zeros(_size(batch), device=norm.device)
+        return torch.zeros(batch_size(batch), device=norm.device)
     with torch.no_grad(), kept(parameters):
         sides = []
         for move in (step, -2 * step):
@@ -176,7 +177,7 @@ def forward_mode(losses_of: nn.Module, parameters: Parameters, batch: Batch, dir
 def dot_products(losses_of: nn.Module, parameters: Parameters, batch: Batch, direction: Sequence[Tensor]) -> Tensor:
     """Return the dot product of each sequence's own gradient with the direction, one sequence after another."""
     products = []
-    for index in range(_size(batch)):
+    for index in range(batch_size(batch)):
         loss = losses_of(sequence(batch, index)).sum()
         gradients = gradients_of(loss, parameters)
         products.append(sum((a * b).sum() for a, b in zip(gradients, direction, strict=True)))
@@ -286,9 +287,3 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
         finally:
             for part, mode in modes.items():
                 part.training = mode
-
-
-def _size(batch: Batch) -> int:
-    from pangu_modules.module import batch_size
-
-    return batch_size(batch)

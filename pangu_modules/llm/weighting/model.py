@@ -132,6 +132,11 @@ class DataWeightingModel(Configurable, nn.Module):
         """Return the weights (batch,) with the configuration's temperature and floor; see `weights`."""
         return weights(logits, self.config.tau, self.config.floor, valid)
 
+    @staticmethod
+    def is_encoder(name: str) -> bool:
+        """Return whether a parameter of this name belongs to `encode`, which sees each sequence by itself."""
+        return not name.startswith(("mixing.", "output_norm.", "output."))
+
     def _pooled(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Return the mean over the tokens of the last layer, (batch, d_model)."""
         padding = None if attention_mask is None else attention_mask == 0

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from datamodules.images import DigitsData as DigitsData
     from datamodules.images import ImageFolderData as ImageFolderData
     from datamodules.loader import ResumableLoader as ResumableLoader
+    from datamodules.mixture import Domain as Domain
+    from datamodules.mixture import MixtureData as MixtureData
+    from datamodules.ngrams import shared_ngrams as shared_ngrams
     from datamodules.text import TextData as TextData
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -19,9 +22,12 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "ChatData": "datamodules.chat",
         "DataModule": "datamodules.base",
         "DigitsData": "datamodules.images",
+        "Domain": "datamodules.mixture",
         "ImageFolderData": "datamodules.images",
+        "MixtureData": "datamodules.mixture",
         "ResumableLoader": "datamodules.loader",
         "TextData": "datamodules.text",
         "calibration_batches": "datamodules.calibration",
+        "shared_ngrams": "datamodules.ngrams",
     },
 )

@@ -12,16 +12,32 @@ if TYPE_CHECKING:
     from pangu_modules.config import Config as Config
     from pangu_modules.config import Configurable as Configurable
     from pangu_modules.llm.causal_lm import CausalLM as CausalLM
+    from pangu_modules.llm.generation import Completion as Completion
     from pangu_modules.llm.generation import GenerationEngine as GenerationEngine
+    from pangu_modules.llm.loading import load_causal_lm as load_causal_lm
+    from pangu_modules.llm.loading import load_tokenizer as load_tokenizer
     from pangu_modules.llm.lora import LoRAConfig as LoRAConfig
+    from pangu_modules.llm.lora import LoRAPlan as LoRAPlan
+    from pangu_modules.llm.losses import distillation_loss as distillation_loss
+    from pangu_modules.llm.losses import per_sequence_loss as per_sequence_loss
+    from pangu_modules.llm.onebit.config import OneBitConfig as OneBitConfig
+    from pangu_modules.llm.onebit.finalize import finalize_module as finalize_module
+    from pangu_modules.llm.onebit.plan import BinarizePlan as BinarizePlan
+    from pangu_modules.llm.pruning.absorb import AbsorbConfig as AbsorbConfig
+    from pangu_modules.llm.pruning.absorb import AbsorbPlan as AbsorbPlan
+    from pangu_modules.llm.pruning.absorb import absorb_post_norms as absorb_post_norms
     from pangu_modules.llm.pruning.calibration import CalibrationConfig as CalibrationConfig
     from pangu_modules.llm.pruning.pangu_light_config import ClapConfig as ClapConfig
     from pangu_modules.llm.pruning.pangu_light_config import PanguLightConfig as PanguLightConfig
+    from pangu_modules.llm.pruning.sandwich import SandwichLlamaConfig as SandwichLlamaConfig
+    from pangu_modules.llm.pruning.sandwich import SandwichLlamaForCausalLM as SandwichLlamaForCausalLM
     from pangu_modules.llm.pruning.shapes import LayerSizes as LayerSizes
     from pangu_modules.llm.pruning.shapes import ShapePlan as ShapePlan
     from pangu_modules.llm.pruning.short_gpt import ShortGPTConfig as ShortGPTConfig
     from pangu_modules.llm.pruning.slimllm import SlimLLMConfig as SlimLLMConfig
     from pangu_modules.llm.pruning.target import TargetShape as TargetShape
+    from pangu_modules.llm.pruning.target import target_parameters as target_parameters
+    from pangu_modules.llm.teacher import distillation_objective as distillation_objective
     from pangu_modules.llm.weighting.model import DataWeightingModel as DataWeightingModel
     from pangu_modules.module import PanguModule as PanguModule
     from pangu_modules.objectives import Objective as Objective
@@ -33,14 +49,23 @@ if TYPE_CHECKING:
     from pangu_modules.vision.classifier import ImageClassifier as ImageClassifier
     from pangu_modules.vision.classifier import ScaleNetClassifier as ScaleNetClassifier
     from pangu_modules.vision.scalenet import ScaleNetConfig as ScaleNetConfig
+    from pangu_modules.vision.scalenet import ScaleNetPlan as ScaleNetPlan
+    from pangu_modules.vision.scalenet import ScaleNetTraining as ScaleNetTraining
+    from pangu_modules.vision.scalenet import added_parameters as added_parameters
     from pangu_modules.vision.scalenet import expand_depth as expand_depth
+    from pangu_modules.vision.scalenet import layer_mapping as layer_mapping
+    from pangu_modules.vision.sharing import ParallelAdapter as ParallelAdapter
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "AbsorbConfig": "pangu_modules.llm.pruning.absorb",
+        "AbsorbPlan": "pangu_modules.llm.pruning.absorb",
+        "BinarizePlan": "pangu_modules.llm.onebit.plan",
         "CalibrationConfig": "pangu_modules.llm.pruning.calibration",
         "CausalLM": "pangu_modules.llm.causal_lm",
         "ClapConfig": "pangu_modules.llm.pruning.pangu_light_config",
+        "Completion": "pangu_modules.llm.generation",
         "Config": "pangu_modules.config",
         "Configurable": "pangu_modules.config",
         "DataWeightingModel": "pangu_modules.llm.weighting.model",
@@ -48,21 +73,38 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "ImageClassifier": "pangu_modules.vision.classifier",
         "LayerSizes": "pangu_modules.llm.pruning.shapes",
         "LoRAConfig": "pangu_modules.llm.lora",
+        "LoRAPlan": "pangu_modules.llm.lora",
         "Objective": "pangu_modules.objectives",
+        "OneBitConfig": "pangu_modules.llm.onebit.config",
         "OptimizerConfig": "pangu_modules.optim",
         "PanguLightConfig": "pangu_modules.llm.pruning.pangu_light_config",
         "PanguModule": "pangu_modules.module",
+        "ParallelAdapter": "pangu_modules.vision.sharing",
         "Plan": "pangu_modules.structure",
         "Recipe": "pangu_modules.recipe",
         "RunReport": "pangu_modules.report",
+        "SandwichLlamaConfig": "pangu_modules.llm.pruning.sandwich",
+        "SandwichLlamaForCausalLM": "pangu_modules.llm.pruning.sandwich",
         "ScaleNetClassifier": "pangu_modules.vision.classifier",
         "ScaleNetConfig": "pangu_modules.vision.scalenet",
+        "ScaleNetPlan": "pangu_modules.vision.scalenet",
+        "ScaleNetTraining": "pangu_modules.vision.scalenet",
         "ShapePlan": "pangu_modules.llm.pruning.shapes",
         "ShortGPTConfig": "pangu_modules.llm.pruning.short_gpt",
         "SlimLLMConfig": "pangu_modules.llm.pruning.slimllm",
         "Stage": "pangu_modules.recipe",
         "TargetShape": "pangu_modules.llm.pruning.target",
+        "absorb_post_norms": "pangu_modules.llm.pruning.absorb",
+        "added_parameters": "pangu_modules.vision.scalenet",
+        "distillation_loss": "pangu_modules.llm.losses",
+        "distillation_objective": "pangu_modules.llm.teacher",
         "expand_depth": "pangu_modules.vision.scalenet",
+        "finalize_module": "pangu_modules.llm.onebit.finalize",
+        "layer_mapping": "pangu_modules.vision.scalenet",
+        "load_causal_lm": "pangu_modules.llm.loading",
+        "load_tokenizer": "pangu_modules.llm.loading",
+        "per_sequence_loss": "pangu_modules.llm.losses",
+        "target_parameters": "pangu_modules.llm.pruning.target",
     },
 )
 

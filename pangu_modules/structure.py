@@ -24,6 +24,7 @@ PLAN_MODULES: dict[str, str] = {
     "shape": "pangu_modules.llm.pruning.shapes",
     "absorb": "pangu_modules.llm.pruning.absorb",
     "lora": "pangu_modules.llm.lora",
+    "binarize": "pangu_modules.llm.onebit.plan",
 }
 
 

@@ -1,0 +1,1 @@
+"""One-bit weights by continued training: the binary layer, its schedule and initialization, packing and export."""

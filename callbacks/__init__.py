@@ -6,6 +6,7 @@ from pangu_modules.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from callbacks.base import RecipeCallback as RecipeCallback
+    from callbacks.batch_weighting import BatchWeighting as BatchWeighting
     from callbacks.distillation import Distillation as Distillation
     from callbacks.dwm_reweighting import DWMReweighting as DWMReweighting
     from callbacks.exact_resume import ExactResume as ExactResume
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "BatchWeighting": "callbacks.batch_weighting",
         "DWMReweighting": "callbacks.dwm_reweighting",
         "Distillation": "callbacks.distillation",
         "ExactResume": "callbacks.exact_resume",

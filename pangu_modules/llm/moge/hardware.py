@@ -45,7 +45,7 @@ class Card(Config):
     link_gb_per_s: PositiveFloat = Field(description="Links to all other devices of the node, GB/s in one direction.")
     link_latency_us: PositiveFloat = Field(description="Time of one step of a collective on little data, microseconds.")
     topology: Literal["mesh", "switch"] = Field(
-        description="mesh: one link per peer, a small group uses few of them; switch: any group has the whole bandwidth."
+        description="mesh: a link per peer, so that a small group uses few; switch: any group has the whole bandwidth."
     )
     network_gb_per_s: PositiveFloat | None = Field(None, description="Network between nodes, GB/s per device.")
     devices_per_card: PositiveInt = Field(1, description="Devices on one card.")

@@ -1,0 +1,200 @@
+"""Layout: how a model is spread over devices; Workload: what it serves. Both can be written as one short text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, Self
+
+from pydantic import Field, PositiveInt, ValidationError, model_validator
+
+from pangu_modules.config import Config
+from pangu_modules.errors import UsageError, readable
+from pangu_modules.llm.moge.model_shape import ModelShape
+from pangu_modules.names import nearest
+
+AUTO = "auto"
+
+
+class Layout(Config):
+    """Parallel layout over ``attention_dp * attention_tp`` devices, which all other parts share.
+
+    Hidden states are passed on as in the paper's hierarchical hybrid parallelism: reduce-scatter after attention within
+    its tensor-parallel group, all-gather before the MLP, reduce-scatter after it, all-gather before attention.
+    """
+
+    attention_dp: PositiveInt = Field(1, description="Replicas of attention, each with its own sequences (DP).")
+    attention_tp: PositiveInt = Field(1, description="Devices that share the heads of one replica (TP).")
+    expert_tp: PositiveInt = Field(1, description="Devices that share the width of one routed expert (TP).")
+    expert_ep: PositiveInt = Field(1, description="Parts that the routed experts are divided into (EP).")
+    shared_tp: PositiveInt = Field(1, description="Devices that share the shared expert, or a dense model's MLP (TP).")
+    dispatch: Literal["all_gather", "all_to_all"] = Field(
+        "all_gather", description="Send all tokens to all devices, or each only to its experts' devices."
+    )
+
+    @property
+    def devices(self) -> int:
+        """Number of devices."""
+        return self.attention_dp * self.attention_tp
+
+    def check(self, shape: ModelShape) -> None:
+        """Check that the layout divides the model.
+
+        Raises:
+            UsageError: it does not; the message names both numbers and what is allowed.
+        """
+        if shape.num_heads % self.attention_tp:
+            allowed = _divisors(shape.num_heads)
+            raise _refused("attention_tp", self.attention_tp, f"must divide num_heads {shape.num_heads}: {allowed}")
+        keys, share = shape.num_kv_heads, self.attention_tp
+        if keys % share and share % keys:
+            raise _refused("attention_tp", share, f"must divide num_kv_heads {keys}, or be a multiple of it")
+        if self.devices % self.shared_tp:
+            allowed = _divisors(self.devices)
+            raise _refused("shared_tp", self.shared_tp, f"must divide the {self.devices} devices: {allowed}")
+        if shape.num_experts:
+            self._check_experts(shape)
+
+    def _check_experts(self, shape: ModelShape) -> None:
+        if self.expert_tp * self.expert_ep != self.devices:
+            raise UsageError(
+                f"layout: expert_tp * expert_ep = {self.expert_tp} * {self.expert_ep} must equal attention_dp * "
+                f"attention_tp = {self.attention_dp} * {self.attention_tp}: both are the number of devices"
+            )
+        if shape.expert_intermediate % self.expert_tp:
+            width = shape.expert_intermediate
+            raise _refused("expert_tp", self.expert_tp, f"must divide expert_intermediate {width}")
+        if shape.num_experts % self.expert_ep:
+            allowed = _divisors(shape.num_experts)
+            raise _refused("expert_ep", self.expert_ep, f"must divide num_experts {shape.num_experts}: {allowed}")
+        if shape.num_groups > 1 and shape.num_groups % self.expert_ep:
+            allowed = _divisors(shape.num_groups)
+            reason = f"must divide num_groups {shape.num_groups} (whole groups per device): {allowed}"
+            raise _refused("expert_ep", self.expert_ep, reason)
+
+    def __str__(self) -> str:
+        """The layout in words, e.g. ``attention DP2 TP4, experts TP2 EP4, shared TP8``."""
+        text = f"attention DP{self.attention_dp} TP{self.attention_tp}, "
+        text += f"experts TP{self.expert_tp} EP{self.expert_ep}, shared TP{self.shared_tp}"
+        return text if self.dispatch == "all_gather" else f"{text}, all-to-all"
+
+
+class Workload(Config):
+    """Requests to serve, and the precision they are served in."""
+
+    prompt_tokens: PositiveInt = Field(2048, description="Tokens of a prompt.")
+    output_tokens: PositiveInt = Field(2048, description="Tokens generated per request.")
+    prefill_batch: PositiveInt = Field(2, description="Prompts processed at once, over all devices.")
+    decode_batch: PositiveInt | None = Field(
+        None, description="Requests decoded at once, over all devices; empty: the most that memory and latency allow."
+    )
+    max_step_ms: float = Field(100.0, gt=0, description="Longest decoding step (time per output token), ms.")
+    precision: Literal["bf16", "w8a8", "w8a16", "w4a16"] = Field(
+        "w8a8", description="Bits of weights (w) and of matrix products (a) in layers; embeddings stay in 16 bit."
+    )
+    kv_bits: Literal[8, 16] = Field(8, description="Bits of an element of the key/value cache.")
+    communication_bits: Literal[8, 16] = Field(16, description="Bits of an element sent between devices.")
+    voted_experts: PositiveInt | None = Field(
+        None, description="Experts read per group in decoding (MERRouter of the public serving code); empty: all."
+    )
+    expert_load_cv: float = Field(
+        0.0, ge=0, description="Lasting imbalance of a top-K router: std / mean of the load of experts; 0: uniform."
+    )
+
+    @model_validator(mode="after")
+    def _check_bits(self) -> Self:
+        if self.precision == "bf16" and self.kv_bits == 8:
+            raise ValueError("kv_bits 8 goes with a quantized precision; for bf16 give kv_bits=16")
+        return self
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes of a weight of the layers."""
+        return {"bf16": 2.0, "w8a8": 1.0, "w8a16": 1.0, "w4a16": 0.5}[self.precision]
+
+
+def parse_layout(text: str) -> tuple[dict[str, str], dict[str, str], int | None]:
+    """Split ``key=value,key=value`` into the fields of `Layout`, the fields of `Workload`, and ``devices``.
+
+    Raises:
+        UsageError: an unknown key, a key given twice, or a part that is not ``key=value``.
+    """
+    layout: dict[str, str] = {}
+    workload: dict[str, str] = {}
+    devices: dict[str, str] = {}
+    known = {"devices", *Layout.model_fields, *Workload.model_fields}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if part == AUTO:
+            continue
+        if not equals or key not in known:
+            hint = nearest(key, known)
+            keys = ", ".join(["devices", *Layout.model_fields, *Workload.model_fields])
+            raise UsageError(f"layout: expected key=value, got {part!r}.{hint} Keys: {keys}")
+        target = devices if key == "devices" else layout if key in Layout.model_fields else workload
+        if key in target:
+            raise UsageError(f"layout: {key} is given twice")
+        target[key] = value
+    return layout, workload, _device_count(devices.get("devices"))
+
+
+def layout_from(values: dict[str, str]) -> Layout:
+    """Return the validated layout; raises UsageError."""
+    try:
+        return Layout.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(readable(error, "layout")) from error
+
+
+def workload_from(values: dict[str, str]) -> Workload:
+    """Return the validated workload; the cache's 8 bits are a default of quantized models only. Raises UsageError."""
+    defaults = {"kv_bits": 16} if values.get("precision") == "bf16" else {}
+    numbers = {key: int(value) if key.endswith("_bits") and value.isdigit() else value for key, value in values.items()}
+    try:
+        return Workload.model_validate({**defaults, **numbers})
+    except ValidationError as error:
+        raise UsageError(readable(error, "layout")) from error
+
+
+def layouts(shape: ModelShape, devices: int, dispatches: tuple[str, ...] = ("all_gather",)) -> Iterator[Layout]:
+    """Yield every layout of `devices` devices that divides the model."""
+    parts = _divisors(devices)
+    for dispatch in dispatches if shape.num_experts else dispatches[:1]:
+        for attention_tp in parts:
+            for shared_tp in parts if shape.shared_intermediate or not shape.num_experts else (1,):
+                for expert_ep in parts if shape.num_experts else (1,):
+                    layout = Layout.model_validate(
+                        {
+                            "attention_dp": devices // attention_tp,
+                            "attention_tp": attention_tp,
+                            "expert_tp": devices // expert_ep if shape.num_experts else 1,
+                            "expert_ep": expert_ep,
+                            "shared_tp": shared_tp,
+                            "dispatch": dispatch,
+                        }
+                    )
+                    if _fits(layout, shape):
+                        yield layout
+
+
+def _fits(layout: Layout, shape: ModelShape) -> bool:
+    try:
+        layout.check(shape)
+    except UsageError:
+        return False
+    return True
+
+
+def _device_count(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise UsageError(f"layout: devices must be a positive whole number, got {text!r}")
+    return int(text)
+
+
+def _divisors(number: int) -> list[int]:
+    return [part for part in range(1, number + 1) if number % part == 0]
+
+
+def _refused(field: str, value: int, reason: str) -> UsageError:
+    return UsageError(f"layout: {field} {value} {reason}")

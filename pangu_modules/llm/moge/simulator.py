@@ -1,0 +1,287 @@
+"""Throughput of a model on a card: prefill and decoding in tokens per second and card, memory, and where time goes.
+
+A roofline estimate (see `roofline`), without pipelining, scheduling gaps or sampling: an upper estimate rather than a
+forecast. How far it is from the throughputs that the paper reports is written by ``python -m benchmarks.moge_design``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pangu_modules.errors import UsageError
+from pangu_modules.llm.moge.hardware import Card, Efficiency, find_card
+from pangu_modules.llm.moge.layout import Layout, Workload, layout_from, layouts, parse_layout, workload_from
+from pangu_modules.llm.moge.model_shape import ModelShape
+from pangu_modules.llm.moge.roofline import (
+    ACTIVATION_BYTES,
+    Collective,
+    Operator,
+    Step,
+    attention_costs,
+    decode_step,
+    dense_costs,
+    head_cost,
+    load_imbalance,
+    prefill_step,
+    seconds,
+    sparse_costs,
+)
+
+PARTS = ("attention", "routed", "shared", "dense", "communication", "other")
+DEFAULT_EFFICIENCY = Efficiency()
+MOST_SEQUENCES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One kind of step on a layout.
+
+    Args:
+        sequences: sequences over all devices.
+        seconds: duration of the step.
+        tokens_per_s: tokens computed (prefill) or generated (decoding) per second and card.
+        memory: bytes per device, by part.
+        parts: seconds of the step, by part.
+    """
+
+    sequences: int
+    seconds: float
+    tokens_per_s: float
+    memory: dict[str, float]
+    parts: dict[str, float]
+
+    @property
+    def memory_gb(self) -> float:
+        """Memory per device in GB (1e9 bytes)."""
+        return sum(self.memory.values()) / 1e9
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a layout gives: prefill and decoding, each with the layout's devices to itself."""
+
+    layout: Layout
+    prefill: Phase
+    decode: Phase
+
+
+def simulate(
+    shape: ModelShape,
+    card: Card,
+    layout: Layout,
+    workload: Workload | None = None,
+    efficiency: Efficiency = DEFAULT_EFFICIENCY,
+) -> Estimate:
+    """Return prefill and decode throughput of a model on a card in a parallel layout.
+
+    Raises:
+        UsageError: the layout does not divide the model, does not fit in memory (the message says how much is
+            missing), or no batch keeps the workload's longest step.
+    """
+    workload = workload or Workload()
+    return Estimate(
+        layout=layout,
+        prefill=simulate_prefill(shape, card, layout, workload, efficiency),
+        decode=simulate_decode(shape, card, layout, workload, efficiency),
+    )
+
+
+def simulate_prefill(
+    shape: ModelShape,
+    card: Card,
+    layout: Layout,
+    workload: Workload,
+    efficiency: Efficiency = DEFAULT_EFFICIENCY,
+) -> Phase:
+    """Return the throughput of computing prompts; raises as `simulate`."""
+    layout.check(shape)
+    phase = _phase(shape, card, layout, workload, prefill_step(workload), efficiency)
+    _check_memory("prefill", phase, shape, card, efficiency)
+    return phase
+
+
+def simulate_decode(
+    shape: ModelShape,
+    card: Card,
+    layout: Layout,
+    workload: Workload,
+    efficiency: Efficiency = DEFAULT_EFFICIENCY,
+) -> Phase:
+    """Return the throughput of decoding, at the workload's batch or the largest allowed; raises as `simulate`."""
+    layout.check(shape)
+
+    def phase(sequences: int) -> Phase:
+        return _phase(shape, card, layout, workload, decode_step(workload, sequences), efficiency)
+
+    if workload.decode_batch is not None:
+        given = phase(workload.decode_batch)
+        _check_memory("decode", given, shape, card, efficiency)
+        return given
+    least = phase(layout.attention_dp)
+    _check_memory("decode", least, shape, card, efficiency)
+    if 1e3 * least.seconds > workload.max_step_ms:
+        raise UsageError(
+            f"layout: decoding {least.sequences} sequences takes {1e3 * least.seconds:.1f} ms a step, more than "
+            f"max_step_ms {workload.max_step_ms:g}; raise it, use more devices or a faster card"
+        )
+
+    def allowed(sequences: int) -> bool:
+        tried = phase(sequences)
+        in_memory = _missing_gb(tried, card, efficiency) <= 0
+        return in_memory and 1e3 * tried.seconds <= workload.max_step_ms
+
+    return phase(layout.attention_dp * _largest(lambda count: allowed(layout.attention_dp * count)))
+
+
+def _largest(allowed: Callable[[int], bool]) -> int:
+    """Return the largest count allowed, where 1 is and what is allowed is monotone."""
+    low, high = 1, 2
+    while high < MOST_SEQUENCES and allowed(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if allowed(middle) else (low, middle)
+    return low
+
+
+def step_costs(
+    shape: ModelShape, layout: Layout, workload: Workload, step: Step
+) -> Iterator[tuple[int, Operator | Collective]]:
+    """Yield the costs of a whole step on the busiest device, each with how often it occurs."""
+    for cost in attention_costs(shape, layout, workload, step):
+        yield shape.num_layers, cost
+    if shape.sparse_layers:
+        for cost in sparse_costs(shape, layout, workload, step):
+            yield shape.sparse_layers, cost
+    if shape.num_layers > shape.sparse_layers:
+        for cost in dense_costs(shape, layout, workload, step):
+            yield shape.num_layers - shape.sparse_layers, cost
+    yield 1, head_cost(shape, layout, step)
+
+
+def memory_bytes(shape: ModelShape, layout: Layout, workload: Workload, step: Step) -> dict[str, float]:
+    """Return the bytes a device holds: weights, key/value cache (sequences at full length), activations of a layer."""
+    tp = layout.attention_tp
+    kv_heads = max(1, shape.num_kv_heads // tp)
+    attention = shape.hidden_size * shape.head_dim * 2 * (shape.num_heads // tp + kv_heads)
+    sparse, dense = shape.sparse_layers, shape.num_layers - shape.sparse_layers
+    mlps = sparse * shape.num_experts * shape.expert_parameters / layout.devices
+    mlps += (sparse * shape.shared_parameters + dense * shape.dense_parameters) / layout.shared_tp
+    in_16_bit = shape.embedding_parameters / tp + sparse * shape.num_experts * shape.hidden_size
+    length = workload.prompt_tokens + (workload.output_tokens if step.new_tokens == 1 else 0)
+    sequences = math.ceil(step.sequences / layout.attention_dp)
+    cache = sequences * length * 2 * shape.num_layers * kv_heads * shape.head_dim * workload.kv_bits / 8
+    return {
+        "weights": (shape.num_layers * attention + mlps) * workload.weight_bytes + 2 * in_16_bit,
+        "cache": cache,
+        "activations": _activation_bytes(shape, layout, workload, step),
+    }
+
+
+def _activation_bytes(shape: ModelShape, layout: Layout, workload: Workload, step: Step) -> float:
+    """Return the bytes of the largest tensors alive at once in a layer: residual, MLP input, expert rows, output."""
+    gathered = step.tokens if shape.sparse_layers else math.ceil(step.tokens * layout.shared_tp / layout.devices)
+    elements = 3.0 * gathered * shape.hidden_size
+    if shape.sparse_layers:
+        rows = load_imbalance(shape, layout, workload, step) * step.tokens * shape.top_k / layout.expert_ep
+        elements += rows * (2 * shape.hidden_size + 3 * shape.expert_intermediate / layout.expert_tp)
+    else:
+        elements += 3 * gathered * shape.dense_intermediate / layout.shared_tp
+    return elements * ACTIVATION_BYTES
+
+
+def _phase(
+    shape: ModelShape, card: Card, layout: Layout, workload: Workload, step: Step, efficiency: Efficiency
+) -> Phase:
+    parts = dict.fromkeys(PARTS, 0.0)
+    for count, cost in step_costs(shape, layout, workload, step):
+        part = cost.part if isinstance(cost, Operator) else "communication"
+        parts[part] += count * seconds(cost, card, efficiency, workload.precision)
+    total = sum(parts.values())
+    cards = layout.devices / card.devices_per_card
+    memory = memory_bytes(shape, layout, workload, step)
+    return Phase(step.sequences, total, step.tokens / total / cards, memory, parts)
+
+
+def _missing_gb(phase: Phase, card: Card, efficiency: Efficiency) -> float:
+    return phase.memory_gb - card.memory_gb * efficiency.usable_memory
+
+
+def _check_memory(name: str, phase: Phase, shape: ModelShape, card: Card, efficiency: Efficiency) -> None:
+    missing = _missing_gb(phase, card, efficiency)
+    if missing > 0:
+        parts = ", ".join(f"{part} {size / 1e9:.1f}" for part, size in phase.memory.items())
+        usable = card.memory_gb * efficiency.usable_memory
+        raise UsageError(
+            f"layout: {name} of {shape.name} needs {phase.memory_gb:.1f} GB per device ({parts}), {missing:.1f} GB "
+            f"more than the {usable:.1f} GB usable of {card.memory_gb:g} GB on {card.name}; "
+            "use more devices, a smaller batch or fewer bits"
+        )
+
+
+def rank_layouts(
+    shape: ModelShape,
+    card: Card,
+    devices: int,
+    workload: Workload | None = None,
+    efficiency: Efficiency = DEFAULT_EFFICIENCY,
+) -> list[Estimate]:
+    """Return every layout of `devices` devices that fits, the fastest at decoding first.
+
+    Raises:
+        UsageError: none fits; the message is that of the last one tried.
+    """
+    workload = workload or Workload()
+    estimates: list[Estimate] = []
+    refusal = UsageError(f"layout: no layout of {devices} devices divides {shape.name}")
+    for layout in layouts(shape, devices):
+        try:
+            estimates.append(simulate(shape, card, layout, workload, efficiency))
+        except UsageError as error:
+            refusal = error
+    if not estimates:
+        raise refusal
+    return sorted(estimates, key=lambda estimate: -estimate.decode.tokens_per_s)
+
+
+def plan_rows(shape: ModelShape, hardware: str, layout: str, best: int = 5) -> list[dict[str, Any]]:
+    """Return one row per layout for the ``plan`` command.
+
+    Args:
+        shape: the model's sizes.
+        hardware: a card's name, or the path of a YAML file with the fields of `Card`.
+        layout: ``key=value,...`` of the fields of `Layout` and `Workload`; without any field of `Layout`, or with
+            ``devices=N``, all layouts of a node (or of N devices) are tried and the `best` fastest returned.
+        best: rows where all layouts are tried.
+
+    Raises:
+        UsageError: as `simulate`, `find_card` and `parse_layout`.
+    """
+    card = find_card(hardware)
+    layout_values, workload_values, devices = parse_layout(layout)
+    workload = workload_from(workload_values)
+    if layout_values and devices is None:
+        return _rows(card, [simulate(shape, card, layout_from(layout_values), workload)])
+    if layout_values:
+        raise UsageError(f"layout: give either devices={devices} or {', '.join(layout_values)}, not both")
+    return _rows(card, rank_layouts(shape, card, devices or card.devices_per_node, workload)[:best])
+
+
+def _rows(card: Card, estimates: Sequence[Estimate]) -> list[dict[str, Any]]:
+    return [
+        {
+            "layout": str(estimate.layout),
+            "cards": estimate.layout.devices / card.devices_per_card,
+            "prefill_tokens_per_s_per_card": estimate.prefill.tokens_per_s,
+            "first_token_ms": 1e3 * estimate.prefill.seconds,
+            "decode_tokens_per_s_per_card": estimate.decode.tokens_per_s,
+            "decode_batch": estimate.decode.sequences,
+            "decode_step_ms": 1e3 * estimate.decode.seconds,
+            "memory_gb_per_device": max(estimate.prefill.memory_gb, estimate.decode.memory_gb),
+            "decode_limited_by": max(estimate.decode.parts, key=lambda part: estimate.decode.parts[part]),
+        }
+        for estimate in estimates
+    ]

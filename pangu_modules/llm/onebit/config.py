@@ -22,8 +22,8 @@ class OneBitConfig(Config):
 
     method: Method = Field(
         "progressive",
-        description="Function from latent to effective weights: progressive (the paper), or a baseline: sign (no "
-        "training of weights), ste (straight-through), lambda (blend), bitnet_b1, bitnet_b158 (ternary), onebit (SVID).",
+        description="Function from latent to effective weights: progressive (the paper), or a baseline: sign (latent "
+        "weights rest), ste (straight-through), lambda (blend), bitnet_b1, bitnet_b158 (ternary), onebit (SVID).",
     )
     targets: tuple[str, ...] = Field(
         LINEAR_LAYERS, min_length=1, description="Names (last parts) of the linear layers to binarize."
@@ -38,8 +38,8 @@ class OneBitConfig(Config):
     init_lr: PositiveFloat = Field(5e-3, description="Learning rate of log S_t in init='learned'.")
     input_scale: Literal["fold", "per_linear"] = Field(
         "fold",
-        description="Where S_t stays: fold (into norms and preceding layers, nothing is left at run time) or per_linear "
-        "(a frozen vector per layer, the paper's granularity).",
+        description="Where S_t stays: fold (into norms and preceding layers, nothing is left at run time) or "
+        "per_linear (a frozen vector per layer, the paper's granularity).",
     )
     scales: Literal["analytic", "learned", "dual"] = Field(
         "dual",
@@ -116,6 +116,11 @@ class OneBitConfig(Config):
         if self.scales == "learned":
             return False
         return self.function.differentiates_scale if self.scale_grad == "auto" else self.scale_grad
+
+    @property
+    def keeps_input_scale(self) -> bool:
+        """Whether layers have an input scale at run time: one that is not folded, or b of method "onebit"."""
+        return self.method == "onebit" or (self.init != "none" and self.input_scale == "per_linear")
 
     @property
     def t_end(self) -> float:

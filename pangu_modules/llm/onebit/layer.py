@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import torch
@@ -27,12 +26,8 @@ class ProgressiveBinaryLinear(nn.Module):
     is what the schedule moves, ``hard`` (0-dim bool) marks the tail in which weights are binary.
 
     Args:
-        in_features: size of the input.
-        out_features: size of the output.
-        bias: whether there is a bias.
+        linear: the dense layer; its parameters are taken over, the very objects and not copies.
         config: method and scales.
-        device: of the parameters.
-        dtype: of the parameters.
     """
 
     base: Tensor | None
@@ -40,48 +35,29 @@ class ProgressiveBinaryLinear(nn.Module):
     t: Tensor
     hard: Tensor
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        config: OneBitConfig,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, linear: nn.Linear, config: OneBitConfig) -> None:
         super().__init__()
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.in_features, self.out_features, self.config = in_features, out_features, config
-        self.weight = nn.Parameter(torch.empty(out_features, in_features, **factory))
-        self.bias = nn.Parameter(torch.zeros(out_features, **factory)) if bias else None
-        learned = config.method == "onebit" or (config.function.scaled_by_row_mean and config.scales != "analytic")
-        self.scale = nn.Parameter(torch.ones(out_features, **factory), requires_grad=learned)
-        frozen_base = config.function.scaled_by_row_mean and config.scales == "learned"
-        self.register_buffer("base", torch.ones(out_features, **factory) if frozen_base else None)
+        self.out_features, self.in_features = linear.weight.shape
+        self.config = config
+        self.weight, self.bias = linear.weight, linear.bias
+        factory: dict[str, Any] = {"device": linear.weight.device, "dtype": linear.weight.dtype}
+        by_rows = config.function.scaled_by_row_mean
+        learned = config.method == "onebit" or (by_rows and config.scales != "analytic")
+        self.scale = nn.Parameter(torch.ones(self.out_features, **factory), requires_grad=learned)
+        frozen = by_rows and config.scales == "learned"
+        self.register_buffer("base", torch.ones(self.out_features, **factory) if frozen else None)
         if config.method == "onebit":
-            self.in_scale = nn.Parameter(torch.ones(in_features, **factory))
+            self.in_scale = nn.Parameter(torch.ones(self.in_features, **factory))
         else:
-            own = config.init != "none" and config.input_scale == "per_linear"
-            self.register_buffer("in_scale", torch.ones(in_features, **factory) if own else None)
-        self.register_buffer("t", torch.zeros((), device=device))
-        self.register_buffer("hard", torch.zeros((), dtype=torch.bool, device=device))
-        self._stage: Literal["identity", "soft", "hard"] = "soft"
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+            own = config.keeps_input_scale
+            self.register_buffer("in_scale", torch.ones(self.in_features, **factory) if own else None)
+        self.register_buffer("t", torch.zeros((), device=linear.weight.device))
+        self.register_buffer("hard", torch.zeros((), dtype=torch.bool, device=linear.weight.device))
         self.start()
+        self._stage: Literal["identity", "soft", "hard"] = "soft"
+        self._take_stage()
         self.register_load_state_dict_post_hook(lambda module, _: module._take_stage())
-
-    @classmethod
-    def from_linear(cls, linear: nn.Linear, config: OneBitConfig) -> ProgressiveBinaryLinear:
-        """Return a layer that takes over the parameters of `linear` (the very objects, not copies)."""
-        out_features, in_features = linear.weight.shape
-        weight = linear.weight
-        layer = cls(
-            in_features, out_features, linear.bias is not None, config=config, device=weight.device, dtype=weight.dtype
-        )
-        layer.weight, layer.bias = linear.weight, linear.bias
-        layer.start()
-        return layer.train(linear.training)
+        self.train(linear.training)
 
     @torch.no_grad()
     def start(self) -> None:
@@ -173,7 +149,7 @@ class ProgressiveBinaryLinear(nn.Module):
 
 
 class InputScaledLinear(nn.Linear):
-    """A plain linear layer with a fixed scale per input channel, buffer ``in_scale`` (in,): ``(x * in_scale) W^T + b``."""
+    """``y = (x * in_scale) W^T + b``: a linear layer with a fixed scale per input channel, the buffer ``in_scale``."""
 
     in_scale: Tensor
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -33,16 +32,13 @@ class BinarizePlan(Plan):
             ValueError: no layer matches, or one of them cannot be binarized.
         """
         model = module.model
-        own_scale = self.onebit.method == "onebit" or (
-            self.onebit.init != "none" and self.onebit.input_scale == "per_linear"
-        )
         for name in target_names(model, self.onebit):
             linear = model.get_submodule(name)
             if not isinstance(linear, nn.Linear):  # by an earlier application
                 continue
             if not self.final:
-                model.set_submodule(name, ProgressiveBinaryLinear.from_linear(linear, self.onebit))
-            elif own_scale and not isinstance(linear, InputScaledLinear):
+                model.set_submodule(name, ProgressiveBinaryLinear(linear, self.onebit))
+            elif self.onebit.keeps_input_scale and not isinstance(linear, InputScaledLinear):
                 model.set_submodule(name, _with_input_scale(linear))
 
 
@@ -75,7 +71,7 @@ def target_names(model: nn.Module, config: OneBitConfig) -> list[str]:
     """Return the full names of the layers that the configuration selects, in the model's order.
 
     Raises:
-        ValueError: none matches, or one is the output layer, is of another class than `nn.Linear`, or shares its weight.
+        ValueError: none matches, or one is the output layer, no `nn.Linear`, or shares its weight.
     """
     excluded = [re.compile(pattern) for pattern in config.exclude]
     found = [
@@ -102,8 +98,8 @@ def check_weights(model: nn.Module, config: OneBitConfig) -> list[str]:
         weight: Any = model.get_submodule(name).weight
         if weight.dtype in (torch.bfloat16, torch.float16):
             raise ValueError(
-                f"{name}: latent weights in {str(weight.dtype).removeprefix('torch.')} cannot take small steps; load the "
-                "model in float32 and train with trainer.precision='bf16-mixed'"
+                f"{name}: latent weights in {str(weight.dtype).removeprefix('torch.')} cannot take small steps; load "
+                "the model in float32 and train with trainer.precision='bf16-mixed'"
             )
         if not bool(weight.isfinite().all()):
             raise ValueError(f"{name}: the weight holds NaN or infinite values; repair the checkpoint first")
@@ -154,9 +150,5 @@ def _with_input_scale(linear: nn.Linear) -> InputScaledLinear:
 
 
 def rows_with_other_values(linear: nn.Linear, values: int = 2) -> int:
-    """Return how many rows of a weight do not hold exactly `values` distinct values (a row may hold fewer by chance)."""
-    return sum(1 for row in _rows(linear) if len(row.unique()) > values)
-
-
-def _rows(linear: nn.Linear) -> Iterator[torch.Tensor]:
-    yield from linear.weight.detach()
+    """Return how many rows of a weight (out, in) hold more than `values` distinct values."""
+    return sum(len(row.unique()) > values for row in linear.weight.detach())

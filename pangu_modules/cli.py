@@ -28,7 +28,11 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--format": {"type": str, "help": "Export format, one of the module's (default: its first)."},
         "--output": {"type": str, "help": "Folder for the export (default: export/ in the run's folder)."},
     },
-    "plan": {"--json": {"action": "store_true", "help": "Print one JSON object."}},
+    "plan": {
+        "--json": {"action": "store_true", "help": "Print one JSON object."},
+        "--hardware": {"type": str, "help": "Estimate throughput on this card: a name, or a YAML file of a card."},
+        "--layout": {"type": str, "help": "With --hardware: parallel layout and workload, key=value,... or 'auto'."},
+    },
 }
 CHECKPOINT_HELP = "Checkpoint: a path, 'last' or 'best' of the newest run (default: last)."
 for _command in ("validate", "test", "predict", "export"):

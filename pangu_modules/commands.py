@@ -193,12 +193,20 @@ def export(request: Request) -> None:
 
 def plan(request: Request) -> None:
     """Print sizes and costs, as a table or one JSON object."""
-    from pangu_modules.planning import plan_recipe, plan_rows
+    from pangu_modules.planning import plan_recipe, plan_rows, throughput_rows
 
     figures = plan_recipe(request.recipe)
+    hardware, layout = request.options.get("hardware"), request.options.get("layout")
+    if hardware:
+        figures["throughput"] = throughput_rows(request.recipe, hardware, layout or "auto")
+    elif layout:
+        raise UsageError("--layout: give the card too, with --hardware")
     if request.options.get("json"):
         print(json.dumps(figures))
         return
     from pangu_modules.report import terminal_table
 
     terminal_table(plan_rows(figures), title=request.title)
+    if hardware:
+        headings = {key: key.replace("_", " ") for key in figures["throughput"][0]}
+        terminal_table(figures["throughput"], headings, title=f"Upper estimate of tokens/s per card: {hardware}")

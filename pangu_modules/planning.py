@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pangu_modules.errors import usage_errors
+from pangu_modules.errors import UsageError, usage_errors
 from pangu_modules.module import PanguModule, batch_size
 from pangu_modules.recipe import Recipe, Stage
 
@@ -51,6 +51,32 @@ def plan_stage(stage: Stage) -> dict[str, Any]:
         "inference_bytes": BYTES_FP32 * total,
         "training_bytes": BYTES_FP32 * (total + 3 * trainable),
     }
+
+
+def throughput_rows(recipe: Recipe, hardware: str, layout: str) -> list[dict[str, Any]]:
+    """Return a row per parallel layout with the throughput that the last stage's model can have on a card.
+
+    A module may bring its own ``plan_on_hardware(hardware, layout)``; of a language model the sizes in its
+    configuration are enough.
+
+    Args:
+        recipe: the recipe.
+        hardware: name of a card, or a YAML file that describes one.
+        layout: ``key=value,...``; empty or ``auto`` for the fastest layouts of one node.
+
+    Raises:
+        UsageError: an unknown card or layout, one that the model does not fit, or a model without such an estimate.
+    """
+    module = meta_module(list(recipe.stages.values())[-1])
+    own = getattr(module, "plan_on_hardware", None)
+    with usage_errors("hardware"):
+        if own is not None:
+            return list(own(hardware, layout))
+        if not hasattr(module.model, "config"):
+            raise UsageError(f"--hardware: there is no estimate of throughput for {type(module).__name__}")
+        from pangu_modules.llm.moge.simulator import plan_model
+
+        return plan_model(module.model, hardware, layout)
 
 
 def meta_module(stage: Stage) -> PanguModule:

@@ -72,10 +72,9 @@ class Layout(Config):
             raise _refused("expert_ep", self.expert_ep, reason)
 
     def __str__(self) -> str:
-        """The layout in words, e.g. ``attention DP2 TP4, experts TP2 EP4, shared TP8``."""
-        text = f"attention DP{self.attention_dp} TP{self.attention_tp}, "
-        text += f"experts TP{self.expert_tp} EP{self.expert_ep}, shared TP{self.shared_tp}"
-        return text if self.dispatch == "all_gather" else f"{text}, all-to-all"
+        """The layout as `parse_layout` reads it, without the defaults: ``attention_dp=2, attention_tp=4``."""
+        given = [f"{name}={value}" for name, value in self.model_dump(exclude_defaults=True).items()]
+        return ", ".join(given) or "attention_dp=1"
 
 
 class Workload(Config):

@@ -103,9 +103,9 @@ def shape_of(config: Any, name: str = "model") -> ModelShape:
     """
     if getattr(config, "kv_lora_rank", None):
         raise ValueError(f"{name}: multi-head latent attention (kv_lora_rank) is not modelled")
-    heads = _first(config, name, "num_attention_heads", "num_heads")
+    heads = _first(config, name, "num_attention_heads")
     hidden = _first(config, name, "hidden_size")
-    layers = _first(config, name, "num_hidden_layers", "num_layers")
+    layers = _first(config, name, "num_hidden_layers")
     experts = _first(config, name, "num_experts", "num_local_experts", "n_routed_experts", default=0)
     sizes = _expert_sizes(config, name, layers, experts) if experts else {}
     dense_width = _first(config, name, "intermediate_size", default=0 if experts else None)
@@ -114,24 +114,25 @@ def shape_of(config: Any, name: str = "model") -> ModelShape:
         num_layers=layers,
         hidden_size=hidden,
         num_heads=heads,
-        num_kv_heads=_first(config, name, "num_key_value_heads", "num_kv_heads", default=heads),
+        num_kv_heads=_first(config, name, "num_key_value_heads", default=heads),
         head_dim=_first(config, name, "head_dim", default=hidden // heads),
         vocab_size=_first(config, name, "vocab_size"),
         dense_intermediate=dense_width,
         tied_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
+        attention_bias="all" if getattr(config, "attention_bias", False) else "none",
         **sizes,
     )
 
 
 def _expert_sizes(config: Any, name: str, layers: int, experts: int) -> dict[str, Any]:
-    width_names = ("expert_intermediate", "expert_intermediate_size", "moe_intermediate_size", "intermediate_size")
-    width = _first(config, name, *width_names)
-    shared_names = ("shared_intermediate", "shared_intermediate_size", "shared_expert_intermediate_size")
-    shared = _first(config, name, *shared_names, default=width * _first(config, name, "n_shared_experts", default=0))
+    width = _first(config, name, "moe_intermediate_size", "intermediate_size")
+    copies = _first(config, name, "n_shared_experts", default=0)
+    shared = _first(config, name, "shared_expert_intermediate_size", default=width * copies)
+    grouped = getattr(config, "router", "moge") == "moge"  # the baselines of PanguProMoEConfig route without groups
     return {
         "num_experts": experts,
-        "top_k": _first(config, name, "num_experts_per_tok", "experts_per_token", "top_k"),
-        "num_groups": _first(config, name, "num_groups", "num_expert_groups", default=1),
+        "top_k": _first(config, name, "num_experts_per_tok"),
+        "num_groups": _first(config, name, "num_groups", default=1) if grouped else 1,
         "expert_intermediate": width,
         "shared_intermediate": shared,
         "dense_layers": _dense_layers(config, layers),

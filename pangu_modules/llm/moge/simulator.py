@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pangu_modules.errors import UsageError
 from pangu_modules.llm.moge.hardware import Card, Efficiency, find_card
 from pangu_modules.llm.moge.layout import Layout, Workload, layout_from, layouts, parse_layout, workload_from
-from pangu_modules.llm.moge.model_shape import ModelShape
+from pangu_modules.llm.moge.model_shape import ModelShape, shape_of
 from pangu_modules.llm.moge.roofline import (
     ACTIVATION_BYTES,
     Collective,
@@ -30,9 +30,13 @@ from pangu_modules.llm.moge.roofline import (
     sparse_costs,
 )
 
-PARTS = ("attention", "routed", "shared", "dense", "communication", "other")
+if TYPE_CHECKING:
+    from torch import nn
+
+PARTS = ("attention", "routed", "shared", "dense", "links", "other")
 DEFAULT_EFFICIENCY = Efficiency()
 MOST_SEQUENCES = 1 << 20
+PARAMETER_TOLERANCE = 0.02  # adapters and biases of unusual places are not in a ModelShape
 
 
 @dataclass(frozen=True)
@@ -198,7 +202,7 @@ def _phase(
 ) -> Phase:
     parts = dict.fromkeys(PARTS, 0.0)
     for count, cost in step_costs(shape, layout, workload, step):
-        part = cost.part if isinstance(cost, Operator) else "communication"
+        part = cost.part if isinstance(cost, Operator) else "links"
         parts[part] += count * seconds(cost, card, efficiency, workload.precision)
     total = sum(parts.values())
     cards = layout.devices / card.devices_per_card
@@ -247,6 +251,22 @@ def rank_layouts(
     return sorted(estimates, key=lambda estimate: -estimate.decode.tokens_per_s)
 
 
+def plan_model(model: nn.Module, hardware: str, layout: str) -> list[dict[str, Any]]:
+    """Return `plan_rows` of a transformers model (on any device, so also without storage).
+
+    Raises:
+        UsageError: as `plan_rows`, or the model is not of the equal layers that its configuration describes.
+    """
+    shape = shape_of(model.config, type(model).__name__)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if abs(shape.parameters() / parameters - 1) > PARAMETER_TOLERANCE:
+        raise UsageError(
+            f"hardware: {shape.name} has {parameters:,} parameters, but layers of the sizes in its configuration have "
+            f"{shape.parameters():,}; only decoders with gated MLPs and layers of equal sizes can be simulated"
+        )
+    return plan_rows(shape, hardware, layout)
+
+
 def plan_rows(shape: ModelShape, hardware: str, layout: str, best: int = 5) -> list[dict[str, Any]]:
     """Return one row per layout for the ``plan`` command.
 
@@ -264,24 +284,28 @@ def plan_rows(shape: ModelShape, hardware: str, layout: str, best: int = 5) -> l
     layout_values, workload_values, devices = parse_layout(layout)
     workload = workload_from(workload_values)
     if layout_values and devices is None:
-        return _rows(card, [simulate(shape, card, layout_from(layout_values), workload)])
+        return _rows([simulate(shape, card, layout_from(layout_values), workload)])
     if layout_values:
         raise UsageError(f"layout: give either devices={devices} or {', '.join(layout_values)}, not both")
-    return _rows(card, rank_layouts(shape, card, devices or card.devices_per_node, workload)[:best])
+    return _rows(rank_layouts(shape, card, devices or card.devices_per_node, workload)[:best])
 
 
-def _rows(card: Card, estimates: Sequence[Estimate]) -> list[dict[str, Any]]:
+def _rows(estimates: Sequence[Estimate]) -> list[dict[str, Any]]:
+    """Return a row per estimate, with names short enough for a terminal.
+
+    ``prefill`` and ``decode`` are tokens/s per card, ``batch`` the sequences decoded at once, ``step_ms`` the time of a
+    decoding step, ``first_ms`` that of a prefill, ``gb`` the memory per device, ``mostly`` the longest part of a step.
+    """
     return [
         {
             "layout": str(estimate.layout),
-            "cards": estimate.layout.devices / card.devices_per_card,
-            "prefill_tokens_per_s_per_card": estimate.prefill.tokens_per_s,
-            "first_token_ms": 1e3 * estimate.prefill.seconds,
-            "decode_tokens_per_s_per_card": estimate.decode.tokens_per_s,
-            "decode_batch": estimate.decode.sequences,
-            "decode_step_ms": 1e3 * estimate.decode.seconds,
-            "memory_gb_per_device": max(estimate.prefill.memory_gb, estimate.decode.memory_gb),
-            "decode_limited_by": max(estimate.decode.parts, key=lambda part: estimate.decode.parts[part]),
+            "prefill": estimate.prefill.tokens_per_s,
+            "first_ms": 1e3 * estimate.prefill.seconds,
+            "decode": estimate.decode.tokens_per_s,
+            "batch": estimate.decode.sequences,
+            "step_ms": 1e3 * estimate.decode.seconds,
+            "gb": max(estimate.prefill.memory_gb, estimate.decode.memory_gb),
+            "mostly": max(estimate.decode.parts, key=lambda part: estimate.decode.parts[part]),
         }
         for estimate in estimates
     ]

@@ -268,9 +268,9 @@ def mixture_counts(available: Mapping[str, int], shares: Mapping[str, float], si
         )
     whole = possible if size is None else size
     counts = {name: int(whole * share / total + 1e-9) for name, share in shares.items()}
-    for name, count in counts.items():
-        if shares[name] > 0 and count == 0:
-            raise ValueError(f"domain {name!r} of share {shares[name]} has no window: give it more text, or share 0")
+    for name in sorted(shares, key=lambda name: available[name]):
+        if shares[name] > 0 and counts[name] == 0:
+            raise ValueError(f"domain {name!r} of share {shares[name]} gives no window: give it more text, or share 0")
     return counts
 
 

@@ -1,60 +1,241 @@
-"""DWMReweighting: train a language model on a batch whose sequences a small model weights, and train that model too."""
+"""DWMReweighting: train a language model on batches whose sequences a small model weighs, and train that model too.
+
+Yu et al., "LLM Data Selection and Utilization via Dynamic Bi-level Optimization" (ICML 2025, arXiv:2507.16178). The
+mathematics is in `pangu_modules.llm.weighting`; here is when it happens.
+
+Training is cut into stages of equally many optimizer steps; in the first ones weights are uniform. What follows
+depends on the mode:
+
+- staged, ``lm_in_phase_a="virtual"``: at the first batch of a stage the trained model waits while the weighting model
+  takes all its updates. Their training batches are drawn apart from the training loader, whose order does not change;
+  then the weighting model is frozen for the stage.
+- staged, ``"real"``: the first batches of a stage serve for an update each before they are trained on.
+- online: every `dwm_every` optimizer steps the batch serves for an update before it is trained on.
+
+The stage is a function of the optimizer step, and what update n of a run draws a function of (seed, n). Stored are the
+weighting model, its optimizer and a few counters. A checkpoint falls between two batches of training; a run killed
+among a stage's virtual updates repeats them. With gradient accumulation, weights are those of a micro-batch.
+"""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from collections.abc import MutableMapping
+from typing import Any, ClassVar
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
 
 from callbacks.base import RecipeCallback
-from callbacks.dwm_schedule import StageSchedule
+from callbacks.dwm_checks import check_run, complete_config, steps_of
+from callbacks.dwm_config import DWMConfig
+from callbacks.dwm_learner import Learner
+from callbacks.dwm_report import Record
+from pangu_modules.llm.weighting.features import HiddenStates
 from pangu_modules.llm.weighting.model import DataWeightingModel
+from pangu_modules.llm.weighting.processes import Processes
+from pangu_modules.llm.weighting.saving import load_stages, save_weighting_model, stage_file
+from pangu_modules.llm.weighting.update import UpdateResult, Weighed, weigh
+from pangu_modules.module import batch_size
 
 
 class DWMReweighting(RecipeCallback):
-    """Writes ``batch["sample_weight"]`` from a data weighting model that learns what helps the target data."""
+    """Writes ``batch["sample_weight"]`` from a data weighting model that learns what helps the target data.
 
-    class Config(StageSchedule):
+    It runs on any `PanguModule`, and on any LightningModule with ``sequence_losses(batch)`` (see
+    `pangu_modules.llm.weighting.protocol`). Each stage's weighting model is saved as ``dwm_stage{k}.safetensors`` in
+    the run's folder; `frozen` uses those of another run. Mean weights by domain and stage go to the run's report.
+    """
+
+    class Config(DWMConfig):
         """Schedule, weighting model, and how it learns."""
-
-        model: DataWeightingModel.Config = Field(DataWeightingModel.Config(), description="The weighting model.")
-        target: str = Field(
-            "val",
-            description="Data that training should get better on: 'val', or another dataset of the datamodule by its "
-            "name, e.g. 'calibration' for calibration_dataset. Nothing reported may come from it.",
-        )
-        val_batch_size: PositiveInt = Field(16, description="Sequences of the target in an update, all processes.")
-        engine: Literal["fd", "jvp", "dot", "exact"] = Field(
-            "fd",
-            description="Hypergradient: fd (two forward passes, any kernel), jvp (forward mode), dot (one backward "
-            "pass per sequence), exact (double backward, the reference); jvp and exact need eager attention.",
-        )
-        fd_scale: float = Field(1e-2, ge=1e-5, le=1, description="Norm of the displacement of engine fd.")
-        precondition: Literal["none", "adam"] = Field(
-            "adam", description="Step that is looked ahead: SGD, or AdamW with the moments of the optimizer."
-        )
-        normalize_h: bool = Field(False, description="Scale each batch's hypergradients to mean 0, deviation 1.")
-        dwm_lr: PositiveFloat = Field(1e-3, description="Learning rate (AdamW) of the weighting model.")
-        sync_weights: bool = Field(
-            False, description="Weigh the batches of all processes as one; otherwise each process its own."
-        )
-        frozen: str | None = Field(
-            None,
-            description="Folder of an earlier run whose weighting models are used, stage by stage, and not trained.",
-        )
-        seed: NonNegativeInt = Field(0, description="Seed of the weighting model and of the batches of its updates.")
-
-        @model_validator(mode="after")
-        def _target_is_not_reported(self) -> Self:
-            if self.target in ("train", "test"):
-                raise ValueError(
-                    f"target={self.target!r}: the target steers training, so it is neither trained on nor reported; "
-                    "take 'val' or a dataset of its own"
-                )
-            return self
 
     config: Config
     needs: ClassVar[frozenset[str]] = frozenset({"sample weights", "displaced weights"})
 
     def __init__(self, config: Config, *, name: str = "dwm") -> None:
         super().__init__(config, name=name)
+        self.stage = -1  # the stage training is in
+        self.updates_in_stage = 0
+        self.model: DataWeightingModel | None = None  # of the current stage
+        self.learner: Learner | None = None  # while training; none with frozen models
+        self._frozen: dict[int, DataWeightingModel] = {}
+        self._hidden: HiddenStates | None = None
+        self._last_online = -1  # optimizer step of the last update
+        self._loaded: dict[str, Any] | None = None
+        self._weighed: Weighed | None = None  # the current batch
+        self._results: list[UpdateResult] = []  # of the updates before the current batch
+        self._record = Record(name)
+
+    # Setting up.
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Build or load the weighting model; only for training.
+
+        Raises:
+            TypeError: the module offers no losses per sequence.
+            ValueError: module, engine, strategy or another callback does not allow it.
+        """
+        if stage != "fit":
+            return
+        check_run(self, trainer, pl_module, self.config.engine if self.config.frozen is None else None)
+        config = self.config.model
+        if self.config.frozen is not None:
+            self._frozen = load_stages(self.config.frozen)
+            config = next(iter(self._frozen.values())).config
+        self._hidden = HiddenStates(pl_module) if config.encoder == "lm" else None
+        config = complete_config(config, pl_module, self._hidden)
+        if self.config.frozen is None:
+            with isolate_rng():
+                torch.manual_seed(self.config.seed)
+                self.model = config.build()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find data, steps and parameters, and take over the state of an interrupted run.
+
+        Raises:
+            UsageError: the target cannot be used, or the number of steps is unknown.
+        """
+        self._total_steps = steps_of(trainer)
+        self._group = Processes.current() if self.config.sync_weights else Processes()
+        for model in self._frozen.values():
+            model.to(trainer.strategy.root_device)
+        if self.model is not None and not self._frozen:
+            self.model.to(trainer.strategy.root_device)
+            self.learner = Learner(self.model, self.config, self.name, trainer, pl_module, self._hidden)
+        self._restore()
+
+    # Training.
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: MutableMapping[str, Any], batch_idx: int
+    ) -> None:
+        """Update the weighting model if it is time, and write the weights of the batch.
+
+        Raises:
+            ValueError: the batch has one sequence, no target token, or weights already.
+            RuntimeError: ten hypergradients in a row were not finite.
+        """
+        self._weighed, self._results = None, []
+        stage = self.config.stage(trainer.global_step, self._total_steps)
+        if stage != self.stage:
+            self._enter(trainer, stage)
+        if stage < self.config.warmup_stages or self.model is None:
+            return
+        if "sample_weight" in batch:
+            raise ValueError(
+                f"callback {self.name!r}: the batch has a sample_weight already; remove what writes it, or the callback"
+            )
+        if self.learner is not None and self.config.learns_in(stage):
+            self._learn(self.learner, trainer, batch)
+        self._write_weights(self.model, batch)
+
+    def _enter(self, trainer: Trainer, stage: int) -> None:
+        """Leave a stage and begin the next."""
+        self._save(trainer)
+        self.stage, self.updates_in_stage = stage, 0
+        self._record.begin(stage)
+        self._choose_frozen()
+
+    def _choose_frozen(self) -> None:
+        """Take the frozen model of the stage, or the last one before it; none in the warm-up of that run."""
+        if self._frozen:
+            earlier = [number for number in self._frozen if number <= self.stage]
+            self.model = self._frozen[max(earlier)] if earlier else None
+
+    def _learn(self, learner: Learner, trainer: Trainer, batch: Any) -> None:
+        """Take the updates that are due before this batch."""
+        config = self.config
+        if config.mode == "online":
+            due = trainer.global_step % config.dwm_every == 0 and trainer.global_step != self._last_online
+            self._last_online = trainer.global_step
+            self._results = [learner.update(batch)] if due else []
+        elif config.lm_in_phase_a == "real":
+            self._results = [learner.update(batch)] if self.updates_in_stage < config.dwm_steps else []
+        else:
+            self._results = [learner.update() for _ in range(config.dwm_steps - self.updates_in_stage)]
+        self.updates_in_stage += len(self._results)
+        if self._results and config.mode == "staged" and self.updates_in_stage == config.dwm_steps:
+            self._save(trainer)
+
+    def _write_weights(self, model: DataWeightingModel, batch: MutableMapping[str, Any]) -> None:
+        """Write the weights now, or, where they need the trained model's forward pass, in its middle."""
+
+        def write(hidden_states: Tensor | None) -> None:
+            with torch.no_grad():
+                self._weighed = weigh(model, batch, hidden_states, self._group)
+                batch["sample_weight"].copy_(self._weighed.sample_weight)
+
+        # Losses are weighted after the forward pass; filled in place, the weights reach copies of the batch too.
+        batch["sample_weight"] = torch.ones(batch_size(batch), device=next(model.parameters()).device)
+        if self._hidden is None:
+            write(None)
+        else:
+            self._hidden.expect(write)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log weights and hypergradients, and count the domains.
+
+        Raises:
+            RuntimeError: the module did not run the model whose hidden states the weights need.
+        """
+        if self._hidden is not None and self._hidden.forget():
+            raise RuntimeError(
+                f"callback {self.name!r}: training_step did not run module.model, from which encoder='lm' weighs the "
+                "batch: take encoder='tiny'"
+            )
+        values = self._record.batch(self.stage, batch, self._weighed, self._results, trainer)
+        pl_module.log_dict(values, batch_size=batch_size(batch))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the validation loss for the report's table of stages."""
+        metric = getattr(pl_module, "monitor", ("val/loss", "min"))[0]
+        if not trainer.sanity_checking and metric in trainer.callback_metrics and self.stage >= 0:
+            self._record.validated(self.stage, float(trainer.callback_metrics[metric]))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the last stage's weighting model and leave the tables for the report."""
+        self._save(trainer)
+        self._record.leave(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        """Write the weighting model of the current stage to the run's folder."""
+        if self.learner is not None and self.stage >= self.config.warmup_stages and trainer.is_global_zero:
+            save_weighting_model(self.learner.model, stage_file(trainer.default_root_dir, self.stage))
+
+    # Checkpoints.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the weighting model, its optimizer, the position in the schedule, and the sums for the report."""
+        if self._loaded is not None:
+            return self._loaded
+        return {
+            "stage": self.stage,
+            "updates_in_stage": self.updates_in_stage,
+            "last_online": self._last_online,
+            "learner": None if self.learner is None else self.learner.state_dict(),
+            "record": self._record.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep a stored state until training starts, when model and optimizer are on their device."""
+        self._loaded = state_dict
+
+    def _restore(self) -> None:
+        state, self._loaded = self._loaded, None
+        if state is None:
+            return
+        if (state["learner"] is None) != (self.learner is None):
+            there = "frozen weighting models" if state["learner"] is None else "a weighting model in training"
+            raise ValueError(
+                f"callback {self.name!r}: the interrupted run had {there}; resume it with the same `frozen` as before"
+            )
+        self.stage, self.updates_in_stage = state["stage"], state["updates_in_stage"]
+        self._last_online = state["last_online"]
+        self._record.load_state_dict(state["record"])
+        if self.learner is not None:
+            self.learner.load_state_dict(state["learner"])
+        self._choose_frozen()

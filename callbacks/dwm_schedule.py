@@ -46,7 +46,3 @@ class StageSchedule(Config):
         """Return whether the weighting model is updated in this stage."""
         last = self.freeze_after_stage
         return stage >= self.warmup_stages and (last is None or stage <= last)
-
-    def updates_before(self, stage: int) -> int:
-        """Return the updates due in all stages before this one; staged mode."""
-        return self.dwm_steps * sum(self.learns_in(earlier) for earlier in range(stage))

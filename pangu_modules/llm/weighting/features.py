@@ -19,7 +19,7 @@ class HiddenStates:
     """
 
     def __init__(self, module: Any) -> None:
-        model = getattr(module, "model", None)
+        model: Any = getattr(module, "model", None)
         if not (hasattr(model, "get_decoder") and hasattr(getattr(model, "config", None), "hidden_size")):
             raise ValueError(
                 f"encoder='lm' reads the hidden states of a transformers model in module.model, which "
@@ -40,8 +40,9 @@ class HiddenStates:
         # The hook lives for one pass only, so that copies of the module never hold one.
         self._handle = self._backbone.register_forward_hook(take)
 
-    def forget(self) -> None:
-        """Expect nothing any more."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+    def forget(self) -> bool:
+        """Expect nothing any more; returns whether something was still expected."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            handle.remove()
+        return handle is not None

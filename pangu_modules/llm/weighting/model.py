@@ -139,7 +139,10 @@ class DataWeightingModel(Configurable, nn.Module):
 
     def _pooled(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Return the mean over the tokens of the last layer, (batch, d_model)."""
-        padding = None if attention_mask is None else attention_mask == 0
+        padding = None
+        if attention_mask is not None:
+            padding = attention_mask == 0
+            padding = padding & ~padding.all(1, keepdim=True)  # attention to nothing would not be a number
         hidden = self.embedding(input_ids) * math.sqrt(self.config.d_model)
         hidden = hidden + positions(input_ids.shape[1], self.config.d_model).to(hidden)
         for layer in self.layers:

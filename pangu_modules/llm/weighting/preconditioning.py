@@ -57,7 +57,9 @@ def next_step(
         return NextStep(lr, precondition, uses_moments=True)
     if all(share == 1 for share in shares):
         return NextStep(lr, None, uses_moments=False)
-    return NextStep(lr, lambda gradients: [torch.full_like(g, s) for g, s in zip(gradients, shares, strict=True)], False)
+    return NextStep(
+        lr, lambda gradients: [torch.full_like(g, s) for g, s in zip(gradients, shares, strict=True)], False
+    )
 
 
 def adam_factor(gradient: Tensor, state: dict[str, Tensor], beta2: float, eps: float) -> Tensor:

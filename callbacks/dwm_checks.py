@@ -1,0 +1,90 @@
+"""What DWM refuses before training starts, and the sizes it takes from the trained module."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+
+from pangu_modules.errors import UsageError
+from pangu_modules.llm.weighting.features import HiddenStates
+from pangu_modules.llm.weighting.hypergradient import Engine, check_engine
+from pangu_modules.llm.weighting.model import DataWeightingModel
+from pangu_modules.llm.weighting.processes import Processes
+from pangu_modules.llm.weighting.protocol import LossesOf, check_protocol
+
+
+def check_run(callback: Any, trainer: Trainer, module: LightningModule, engine: Engine | None) -> None:
+    """Refuse what cannot work.
+
+    Args:
+        callback: the callback, with its name and needs.
+        trainer: the trainer.
+        module: the module to be trained.
+        engine: engine of the updates; None where there are none.
+
+    Raises:
+        TypeError: the module offers no losses per sequence.
+        UsageError: the weights are sharded, or two callbacks write sample weights.
+        ValueError: the engine cannot serve the module.
+    """
+    check_protocol(module)
+    others: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for other in others:
+        if other is not callback and "sample weights" in getattr(other, "needs", ()):
+            name = getattr(other, "name", type(other).__name__)
+            raise UsageError(
+                f"callbacks {callback.name!r} and {name!r} both write batch['sample_weight']: remove one of them"
+            )
+    if engine is None:
+        return
+    if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
+        raise UsageError(
+            f"callback {callback.name!r}: weights sharded by {type(trainer.strategy).__name__} cannot be moved and put "
+            "back as a whole; train with strategy 'ddp', or use the weighting models of an earlier run (frozen)"
+        )
+    losses_of = LossesOf(module)
+    trained = {name: value for name, value in losses_of.named_parameters() if value.requires_grad}
+    check_engine(engine, losses_of, trained, Processes(world_size=trainer.world_size))
+
+
+def complete_config(
+    config: DataWeightingModel.Config, module: Any, hidden: HiddenStates | None
+) -> DataWeightingModel.Config:
+    """Return the weighting model's configuration with the sizes of the trained module.
+
+    Raises:
+        UsageError: a size is unknown, or the configuration is for another vocabulary or hidden size.
+    """
+    if hidden is not None:
+        if config.feature_size not in (None, hidden.size):
+            raise UsageError(
+                f"encoder='lm': the weighting model knows hidden states of size {config.feature_size}, this model has "
+                f"{hidden.size}: features of one model mean nothing to another; transfer needs encoder='tiny'"
+            )
+        return config.derive(feature_size=hidden.size)
+    if config.encoder != "tiny":
+        return config
+    vocabulary = getattr(getattr(getattr(module, "model", None), "config", None), "vocab_size", None)
+    if config.vocab_size is None and vocabulary is None:
+        raise UsageError(f"{type(module).__name__} tells no vocabulary (model.config.vocab_size): set model.vocab_size")
+    if config.vocab_size is not None and vocabulary is not None and config.vocab_size < vocabulary:
+        raise UsageError(
+            f"encoder='tiny': the weighting model knows {config.vocab_size} tokens, the module {vocabulary}: it needs "
+            "the tokenizer it was made with"
+        )
+    return config.derive(vocab_size=config.vocab_size or vocabulary)
+
+
+def steps_of(trainer: Trainer) -> int:
+    """Return the optimizer steps of the whole run.
+
+    Raises:
+        UsageError: the trainer does not know them.
+    """
+    total = float(trainer.estimated_stepping_batches)
+    if math.isinf(total) or total < 1:
+        raise UsageError("the stages of DWM need the number of training steps: set trainer.max_steps or max_epochs")
+    return int(total)

@@ -1,0 +1,121 @@
+"""The weighting model in training: its optimizer, its data, and its updates one after another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from callbacks.dwm_batches import DrawnBatches, data_source, target_batches, training_batches
+from callbacks.dwm_config import DWMConfig
+from pangu_modules.llm.weighting.features import HiddenStates
+from pangu_modules.llm.weighting.model import DataWeightingModel
+from pangu_modules.llm.weighting.preconditioning import next_step
+from pangu_modules.llm.weighting.processes import Processes
+from pangu_modules.llm.weighting.protocol import LossesOf
+from pangu_modules.llm.weighting.update import UpdateResult, update_weighting_model
+
+MAX_SKIPPED = 10
+
+
+class Learner:
+    """Updates a weighting model for the module that a trainer trains; built when training starts.
+
+    Args:
+        model: the weighting model, on the trainer's device.
+        config: the callback's configuration.
+        name: the callback's name, for messages.
+        trainer: the trainer, with its optimizers.
+        module: the module it trains.
+        hidden_states: for the encoder 'lm'.
+
+    Raises:
+        UsageError: the target or the training data cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: DataWeightingModel,
+        config: DWMConfig,
+        name: str,
+        trainer: Trainer,
+        module: LightningModule,
+        hidden_states: HiddenStates | None,
+    ) -> None:
+        self.model, self.config, self.name, self.trainer = model, config, name, trainer
+        self.hidden_states = hidden_states
+        self.updates = 0  # of the whole run; update n uses batches n
+        self.skipped = 0  # updates whose hypergradient was not finite
+        self.skipped_in_row = 0
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=config.dwm_lr, weight_decay=0.0)
+        self.processes = Processes.current()
+        share = {"rank": self.processes.rank, "world_size": self.processes.world_size}
+        source = data_source(trainer, module)
+        self.target = target_batches(source, config.target, config.val_batch_size, config.seed, **share)
+        self.training: DrawnBatches | None = None
+        if config.mode == "staged" and config.lm_in_phase_a == "virtual":
+            self.training = training_batches(source, config.seed, **share)
+        self.losses_of = LossesOf(module)
+        trained = {id(value) for group in trainer.optimizers[0].param_groups for value in group["params"]}
+        self.parameters = {
+            name: value
+            for name, value in self.losses_of.named_parameters()
+            if value.requires_grad and id(value) in trained
+        }
+        self._said_fallback = False
+
+    def update(self, batch: Any = None) -> UpdateResult:
+        """Take update number `updates` on a training batch, by default one drawn for it.
+
+        Raises:
+            RuntimeError: ten hypergradients in a row were not finite.
+        """
+        config, strategy = self.config, self.trainer.strategy
+        if batch is None:
+            assert self.training is not None
+            batch = strategy.batch_to_device(self.training[self.updates])
+        step = next_step(self.trainer.optimizers[0], list(self.parameters.values()), config.precondition)
+        if config.precondition == "adam" and not step.uses_moments and not self._said_fallback:
+            self._said_fallback = True
+            rank_zero_info(f"{self.name}: the optimizer has no second moments (yet), so updates look ahead by SGD")
+        result = update_weighting_model(
+            self.model,
+            self.optimizer,
+            self.losses_of,
+            self.parameters,
+            batch,
+            strategy.batch_to_device(self.target[self.updates]),
+            step,
+            engine=config.engine,
+            fd_scale=config.fd_scale,
+            normalize_h=config.normalize_h,
+            hidden_states=self.hidden_states,
+            processes=self.processes,
+            sync_weights=config.sync_weights,
+        )
+        self.updates += 1
+        self._count(result)
+        return result
+
+    def _count(self, result: UpdateResult) -> None:
+        self.skipped += result.skipped
+        self.skipped_in_row = self.skipped_in_row + 1 if result.skipped else 0
+        if self.skipped_in_row == MAX_SKIPPED:
+            raise RuntimeError(
+                f"callback {self.name!r}: {MAX_SKIPPED} hypergradients in a row were not finite: the trained model "
+                "diverges; lower its learning rate"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return weights, optimizer and counters."""
+        counters = {name: getattr(self, name) for name in ("updates", "skipped", "skipped_in_row")}
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "counters": counters}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, value in state["counters"].items():
+            setattr(self, name, value)

@@ -1,0 +1,186 @@
+"""What DWM logs, and leaves for the run's report: the mean weight of each domain by stage, and what the stages did."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from pangu_modules.llm.losses import count_targets, labels_of
+from pangu_modules.llm.weighting.model import effective_batch_size
+from pangu_modules.llm.weighting.update import UpdateResult, Weighed
+from pangu_modules.module import batch_size
+from pangu_modules.report_parts import leave_table
+
+Sums = dict[str, list[float]]
+"""By ``stage/domain``: sequences, target tokens, their weights (1 is uniform) and the squares of these, added up."""
+
+
+class Record:
+    """Weights by stage and domain, and by stage updates, effective batch sizes and validation losses.
+
+    Args:
+        name: of the callback; metrics and tables have names that start with it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.stages: dict[str, dict[str, float]] = {}
+        self._sums: Sums = {}  # this process's, since the checkpoint
+        self._sums_before: Sums = {}  # of all processes, before it
+
+    def begin(self, stage: int) -> None:
+        """Begin a stage: its first validation loss is the last one of the stage before."""
+        known = [record["last_loss"] for record in self.stages.values() if "last_loss" in record]
+        self.stages[str(stage)] = {"batches": 0, "updates": 0, "ess": 0.0}
+        if known:
+            self.stages[str(stage)] |= {"first_loss": known[-1], "last_loss": known[-1]}
+
+    def validated(self, stage: int, loss: float) -> None:
+        """Keep a validation loss."""
+        self.stages[str(stage)].setdefault("first_loss", loss)
+        self.stages[str(stage)]["last_loss"] = loss
+
+    def batch(
+        self,
+        stage: int,
+        batch: Mapping[str, Any],
+        weighed: Weighed | None,
+        updates: Sequence[UpdateResult],
+        trainer: Trainer,
+    ) -> dict[str, float]:
+        """Count a batch and the updates before it; returns what to log.
+
+        Args:
+            stage: stage of training.
+            batch: the batch; ``domain`` (batch,) tells its sequences' domains.
+            weighed: its weights, or None for uniform ones.
+            updates: the updates.
+            trainer: its datamodule knows the domains' names.
+        """
+        size = batch_size(batch)
+        weights = torch.ones(size) if weighed is None else weighed.sample_weight
+        tokens = count_targets(labels_of(batch)) if "input_ids" in batch else torch.zeros(size)
+        means = self._add(stage, batch.get("domain"), weights, tokens)
+        record = self.stages[str(stage)]
+        record["batches"] += 1
+        record["updates"] += len(updates)
+        values: dict[str, float] = {}
+        if updates:
+            values["h_std"] = _mean([float(result.h.float().std()) for result in updates])
+            values["target_loss"] = _mean([result.target_loss for result in updates])
+            values["skipped"] = float(sum(result.skipped for result in updates))
+        ess = float(size)
+        if weighed is not None:
+            ess = values["ess"] = float(effective_batch_size(weighed.whole))
+            values["w_max"] = float(weighed.whole.max())
+        record["ess"] += ess / (size if weighed is None else len(weighed.whole))
+        if weighed is not None and "domain" in batch:
+            names = domain_names(trainer)
+            values |= {f"weight/{domain_name(domain, names)}": mean for domain, mean in means.items()}
+        return {f"{self.name}/{key}": value for key, value in values.items()}
+
+    def _add(self, stage: int, domain: Tensor | None, weights: Tensor, tokens: Tensor) -> dict[int, float]:
+        """Add a batch to the sums; returns the mean weight of each domain in it."""
+        numbers = torch.zeros(len(weights), dtype=torch.long) if domain is None else domain.cpu()
+        columns = torch.stack([tokens.cpu().double(), weights.cpu().double()])
+        means = {}
+        for number in numbers.unique().tolist():
+            counts, chosen = columns[:, numbers == number]
+            sums = [float(len(chosen)), float(counts.sum()), float(chosen.sum()), float(chosen @ chosen)]
+            _add_to(self._sums, f"{stage}/{number}", sums)
+            means[number] = sums[2] / sums[0]
+        return means
+
+    def total(self) -> Sums:
+        """Return the sums of all processes; every process must call it."""
+        parts: list[Any] = [self._sums]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            parts = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(parts, self._sums)
+        total = {key: list(values) for key, values in self._sums_before.items()}
+        for part in parts:
+            for key, values in part.items():
+                _add_to(total, key, values)
+        return total
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all sums, as plain numbers."""
+        return {"sums": self.total(), "stages": {stage: dict(record) for stage, record in self.stages.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self._sums_before, self._sums = state["sums"], {}
+        self.stages = state["stages"]
+
+    def leave(self, trainer: Trainer) -> None:
+        """Leave both tables for the report of the run; every process must call it."""
+        total, folder = self.total(), trainer.default_root_dir
+        if trainer.is_global_zero and total:
+            title = f"{self.name}: mean weight by domain and stage (1 is uniform)"
+            leave_table(folder, f"{self.name}-1-domains", title, preference_rows(total, domain_names(trainer)))
+            leave_table(folder, f"{self.name}-2-stages", f"{self.name}: stages", stage_rows(self.stages))
+
+
+def preference_rows(total: Sums, names: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Return the table of domains: target tokens, and by stage the mean weight and its standard error."""
+    keys = [tuple(map(int, key.split("/"))) for key in total]
+    stages, domains = (sorted(set(numbers)) for numbers in zip(*keys, strict=True))
+    rows = []
+    for domain in domains:
+        sums = {stage: total.get(f"{stage}/{domain}") for stage in stages}
+        row: dict[str, Any] = {"domain": "all" if domains == [0] and not names else domain_name(domain, names)}
+        row["tokens"] = round(sum(values[1] for values in sums.values() if values))
+        for stage, values in sums.items():
+            row[f"stage {stage}"] = round(values[2] / values[0], 4) if values else None
+            row[f"± stage {stage}"] = _standard_error(values) if values else None
+        rows.append(row)
+    return rows
+
+
+def stage_rows(stages: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+    """Return the table of stages: updates, mean effective batch size, validation loss at start and end."""
+    rows: list[dict[str, Any]] = []
+    for stage, record in sorted(stages.items(), key=lambda item: int(item[0])):
+        first, last = record.get("first_loss"), record.get("last_loss")
+        rows.append(
+            {
+                "stage": int(stage),
+                "updates": int(record["updates"]),
+                "effective batch, share": round(record["ess"] / max(1, record["batches"]), 4),
+                "validation loss, start": first,
+                "validation loss, end": last,
+                "change": None if first is None or last is None else last - first,
+            }
+        )
+    return rows
+
+
+def domain_names(trainer: Trainer) -> list[str]:
+    """Return the names that the datamodule has for the numbers in ``domain``, or none."""
+    data: Any = getattr(trainer, "datamodule", None)
+    return list(getattr(data, "domain_names", None) or getattr(data, "domains", None) or [])
+
+
+def domain_name(number: int, names: Sequence[str]) -> str:
+    """Return the name of a domain, or its number."""
+    return names[number] if 0 <= number < len(names) else str(number)
+
+
+def _standard_error(sums: Sequence[float]) -> float | None:
+    count, _, weight, squares = sums
+    if count < 2:
+        return None
+    return round(math.sqrt(max(0.0, squares - weight**2 / count) / (count - 1) / count), 4)
+
+
+def _add_to(sums: Sums, key: str, values: Sequence[float]) -> None:
+    sums[key] = [a + b for a, b in zip(sums.get(key, [0.0] * 4), values, strict=True)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

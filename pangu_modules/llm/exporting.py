@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from pangu_modules.llm.causal_lm import CausalLM
 
 GENERATION_FILE = "generation_config.json"
+REMEDIES = {
+    "sandwich_llama": "absorb its post-norms into the maps before them, and it is a Llama: with "
+    "--callbacks.NAME.method.absorb.enabled true of PanguLightPruning, or PostNormAbsorption in a stage of its own"
+}
+"""What to do with a model of an architecture of this library, so that it can be exported."""
 
 
 @runtime_checkable
@@ -63,11 +68,7 @@ def write_plain_model(model: Any, folder: Path) -> None:
     Raises:
         ValueError: they do not, or the architecture is known to this library alone.
     """
-    if model.config.model_type in ARCHITECTURE_MODULES:
-        raise ValueError(
-            f"export: transformers does not know the architecture {model.config.model_type!r}; bring the model into "
-            "one that it knows first, or export another format"
-        )
+    refuse_own_architecture(model.config.model_type)
     differences = shape_differences(model)
     if differences:
         raise ValueError(
@@ -76,6 +77,13 @@ def write_plain_model(model: Any, folder: Path) -> None:
         )
     with quiet_transformers():
         model.save_pretrained(folder)
+
+
+def refuse_own_architecture(model_type: str) -> None:
+    """Raise a ValueError with the remedy if only this library knows the architecture, so that no folder can hold it."""
+    if model_type in ARCHITECTURE_MODULES:
+        remedy = REMEDIES.get(model_type, "bring the model into one that it knows first, or export another format")
+        raise ValueError(f"export: transformers does not know the architecture {model_type!r}; {remedy}")
 
 
 def shape_differences(model: Any) -> list[str]:

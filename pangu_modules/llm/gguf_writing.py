@@ -1,15 +1,17 @@
-"""Writing a Llama as a GGUF file in float32, for llama.cpp and what is built on it."""
+"""Writing a Llama as a GGUF file, for llama.cpp and what is built on it: in float32, or with tensors encoded."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from pangu_modules.llm.exporting import shape_differences, without_adapters
+from pangu_modules.llm.exporting import refuse_own_architecture, shape_differences, without_adapters
 from pangu_modules.llm.files import atomic_file
 
 if TYPE_CHECKING:
@@ -27,13 +29,35 @@ PRE_TOKENIZERS = {
 }
 
 
-def write_gguf(module: CausalLM, path: str | Path, *, pre_tokenizer: str | None = None) -> Path:
+@dataclass(frozen=True)
+class Encoding:
+    """How a file stores tensors other than in float32.
+
+    Args:
+        file_type: GGUF's number for the file as a whole.
+        encode: takes name in GGUF and float32 tensor, returns what is stored and its `GGMLQuantizationType`; bytes are
+            uint8 of shape (rows, bytes of a row).
+    """
+
+    file_type: int
+    encode: Callable[[str, np.ndarray], tuple[np.ndarray, Any]]
+
+
+def export_gguf(module: CausalLM, folder: str | Path) -> None:
+    """Write ``model-f32.gguf`` into the folder; see `write_gguf`."""
+    write_gguf(module, Path(folder) / "model-f32.gguf")
+
+
+def write_gguf(
+    module: CausalLM, path: str | Path, *, pre_tokenizer: str | None = None, encoding: Encoding | None = None
+) -> Path:
     """Write model, tokenizer and chat template into one GGUF file, which appears when it is complete.
 
     Args:
         module: a Llama with a byte-level BPE tokenizer; LoRA adapters are merged in a copy.
         path: of the file.
         pre_tokenizer: llama.cpp's name of how text is cut before merging; by default found from the tokenizer.
+        encoding: how tensors are stored; by default all in float32.
 
     Returns:
         The path.
@@ -44,6 +68,7 @@ def write_gguf(module: CausalLM, path: str | Path, *, pre_tokenizer: str | None 
     from gguf import GGUFWriter
 
     model: Any = without_adapters(module.model)
+    refuse_own_architecture(model.config.model_type)
     if model.config.model_type != "llama":
         raise ValueError(f"export: GGUF is written for architecture 'llama', this model is {model.config.model_type!r}")
     differences = shape_differences(model)
@@ -53,9 +78,11 @@ def write_gguf(module: CausalLM, path: str | Path, *, pre_tokenizer: str | None 
     with atomic_file(path) as temporary:
         writer = GGUFWriter(temporary, "llama")
         _add_shapes(writer, model.config)
+        writer.add_file_type(0 if encoding is None else encoding.file_type)  # 0: all tensors in float32
         _add_tokenizer(writer, module, description, pre_tokenizer or pre_tokenizer_name(description))
         for name, tensor in gguf_tensors(model).items():
-            writer.add_tensor(name, tensor)
+            stored, kind = (tensor, None) if encoding is None else encoding.encode(name, tensor)
+            writer.add_tensor(name, stored, raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -133,7 +160,6 @@ def _add_shapes(writer: Any, config: Any) -> None:
     writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_file_type(0)  # all tensors in float32
 
 
 def _add_tokenizer(writer: Any, module: CausalLM, description: dict[str, Any], pre_tokenizer: str) -> None:

@@ -11,9 +11,20 @@ from tiny_llm import TINY_LLAMA, tiny_module, token_batch
 from tiny_text import TokenBatches
 
 from callbacks import Distillation, PanguLightPruning, PostNormAbsorption
-from pangu_modules import CalibrationConfig, CausalLM, OptimizerConfig, PanguLightConfig, Recipe, TargetShape
+from pangu_modules import (
+    AbsorbConfig,
+    AbsorbPlan,
+    CalibrationConfig,
+    CausalLM,
+    OptimizerConfig,
+    PanguLightConfig,
+    Recipe,
+    ShapePlan,
+    TargetShape,
+    absorb_post_norms,
+)
 from pangu_modules.llm.pruning import surgery
-from pangu_modules.llm.pruning.absorb import AbsorbConfig
+from pangu_modules.llm.pruning.pangu_light import prune
 from pangu_modules.run import fit_stage
 
 TARGET = TargetShape(num_hidden_layers=3, hidden_size=24, intermediate_size=40)
@@ -105,6 +116,22 @@ def test_a_pruned_sandwich_is_absorbed_before_recovery_and_loads_as_a_llama(tmp_
     late = sandwich_recipe({"prune": PanguLightPruning.Config(method=method.derive(absorb={"order": "at_end"}))})
     with pytest.raises(ValueError, match="PostNormAbsorption in a last stage"):
         late.fit(tmp_path / "late", quiet=True)
+
+
+@pytest.mark.parametrize("layout", ["auto", "padded", "per_layer"])
+def test_a_pruned_sandwich_with_its_post_norms_is_not_exported(layout, tmp_path):
+    module = sandwich_recipe({}).stages[""].module.build()
+    prune(module.model, [token_batch()], METHOD.derive(target=TargetShape(hidden_size=24)))
+    module.restructure(ShapePlan.of(module.model, layout=layout))
+    for kind in module.export_formats:
+        with pytest.raises(ValueError, match=r"'sandwich_llama'; absorb its post-norms .*method.absorb.enabled true"):
+            module.export(tmp_path / "folder", kind)
+    assert not (tmp_path / "folder").exists()
+    batches = [token_batch(seed=1)]
+    module.model, _ = absorb_post_norms(module.model, batches)
+    module.restructure(AbsorbPlan())
+    module.export(tmp_path / "folder")
+    assert (tmp_path / "folder" / "config.json").is_file()
 
 
 def test_absorption_goes_on_after_an_interruption_and_is_checked_at_the_end(tmp_path):

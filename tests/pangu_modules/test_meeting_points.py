@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -183,3 +184,13 @@ def test_the_library_imports_without_the_other_packages(tmp_path: Path) -> None:
         "for name in pangu_modules.__all__: getattr(pangu_modules, name)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("package", ["pangu_modules", "callbacks", "datamodules"])
+def test_every_public_name_is_there(package: str) -> None:
+    exports = importlib.import_module(package)
+    assert len(exports.__all__) >= 9
+    for name in exports.__all__:
+        assert getattr(exports, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute"):
+        exports.Nothing  # noqa: B018

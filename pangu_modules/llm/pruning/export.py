@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pangu_modules.llm.exporting import refuse_own_architecture
 from pangu_modules.llm.loading import quiet_transformers
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.carriers import PLAIN_ARCHITECTURES, carrier_config
@@ -38,12 +39,10 @@ def write_pruned(model: Any, folder: Path, layout: Layout = "auto") -> Layout:
     Raises:
         ValueError: the layout cannot express the model (the message names the ones that can).
     """
+    refuse_own_architecture(model.config.model_type)
     if model.config.model_type not in PLAIN_ARCHITECTURES:
         known = ", ".join(PLAIN_ARCHITECTURES)
-        raise ValueError(
-            f"transformers itself has no architecture {model.config.model_type!r}: bring the model into one of {known} "
-            "first (absorb the post-norms of a sandwich-norm model)"
-        )
+        raise ValueError(f"export: a pruned {model.config.model_type!r} cannot be written, only {known}")
     uniform = len({surgery.layer_shape(layer) for layer in surgery.decoder_layers(model)}) == 1
     if layout == "auto":
         layout = "uniform" if uniform and _carrier_exists(model) else "per_layer"

@@ -187,19 +187,6 @@ def compare_reinitialisations(
     return values
 
 
-def check_teacher(teacher: nn.Module, student: nn.Module) -> None:
-    """Raise unless teacher and student share one vocabulary, as distillation of logits needs.
-
-    Raises:
-        ValueError: the vocabularies differ in size.
-    """
-    sizes = [surgery.backbone(model).embed_tokens.num_embeddings for model in (teacher, student)]
-    if sizes[0] != sizes[1]:
-        raise ValueError(
-            f"the teacher has a vocabulary of {sizes[0]}, the student of {sizes[1]}: distillation needs the same one"
-        )
-
-
 def fingerprint(model: nn.Module, samples: int = 64) -> str:
     """Return a hash of every parameter's name, shape and `samples` of its values spread over the tensor."""
     digest = hashlib.sha256()

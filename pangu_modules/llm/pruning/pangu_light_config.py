@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import nn
 
 from pangu_modules.config import Config, nearest
@@ -31,21 +31,6 @@ class ClapConfig(Config):
         "none", description="Compare two layers' group scores as they are, or divided by each layer's mean head score."
     )
     fold_gain: bool = Field(True, description="Fold the ratio of norm gains into the weights of adopted groups.")
-
-
-class DistillConfig(Config):
-    """Recovery by distillation from the unpruned model: L = lambda_ce CE + lambda_kd T^2 KL(teacher || student)."""
-
-    lambda_ce: NonNegativeFloat = Field(0.0, description="Weight of the language-model loss.")
-    lambda_kd: NonNegativeFloat = Field(1.0, description="Weight of the forward KL on logits.")
-    temperature: PositiveFloat = Field(1.0, description="Softening of both distributions, T.")
-    chunk_tokens: PositiveInt = Field(128, description="Tokens whose float32 logits exist at the same time.")
-
-    @model_validator(mode="after")
-    def _has_a_loss(self) -> Self:
-        if self.lambda_ce == 0 and self.lambda_kd == 0:
-            raise ValueError("lambda_ce and lambda_kd are both 0: nothing would be learned; set one above 0")
-        return self
 
 
 class PanguLightConfig(Config):
@@ -80,7 +65,6 @@ class PanguLightConfig(Config):
     )
     selection_seed: NonNegativeInt = Field(0, description="Seed of the random selection.")
     calib: CalibrationConfig = Field(CalibrationConfig(n_samples=1024), description="Calibration text.")
-    distill: DistillConfig = Field(DistillConfig(), description="Recovery training's loss.")
     absorb: AbsorbConfig = Field(AbsorbConfig(), description="Removal of a sandwich model's post-norms.")
 
     @model_validator(mode="after")

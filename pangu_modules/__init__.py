@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pangu_modules.llm.losses import per_sequence_loss as per_sequence_loss
     from pangu_modules.llm.onebit.config import OneBitConfig as OneBitConfig
     from pangu_modules.llm.onebit.finalize import finalize_module as finalize_module
+    from pangu_modules.llm.onebit.packing import load_packed as load_packed
     from pangu_modules.llm.onebit.plan import BinarizePlan as BinarizePlan
     from pangu_modules.llm.pruning.absorb import AbsorbConfig as AbsorbConfig
     from pangu_modules.llm.pruning.absorb import AbsorbPlan as AbsorbPlan
@@ -102,6 +103,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "finalize_module": "pangu_modules.llm.onebit.finalize",
         "layer_mapping": "pangu_modules.vision.scalenet",
         "load_causal_lm": "pangu_modules.llm.loading",
+        "load_packed": "pangu_modules.llm.onebit.packing",
         "load_tokenizer": "pangu_modules.llm.loading",
         "per_sequence_loss": "pangu_modules.llm.losses",
         "target_parameters": "pangu_modules.llm.pruning.target",

@@ -116,7 +116,7 @@ def _built() -> Path:
 def _compiler() -> list[str]:
     """Return the command of the C compiler: CC, which may hold options, or the first that is installed."""
     named = shlex.split(os.environ.get("CC", ""))
-    for command in ([named] if named else [[name] for name in COMPILERS]):
+    for command in [named] if named else [[name] for name in COMPILERS]:
         if shutil.which(command[0]):
             return command
     raise CompilationError(f"no C compiler: {named[0] if named else 'none'} is not installed")
@@ -128,7 +128,9 @@ def _compile(compiler: Sequence[str], library: Path) -> None:
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode == 0:
             return
-    raise CompilationError(f"{compiler[0]} does not compile {SOURCE.name}: {result.stderr.strip()[-200:]}")
+    lines = result.stderr.splitlines() or [f"exit code {result.returncode}"]
+    reason = next((line for line in lines if "error" in line), lines[-1])
+    raise CompilationError(f"{compiler[0]} does not compile {SOURCE.name}: {reason}")
 
 
 def _fingerprint(compiler: Sequence[str]) -> str:

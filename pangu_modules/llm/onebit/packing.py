@@ -18,11 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pangu_modules.llm.exporting import GENERATION_FILE
 from pangu_modules.llm.files import atomic_model_folder
 from pangu_modules.llm.loading import load_config
 from pangu_modules.llm.onebit.packed_linear import PackedBinaryLinear
-from pangu_modules.llm.onebit.plan import BinarizePlan, binarized_linears
 
 if TYPE_CHECKING:
     from pangu_modules.llm.causal_lm import CausalLM
@@ -46,10 +44,9 @@ class PackedSize:
         return self.weight_bytes / self.weights
 
     def __str__(self) -> str:
-        return (
-            f"{self.weights:,} binarized weights in {self.weight_bytes / 1e6:.2f} MB ({self.bytes_per_weight:.4f} bytes "
-            f"each); the whole file has {self.file_bytes / 1e6:.2f} MB"
-        )
+        each = f"{self.bytes_per_weight:.4f} bytes each"
+        packed, whole = self.weight_bytes / 1e6, self.file_bytes / 1e6
+        return f"{self.weights:,} binarized weights in {packed:.2f} MB ({each}); the whole file has {whole:.2f} MB"
 
 
 def pack_model(model: nn.Module, linears: Mapping[str, nn.Module]) -> nn.Module:
@@ -163,6 +160,8 @@ def export_packed(module: CausalLM, folder: str | Path) -> None:
     Raises:
         ValueError: the module is not binarized, or not finally.
     """
+    from pangu_modules.llm.exporting import GENERATION_FILE  # brings Lightning, which loading does without
+
     packed = pack_model(module.model, final_linears(module))
     files = {name: text for name, text in module.runtime.get("files", {}).items() if name != GENERATION_FILE}
     print(f"packed: {save_packed(packed, folder, files)}")
@@ -174,6 +173,8 @@ def final_linears(module: CausalLM) -> dict[str, nn.Linear]:
     Raises:
         ValueError: the module is not binarized, or not finally.
     """
+    from pangu_modules.llm.onebit.plan import BinarizePlan, binarized_linears
+
     plans = [plan for plan in module.config.structure if isinstance(plan, BinarizePlan)]
     if not plans:
         raise ValueError("the model has no binarized layers: train it with the ProgressiveBinarization callback first")

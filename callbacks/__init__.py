@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from callbacks.exact_resume import ExactResume as ExactResume
     from callbacks.pangu_light_pruning import PanguLightPruning as PanguLightPruning
     from callbacks.pangu_light_pruning import PostNormAbsorption as PostNormAbsorption
+    from callbacks.progressive_binarization import ProgressiveBinarization as ProgressiveBinarization
     from callbacks.resume_checkpoint import ResumeCheckpoint as ResumeCheckpoint
     from callbacks.structured_pruning import LayerDropping as LayerDropping
     from callbacks.structured_pruning import StructuredPruning as StructuredPruning
@@ -27,6 +28,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "LayerDropping": "callbacks.structured_pruning",
         "PanguLightPruning": "callbacks.pangu_light_pruning",
         "PostNormAbsorption": "callbacks.pangu_light_pruning",
+        "ProgressiveBinarization": "callbacks.progressive_binarization",
         "RecipeCallback": "callbacks.base",
         "ResumeCheckpoint": "callbacks.resume_checkpoint",
         "StructuredPruning": "callbacks.structured_pruning",

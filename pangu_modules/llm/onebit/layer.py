@@ -54,8 +54,7 @@ class ProgressiveBinaryLinear(nn.Module):
         self.register_buffer("t", torch.zeros((), device=linear.weight.device))
         self.register_buffer("hard", torch.zeros((), dtype=torch.bool, device=linear.weight.device))
         self.start()
-        self._stage: Literal["identity", "soft", "hard"] = "soft"
-        self._take_stage()
+        self.set_stage(0.0)
         self.register_load_state_dict_post_hook(lambda module, _: module._take_stage())
         self.train(linear.training)
 
@@ -74,14 +73,14 @@ class ProgressiveBinaryLinear(nn.Module):
         """Set the function's knob (t, or lambda), and whether the weights are binary."""
         self.t.fill_(t)
         self.hard.fill_(hard)
-        self._take_stage()
+        # Remembered in Python, so that a forward on an accelerator does not wait for the buffers.
+        starts = self.config.function.starts_at(t)
+        self._stage: Literal["identity", "soft", "hard"] = "hard" if hard else ("identity" if starts else "soft")
 
     def _take_stage(self) -> None:
-        """Read the buffers once, so that a forward on an accelerator does not wait for them."""
-        if self.t.is_meta:
-            return
-        starts = self.config.function.starts_at(float(self.t))
-        self._stage = "hard" if bool(self.hard) else ("identity" if starts else "soft")
+        """Read the stage from buffers that were loaded."""
+        if not self.t.is_meta:
+            self.set_stage(float(self.t), bool(self.hard))
 
     @property
     def weights_rest(self) -> bool:
@@ -115,9 +114,11 @@ class ProgressiveBinaryLinear(nn.Module):
     @torch.no_grad()
     def normalized_weight(self) -> Tensor:
         """Return z = W / S_a (out, in)."""
-        return self.weight / self._analytic_scale().clamp(min=SMALLEST_SCALE)
+        return self.weight / self.analytic_scale().clamp(min=SMALLEST_SCALE)
 
-    def _analytic_scale(self) -> Tensor:
+    @torch.no_grad()
+    def analytic_scale(self) -> Tensor:
+        """Return S_a (out, 1) or, of methods with one scale per tensor, (1, 1)."""
         return self.config.function.scale(self.weight) if self.base is None else self.base[:, None]
 
     @torch.no_grad()
@@ -132,7 +133,7 @@ class ProgressiveBinaryLinear(nn.Module):
         Raises:
             ValueError: a scale is too large or too small for float16.
         """
-        merged = (self.row_scale() * self._analytic_scale()).expand(-1, 1)
+        merged = (self.row_scale() * self.analytic_scale()).expand(-1, 1)
         binary = self.config.function.final(self.normalized_weight())
         self.weight.copy_(rounded(merged, scale_dtype) * binary)
         if self.in_scale is None:
@@ -140,7 +141,7 @@ class ProgressiveBinaryLinear(nn.Module):
         else:
             linear = InputScaledLinear(self.in_features, self.out_features, self.bias is not None, device="meta")
             linear.in_scale = self.in_scale.detach().clone()
-        linear.weight, linear.bias = self.weight.requires_grad_(True), self.bias  # type: ignore[assignment]
+        linear.weight, linear.bias = self.weight.requires_grad_(True), self.bias
         return linear.train(self.training)
 
     def extra_repr(self) -> str:

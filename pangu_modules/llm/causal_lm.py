@@ -14,9 +14,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pangu_modules.llm.exporting import GENERATION_FILE, export
+from pangu_modules.llm.exporting import GENERATION_FILE
+from pangu_modules.llm.formats import EXPORT_FORMATS, export_as
 from pangu_modules.llm.generation import GenerationEngine
-from pangu_modules.llm.gguf_writing import write_gguf
 from pangu_modules.llm.loading import load_causal_lm, load_tokenizer, new_causal_lm, plain_config
 from pangu_modules.llm.lora import LoRAConfig, LoRAPlan, merge_adapters
 from pangu_modules.llm.losses import count_targets, labels_of, per_sequence_loss
@@ -78,7 +78,7 @@ class CausalLM(PanguModule):
             return self
 
     config: Config
-    export_formats: ClassVar[tuple[str, ...]] = ("transformers", "gguf")
+    export_formats: ClassVar[tuple[str, ...]] = tuple(EXPORT_FORMATS)
     free_fields: ClassVar[tuple[str, ...]] = ("generation", "attn_implementation", "gradient_checkpointing")
 
     def __init__(
@@ -231,17 +231,12 @@ class CausalLM(PanguModule):
         return [asdict(completion) for completion in self.generation_engine().generate(prompts_of(batch))]
 
     def export(self, folder: str | Path, kind: str = "transformers") -> None:
-        """Write the model for use without this library: a plain transformers folder, or a GGUF file inside `folder`.
+        """Write the model in one of `export_formats`: a plain transformers folder, a GGUF file inside `folder`, ...
 
         Raises:
             ValueError: the kind is unknown, or the model does not fit it.
         """
-        if kind == "transformers":
-            export(self, folder)
-        elif kind == "gguf":
-            write_gguf(self, Path(folder) / "model-f32.gguf")
-        else:
-            raise ValueError(f"unknown export format {kind!r}; known: {', '.join(self.export_formats)}")
+        export_as(kind, self, folder)
 
     def merge_lora(self) -> None:
         """Add the LoRA adapters to the weights and forget them; all parameters are trainable again.

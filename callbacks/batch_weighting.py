@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -13,12 +13,16 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from torch import Tensor
 
 from callbacks.base import RecipeCallback
+from callbacks.dwm_checks import check_run, steps_of
+from callbacks.dwm_report import Record
 from pangu_modules.config import Config as BaseConfig
 from pangu_modules.llm.weighting import baselines
 from pangu_modules.llm.weighting.baselines_ngrams import BigramPerplexity, ImportanceRatio, QualityClassifier, Scorer
-from pangu_modules.llm.weighting.model import effective_batch_size
-from pangu_modules.llm.weighting.protocol import check_protocol, per_sequence_losses
+from pangu_modules.llm.weighting.protocol import per_sequence_losses
+from pangu_modules.llm.weighting.update import Weighed
+from pangu_modules.module import batch_size
 
+Value = TypeVar("Value")
 OFFLINE = ("perplexity", "dsir", "classifier")
 
 
@@ -29,8 +33,9 @@ class BatchWeighting(RecipeCallback):
     training set, and keep the best share of the training data; within a batch the kept sequences weigh the same, a
     batch without any is uniform. All else of training stays as it is, so that methods differ in the weights alone.
 
-    Logged: ``<name>/ess``, the effective sample size, and with ``batch["domain"]`` the mean weight of each domain in a
-    batch, ``<name>/weight/<domain>`` (1 is an ordinary sequence).
+    Logged as by DWM: ``<name>/ess``, the effective batch size, ``<name>/w_max``, and with ``batch["domain"]`` the mean
+    weight of each domain in a batch, ``<name>/weight/<domain>`` (1 is an ordinary sequence). The report has the same
+    tables, with training cut into `n_stages` equal parts.
     """
 
     class Config(BaseConfig):
@@ -49,6 +54,7 @@ class BatchWeighting(RecipeCallback):
         fit_sequences: PositiveInt = Field(
             20_000, description="Sequences of target and training data that offline methods look at, at most."
         )
+        n_stages: PositiveInt = Field(5, description="Equal parts of training that the report tells weights of.")
         seed: NonNegativeInt = Field(0, description="Seed of what is random.")
 
         @model_validator(mode="after")
@@ -65,23 +71,21 @@ class BatchWeighting(RecipeCallback):
         super().__init__(config, name=name)
         self._scorer: Scorer | None = None
         self._threshold = 0.0
+        self._stage = -1
+        self._weighed: Weighed | None = None  # the current batch
+        self._record = Record(name)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot be combined; make the scores of an offline method.
 
         Raises:
             TypeError: the module offers no loss per sequence.
-            ValueError: another callback writes the weights too, or the datamodule lacks a set that is needed.
+            UsageError: another callback writes the weights too.
+            ValueError: the datamodule lacks a set that is needed.
         """
         if stage != "fit":
             return
-        check_protocol(pl_module)
-        for other in getattr(trainer, "callbacks", []):
-            if other is not self and "sample weights" in getattr(other, "needs", ()):
-                raise ValueError(
-                    f"callbacks {self.name!r} and {getattr(other, 'name', type(other).__name__)!r} both write "
-                    "batch['sample_weight']: remove one of them"
-                )
+        check_run(self, trainer, pl_module, engine=None)
         if self.config.method in OFFLINE:
             self._fit(getattr(trainer, "datamodule", None))
 
@@ -108,22 +112,51 @@ class BatchWeighting(RecipeCallback):
         order = np.random.default_rng(self.config.seed).permutation(len(dataset))[: self.config.fit_sequences]
         return [tokens for index in order.tolist() for tokens in sequences_of(as_batch(dataset[index]))]
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: MutableMapping[str, Any], batch_idx: int
+    ) -> None:
         """Write the weights, B w, into the batch."""
-        size = len(batch["input_ids"])
-        weights = self.weights(trainer, pl_module, batch, batch_idx).to(batch["input_ids"].device)
-        batch["sample_weight"] = size * weights
-        values = {f"{self.name}/ess": effective_batch_size(weights)}
-        values |= domain_weights(self.name, batch, getattr(getattr(trainer, "datamodule", None), "domains", None))
-        pl_module.log_dict(values, batch_size=size)
+        stage = part_of(range(self.config.n_stages), trainer)
+        if stage != self._stage:
+            self._stage = stage
+            self._record.begin(stage)
+        weights = self.weights(trainer, pl_module, batch, batch_idx).to(pl_module.device)
+        self._weighed = Weighed(own=weights, whole=weights)
+        batch["sample_weight"] = self._weighed.sample_weight
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the weights, and count the domains."""
+        values = self._record.batch(self._stage, batch, self._weighed, (), trainer)
+        pl_module.log_dict(values, batch_size=batch_size(batch))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the validation loss for the report's table of stages."""
+        loss = trainer.callback_metrics.get("val/loss")
+        if not trainer.sanity_checking and loss is not None and self._stage >= 0:
+            self._record.validated(self._stage, float(loss))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the tables for the report."""
+        self._record.leave(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums for the report; scores and weights are made again from data and seed."""
+        return {"stage": self._stage, "record": self._record.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the sums of an interrupted run."""
+        self._stage = state_dict["stage"]
+        self._record.load_state_dict(state_dict["record"])
 
     def weights(self, trainer: Trainer, module: LightningModule, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Return the weights of a batch, (batch,), which sum to 1."""
-        config, size = self.config, len(batch["input_ids"])
+        config, size = self.config, batch_size(batch)
         if config.method == "uniform":
             return baselines.uniform_weights(size)
         if config.method == "random":
-            share = part_of(config.ess, trainer.global_step, int(trainer.estimated_stepping_batches))
+            share = part_of(config.ess, trainer)
             position = [config.seed, trainer.global_rank, trainer.current_epoch, batch_idx]
             return baselines.random_weights(size, share, np.random.default_rng(position))
         if config.method == "loss":
@@ -148,18 +181,6 @@ def as_batch(sample: Mapping[str, Any]) -> dict[str, Any]:
     return {name: torch.as_tensor(value)[None] for name, value in sample.items()}
 
 
-def part_of(values: Sequence[float], step: int, total_steps: int) -> float:
-    """Return the value of the part of training that optimizer step `step` (from 0) lies in; parts are equally long."""
-    return values[min(len(values) - 1, step * len(values) // total_steps)]
-
-
-def domain_weights(name: str, batch: Mapping[str, Any], domains: Sequence[str] | None) -> dict[str, Tensor]:
-    """Return ``<name>/weight/<domain>``, the mean ``sample_weight`` of each domain that the batch holds."""
-    if "domain" not in batch:
-        return {}
-    numbers = batch["domain"].unique().tolist()
-    titles = {number: domains[number] if domains else str(number) for number in numbers}
-    return {
-        f"{name}/weight/{titles[number]}": batch["sample_weight"][batch["domain"] == number].mean()
-        for number in numbers
-    }
+def part_of(values: Sequence[Value], trainer: Trainer) -> Value:
+    """Return the value of the part of training that the next step lies in; the parts are equally long."""
+    return values[min(len(values) - 1, trainer.global_step * len(values) // steps_of(trainer))]

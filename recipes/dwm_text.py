@@ -24,11 +24,14 @@ recipe = Recipe(
     ),
     data=MixtureData.Config(vocab_size=VOCABULARY, sequence_length=64, batch_size=16, eval_batch_size=64),
     callbacks={
-        "dwm": DWMReweighting.Config(
-            model=DataWeightingModel.Config(d_model=64, n_layers=1), dwm_steps=50, dwm_lr=1e-3
-        )
+        "dwm": DWMReweighting.Config(model=DataWeightingModel.Config(d_model=64, n_layers=1), dwm_steps=30, dwm_lr=1e-3)
     },
-    trainer={"max_steps": 500, "val_check_interval": 100, "gradient_clip_val": 1.0},
+    trainer={  # validated at the end of each stage
+        "max_steps": 400,
+        "val_check_interval": 80,
+        "check_val_every_n_epoch": None,
+        "gradient_clip_val": 1.0,
+    },
     cost="5 minutes on two cores",
 )
 

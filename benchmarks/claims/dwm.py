@@ -1,0 +1,235 @@
+"""DWM's claims on mixed text: weights learned by bi-level optimization against other weights (arXiv:2507.16178)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.claims.definitions import Arm, Claim, Gain, Method, Metric, Ratio
+from benchmarks.claims.dwm_task import Below, GapShare, Size, WeighedRun, weighed_arm
+from benchmarks.claims.pruning_task import RelativeGain
+from benchmarks.claims.verdicts import EverySeedAbove, MeanAbove
+
+TEXT, SMOLLM2 = "recipes.dwm_text", "recipes.dwm_smollm2"
+STEPS, WIDE_STEPS = 400, 200
+WIDE = {"hidden_size": 256, "intermediate_size": 704}
+SEEDS, REPORTED_SEEDS = 3, 1
+NOISE = ("shuffled", "boilerplate", "code", "cipher")
+DOMAINS = ("prose", *NOISE)
+TRANSFER_LIMIT = 0.1
+
+LOSS = Metric("test/loss", "test loss", "nats", higher_is_better=False)
+WEIGHT = Metric("noise_weight", "mean weight of noise", digits=2, higher_is_better=False)
+ESS = Metric("ess", "effective share of the batch", digits=2)
+SHIFT = Metric("shift", "change of the hard domain's weight", "standard errors", digits=1)
+OVERHEAD = Metric("overhead", "CPU time of weighing, share of a step", "%", scale=100, digits=1, higher_is_better=False)
+
+SETUP = (
+    "A Llama of 4 layers and width 128 from scratch, AdamW, learning rate 3e-3 with a cosine, batches of 16 windows of "
+    f"64 tokens of a byte-level BPE with 1024 tokens, {STEPS} steps for all arms unless said otherwise. Half of the "
+    "windows are English prose (the reference texts of Python's help system), an eighth each that prose with its words "
+    "shuffled, boiler-plate (eight sentences repeated), source code of Python's library, and prose in an invented "
+    "language (letters exchanged by a fixed cipher). Target and test are held-out prose; documents are split anew for "
+    "each seed, and windows that share 16 tokens in a row with a split before them (test, target, training) are left "
+    "out. DWM learns in four of five stages on the target; the offline baselines see the same target and keep half of "
+    "the data. In the two-domain arms target and test are half prose, half sentences of one form with random numbers; "
+    f"the wide arms have twice the width and take {WIDE_STEPS} steps. SmolLM2-135M goes on training for 60 steps of "
+    "8 x 128 tokens on prose, shuffled prose and the invented language (2:1:1)."
+)
+
+
+def benchmark(miniature: bool = False) -> Method:
+    """Return arms and claims; in miniature a narrow model, 10 steps and two seeds, without SmolLM2."""
+    return Method(
+        name="dwm",
+        title="DWM: weights inside the batch by bi-level optimization",
+        source="arXiv:2507.16178",
+        setup=SETUP,
+        arms=arms(miniature),
+        claims=tuple(claim for claim in gates() + reported() if not (miniature and "smollm2" in claim.id)),
+        metrics=(LOSS, WEIGHT, ESS, OVERHEAD),
+        figure=(LOSS, WEIGHT, ESS),
+        seeds=2 if miniature else SEEDS,
+    )
+
+
+def arms(miniature: bool) -> tuple[Arm, ...]:
+    """Return the gated arms, then those that are only reported."""
+
+    def run(method: str | None = None, fields: Mapping[str, Any] | None = None, **changes: Any) -> WeighedRun:
+        """Return a run of the text recipe: DWM with `fields`, or the baseline `method` with them."""
+        weighting = None if method is None else {"method": method, **(fields or {})}
+        dwm = {"callbacks": {"dwm": fields}} if method is None and fields else {}
+        options = {key: changes.pop(key) for key in OPTIONS if key in changes}
+        return WeighedRun(TEXT, {**text_changes(miniature, **changes), **dwm}, weighting, **{"noise": NOISE, **options})
+
+    def only_reported(name: str, description: str, run: WeighedRun) -> Arm:
+        return weighed_arm(name, description, run, seeds=REPORTED_SEEDS)
+
+    static = {"freeze_after_stage": 1}
+    clean = {"domains": domains(prose=1.0), "noise": ()}
+    pair = {"domains": pair_of_domains(), "target": ("hard", "easy"), "test": ("hard", "easy"), "noise": ()}
+    gated = (
+        weighed_arm("uniform", "uniform weights", run("uniform")),
+        weighed_arm("dwm", "DWM", run()),
+        weighed_arm("random", "random weights with DWM's effective batch", run("random", ess_from="dwm")),
+        weighed_arm("oracle", "clean data alone, uniform", run("uniform", **clean)),
+        weighed_arm("clean_dwm", "clean data alone, DWM", run(**clean)),
+        weighed_arm("wide", "twice the width, uniform", run("uniform", wide=True)),
+        weighed_arm(
+            "wide_transfer",
+            "twice the width, weighting models of DWM",
+            run(wide=True, frozen_from="dwm", time_overhead=True),
+        ),
+        weighed_arm("pair_uniform", "prose and records, uniform", run("uniform", **pair)),
+        weighed_arm("pair_dwm", "prose and records, DWM", run(**pair, followed="hard")),
+        weighed_arm("pair_static", "prose and records, frozen after its first stage", run(None, static, **pair)),
+    )
+    others = (
+        only_reported("static", "DWM frozen after its first stage", run(None, static)),
+        only_reported("per_sample", "DWM that sees each sequence alone", run(None, {"model": {"n_mix": 0}})),
+        only_reported("loss_high", "weights by loss, high ones preferred", run("loss", {"prefer": "high"})),
+        only_reported("loss_low", "weights by loss, low ones preferred", run("loss", {"prefer": "low"})),
+        only_reported("perplexity", "half with the lowest perplexity under bigrams", run("perplexity")),
+        only_reported("dsir", "half drawn by n-gram importance (DSIR)", run("dsir")),
+        only_reported("classifier", "half that a classifier takes for the target", run("classifier")),
+    )
+    return gated + others + (() if miniature else smollm2_arms())
+
+
+OPTIONS = ("noise", "ess_from", "frozen_from", "followed", "time_overhead")
+
+
+def smollm2_arms() -> tuple[Arm, ...]:
+    """Return SmolLM2 with uniform weights and with DWM."""
+    trainer = {"limit_val_batches": 0, "enable_checkpointing": False}
+    uniform, dwm = (
+        WeighedRun(SMOLLM2, {"trainer": trainer}, weighting, noise=("shuffled", "cipher"))
+        for weighting in ({"method": "uniform", "n_stages": 3}, None)
+    )
+    return (
+        weighed_arm("smollm2_uniform", "SmolLM2, uniform weights", uniform),
+        weighed_arm("smollm2_dwm", "SmolLM2, DWM", dwm),
+    )
+
+
+def text_changes(miniature: bool, *, wide: bool = False, **data: Any) -> dict[str, Any]:
+    """Return the overrides of a text arm: its data, its width, and nothing that only costs time."""
+    from recipes.dwm_text import LLAMA
+
+    changes: dict[str, Any] = {"data": data}
+    steps = WIDE_STEPS if wide else STEPS
+    if wide:
+        changes["module"] = {"model_args": {**LLAMA, **WIDE}}
+    if miniature:
+        steps = 10
+        changes["module"] = {"model_args": {**LLAMA, "hidden_size": 32 if wide else 16, "intermediate_size": 32}}
+        changes["data"] = {**data, "size": 400}
+        changes["callbacks"] = {"dwm": {"dwm_steps": 2}}
+    trainer = {"max_steps": steps, "val_check_interval": steps // 5, "num_sanity_val_steps": 0}
+    return {**changes, "trainer": {**trainer, "enable_checkpointing": False}}
+
+
+def domains(**shares: float) -> dict[str, Any]:
+    """Return the embedded domains with these shares, 0 for the others."""
+    from datamodules.mixture import EMBEDDED
+
+    return {name: domain.derive(share=shares.get(name, 0.0)) for name, domain in EMBEDDED.items()}
+
+
+def pair_of_domains() -> dict[str, Any]:
+    """Return a hard and an easy domain in equal shares."""
+    from datamodules import Domain
+
+    return {"hard": Domain(), "easy": Domain(corruption="records")}
+
+
+def gates() -> tuple[Claim, ...]:
+    """Return the claims that get a verdict."""
+    return (
+        Claim(
+            "noise_loses_weight",
+            "From the third stage on, noise has at most half of a uniform weight",
+            Ratio(WEIGHT, "uniform", "dwm"),
+            EverySeedAbove(2.0),
+        ),
+        Claim("below_uniform", "Lower test loss than uniform weights", gain("dwm", "uniform"), EverySeedAbove(0.0)),
+        Claim(
+            "below_random",
+            "Lower test loss than random weights with the same effective batch",
+            gain("dwm", "random"),
+            EverySeedAbove(0.0),
+        ),
+        Claim(
+            "gap_to_oracle",
+            "At least a fifth of the way from uniform weights to clean data alone",
+            GapShare(LOSS, "dwm", "uniform", best="oracle"),
+            EverySeedAbove(20.0),
+        ),
+        Claim(
+            "transfer",
+            "Weighting models of the narrow run, frozen: lower test loss than uniform weights at twice the width",
+            gain("wide_transfer", "wide"),
+            EverySeedAbove(0.0),
+            paper="helps larger models, by the abstract; no number was readable",
+        ),
+        Claim(
+            "transfer_overhead",
+            "Weighing a batch by a frozen model costs less than a tenth of a training step",
+            Below(OVERHEAD, "wide_transfer", "wide_transfer", limit=TRANSFER_LIMIT),
+            EverySeedAbove(0.0),
+        ),
+        Claim(
+            "preference_moves",
+            "The hard domain's weight changes from the first learned stage to the last by over 2 standard errors",
+            Size(SHIFT, "pair_dwm", "pair_dwm"),
+            EverySeedAbove(2.0),
+            paper="preferences move during training",
+        ),
+        Claim(
+            "staged_over_static",
+            "With two useful domains, test loss not above that of a model frozen after its first stage, in the mean",
+            gain("pair_dwm", "pair_static"),
+            MeanAbove(0.0),
+        ),
+        Claim(
+            "control_loss",
+            "On clean data alone, the test loss is at most 1 % above that of uniform weights",
+            RelativeGain(LOSS, "clean_dwm", "oracle"),
+            EverySeedAbove(-1.0),
+        ),
+        Claim(
+            "control_batch",
+            "On clean data alone, the effective batch stays above 0.7 of the batch",
+            Ratio(ESS, "clean_dwm", "oracle"),
+            EverySeedAbove(0.7),
+        ),
+        Claim(
+            "smollm2_below_uniform",
+            "SmolLM2 trained on: lower loss on held-out prose than with uniform weights",
+            gain("smollm2_dwm", "smollm2_uniform"),
+            EverySeedAbove(0.0),
+        ),
+    )
+
+
+def reported() -> tuple[Claim, ...]:
+    """Return what is measured and has no gate."""
+    others = {
+        "static": "DWM frozen after its first stage",
+        "per_sample": "DWM that sees each sequence alone",
+        "loss_high": "weights by loss, high ones preferred",
+        "loss_low": "weights by loss, low ones preferred",
+        "perplexity": "keeping the half of lowest perplexity",
+        "dsir": "n-gram importance (DSIR)",
+        "classifier": "a classifier's half",
+    }
+    return (
+        *(Claim(f"over_{arm}", f"Gain in test loss over {what}", gain("dwm", arm)) for arm, what in others.items()),
+        Claim("pair_over_uniform", "Two useful domains: gain over uniform weights", gain("pair_dwm", "pair_uniform")),
+    )
+
+
+def gain(arm: str, over: str) -> Gain:
+    """Return how much lower the test loss of `arm` is."""
+    return Gain(LOSS, arm, over)

@@ -1,0 +1,36 @@
+"""DWM on SmolLM2-135M: training goes on on a mixture that is half shuffled or foreign text (arXiv:2507.16178)."""
+
+from callbacks import DWMReweighting
+from datamodules import Domain, MixtureData
+from pangu_modules import CausalLM, DataWeightingModel, OptimizerConfig, Recipe
+
+recipe = Recipe(
+    module=CausalLM.Config(
+        model="smollm2",
+        optimizer=OptimizerConfig(lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, warmup_fraction=0.1),
+    ),
+    data=MixtureData.Config(
+        domains={
+            "prose": Domain(share=0.5),
+            "shuffled": Domain(corruption="shuffled_words", share=0.25),
+            "cipher": Domain(corruption="cipher", share=0.25),
+        },
+        sequence_length=128,
+        batch_size=8,
+        eval_batch_size=8,
+    ),
+    callbacks={
+        "dwm": DWMReweighting.Config(
+            model=DataWeightingModel.Config(encoder="lm"),
+            n_stages=3,
+            dwm_steps=6,
+            dwm_lr=1e-2,
+            val_batch_size=8,
+        )
+    },
+    trainer={"max_steps": 60, "val_check_interval": 30, "gradient_clip_val": 1.0},
+    cost="20 minutes on two cores",
+)
+
+if __name__ == "__main__":
+    recipe.main()

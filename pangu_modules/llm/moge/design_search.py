@@ -1,11 +1,13 @@
 """The design study: every (N, K, M, expert width, layout) of a parameter budget, its throughputs, and the Pareto front.
 
-The roofline knows nothing about a model's quality. So total and active parameters are held near those of a base model,
-and what is searched is only which of the equally large models runs fastest on a card.
+The roofline knows nothing about a model's quality, and speed alone asks for few, wide experts. So total and active
+parameters are held near those of a base model, and the number of expert sets that a token can choose from is a third
+objective beside prefill and decoding: finer routing has more of them. That is a count, not a measure of quality.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -22,6 +24,7 @@ from pangu_modules.llm.moge.model_shape import ModelShape
 from pangu_modules.llm.moge.simulator import DEFAULT_EFFICIENCY, Estimate, rank_layouts
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -48,9 +51,15 @@ class Design:
     estimate: Estimate
 
     @property
-    def throughputs(self) -> tuple[float, float]:
-        """Prefill and decoding, tokens per second and card: what the Pareto front maximizes."""
-        return self.estimate.prefill.tokens_per_s, self.estimate.decode.tokens_per_s
+    def objectives(self) -> tuple[float, float, float]:
+        """What the Pareto front maximizes: prefill and decoding (tokens/s per card), and `expert_sets_log2`."""
+        return self.estimate.prefill.tokens_per_s, self.estimate.decode.tokens_per_s, expert_sets_log2(self.shape)
+
+
+def expert_sets_log2(shape: ModelShape) -> float:
+    """Return the bits in a token's choice of experts: log2 of ``C(N/M, K/M)^M``."""
+    groups = shape.num_groups
+    return groups * math.log2(math.comb(shape.num_experts // groups, shape.top_k // groups))
 
 
 def shapes(space: DesignSpace, base: ModelShape) -> Iterator[ModelShape]:
@@ -113,14 +122,14 @@ def search(
 
 
 def pareto_front(designs: Sequence[Design]) -> list[Design]:
-    """Return the designs that no other surpasses in one throughput without losing in the other, by prefill."""
-    values = np.array([design.throughputs for design in designs])
+    """Return the designs that no other surpasses in one objective without losing in another, by prefill."""
+    values = np.array([design.objectives for design in designs])
     front = [
         design
         for design, own in zip(designs, values, strict=True)
         if not np.any(np.all(values >= own, axis=1) & np.any(values > own, axis=1))
     ]
-    return sorted(front, key=lambda design: design.throughputs)
+    return sorted(front, key=lambda design: design.objectives)
 
 
 def best_of_each_shape(designs: Sequence[Design]) -> list[Design]:
@@ -128,9 +137,9 @@ def best_of_each_shape(designs: Sequence[Design]) -> list[Design]:
     best: dict[str, Design] = {}
     for design in designs:
         current = best.get(design.shape.name)
-        if current is None or design.throughputs[1] > current.throughputs[1]:
+        if current is None or design.objectives[1] > current.objectives[1]:
             best[design.shape.name] = design
-    return sorted(best.values(), key=lambda design: -design.throughputs[1])
+    return sorted(best.values(), key=lambda design: -design.objectives[1])
 
 
 def design_rows(designs: Sequence[Design]) -> list[dict[str, Any]]:
@@ -142,9 +151,9 @@ def design_rows(designs: Sequence[Design]) -> list[dict[str, Any]]:
             "M": design.shape.num_groups,
             "expert width": design.shape.expert_intermediate,
             "shared width": design.shape.shared_intermediate,
-            "parameters (B)": round(design.shape.parameters() / 1e9, 1),
-            "prefill": round(design.throughputs[0]),
-            "decode": round(design.throughputs[1]),
+            "expert sets (bits)": round(design.objectives[2], 1),
+            "prefill": round(design.objectives[0]),
+            "decode": round(design.objectives[1]),
             "layout": str(design.estimate.layout),
         }
         for design in designs
@@ -152,26 +161,29 @@ def design_rows(designs: Sequence[Design]) -> list[dict[str, Any]]:
 
 
 def draw(designs: Sequence[Design], base: ModelShape, title: str) -> Figure:
-    """Draw prefill against decoding: all designs by the number of experts, the Pareto front, and the base's shape."""
+    """Draw prefill against decoding, colored by the third objective; ringed: the Pareto front, and the base's shape."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.0, 4.6), layout="constrained")
     axes = figure.subplots()
-    for experts in sorted({design.shape.num_experts for design in designs}):
-        points = np.array([design.throughputs for design in designs if design.shape.num_experts == experts])
-        axes.scatter(points[:, 0], points[:, 1], s=9, alpha=0.5, label=f"N = {experts}")
-    front = np.array([design.throughputs for design in pareto_front(designs)])
-    axes.step(front[:, 0], front[:, 1], where="pre", color="black", linewidth=1.0, label="Pareto front")
-    same = [design.throughputs for design in designs if _same_design(design.shape, base)]
-    if same:
-        points = np.array(same)
-        axes.scatter(points[:, 0], points[:, 1], s=42, facecolors="none", edgecolors="red", label="the paper's design")
+    prefill, decode, bits = np.array([design.objectives for design in designs]).T
+    drawn = axes.scatter(prefill, decode, s=10, c=bits, cmap="viridis")
+    figure.colorbar(drawn, label="expert sets a token can choose (bits)")
+    _ring(axes, pareto_front(designs), "black", 36, "Pareto front")
+    same = [design for design in designs if _same_design(design.shape, base)]
+    _ring(axes, best_of_each_shape(same), "red", 90, base.name)
     axes.set_xlabel("prefill (tokens/s per card)")
     axes.set_ylabel("decoding (tokens/s per card)")
     axes.set_title(title, fontsize=10)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="lower right")
     axes.grid(alpha=0.3)
     return figure
+
+
+def _ring(axes: Axes, designs: Sequence[Design], color: str, size: float, label: str) -> None:
+    if designs:
+        prefill, decode, _ = np.array([design.objectives for design in designs]).T
+        axes.scatter(prefill, decode, s=size, facecolors="none", edgecolors=color, linewidths=0.9, label=label)
 
 
 def _same_design(shape: ModelShape, base: ModelShape) -> bool:

@@ -89,13 +89,9 @@ class Efficiency(Config):
     overlap: float = Field(0.0, ge=0, le=1, description="Fraction of communication hidden behind computation.")
 
 
-def _memory(document: str) -> Source:
-    return Source(document=f"{document} (quoted from memory)")
-
-
 def _card(document: str, links: str, **fields: Any) -> Card:
-    """Make a card whose compute and memory figures stand in `document`, and its link figures in `links`."""
-    sources = {name: _memory(links if name in NUMBERS[4:] else document) for name in NUMBERS}
+    """Make a card whose compute and memory figures are quoted from `document`, and its link figures from `links`."""
+    sources = {name: Source(document=links if name in NUMBERS[4:] else document) for name in NUMBERS}
     sources["link_latency_us"] = Source(document="estimate of the order of magnitude, in no datasheet")
     return Card(sources={name: source for name, source in sources.items() if fields.get(name) is not None}, **fields)
 

@@ -82,7 +82,9 @@ class Workload(Config):
 
     prompt_tokens: PositiveInt = Field(2048, description="Tokens of a prompt.")
     output_tokens: PositiveInt = Field(2048, description="Tokens generated per request.")
-    prefill_batch: PositiveInt = Field(2, description="Prompts processed at once, over all devices.")
+    prefill_batch: PositiveInt | None = Field(
+        None, description="Prompts processed at once, over all devices; empty: one per replica of attention."
+    )
     decode_batch: PositiveInt | None = Field(
         None, description="Requests decoded at once, over all devices; empty: the most that memory and latency allow."
     )

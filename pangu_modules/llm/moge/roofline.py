@@ -70,10 +70,10 @@ class Step:
         return self.sequences * self.new_tokens
 
 
-def prefill_step(workload: Workload) -> Step:
+def prefill_step(workload: Workload, layout: Layout) -> Step:
     """Return the step that computes the prompts; causal attention sees half of them on average."""
     prompt = workload.prompt_tokens
-    return Step(workload.prefill_batch, prompt, attended=(prompt + 1) / 2, cached=prompt)
+    return Step(workload.prefill_batch or layout.attention_dp, prompt, attended=(prompt + 1) / 2, cached=prompt)
 
 
 def decode_step(workload: Workload, sequences: int) -> Step:

@@ -102,7 +102,7 @@ def simulate_prefill(
 ) -> Phase:
     """Return the throughput of computing prompts; raises as `simulate`."""
     layout.check(shape)
-    phase = _phase(shape, card, layout, workload, prefill_step(workload), efficiency)
+    phase = _phase(shape, card, layout, workload, prefill_step(workload, layout), efficiency)
     _check_memory("prefill", phase, shape, card, efficiency)
     return phase
 

@@ -1,0 +1,79 @@
+"""Layout and Workload: what divides a model, the text form, and the enumeration."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from pangu_modules.errors import UsageError
+from pangu_modules.llm.moge.layout import Layout, Workload, layout_from, layouts, parse_layout, workload_from
+from pangu_modules.llm.moge.model_shape import DENSE_32B, PANGU_PRO_MOE
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("attention_tp=3,expert_ep=3", r"attention_tp 3 must divide num_heads 40: \[1, 2, 4, 5,"),
+        ("attention_tp=5,expert_ep=5", "attention_tp 5 must divide num_kv_heads 8, or be a multiple of it"),
+        ("attention_tp=4,expert_ep=4,shared_tp=3", r"shared_tp 3 must divide the 4 devices: \[1, 2, 4\]"),
+        ("attention_tp=4,expert_ep=2", r"expert_tp \* expert_ep = 1 \* 2 must equal .* = 1 \* 4"),
+        ("attention_dp=16,expert_ep=16", r"expert_ep 16 must divide num_groups 8 .*: \[1, 2, 4, 8\]"),
+        ("attention_dp=5,expert_tp=5", "expert_tp 5 must divide expert_intermediate 1344"),
+        ("attention_dp=3,expert_ep=3", r"expert_ep 3 must divide num_experts 64"),
+    ],
+)
+def test_layouts_that_do_not_divide_the_model(text: str, message: str) -> None:
+    values, _, _ = parse_layout(text)
+    with pytest.raises(UsageError, match=message):
+        layout_from(values).check(PANGU_PRO_MOE)
+
+
+def test_the_papers_layout_divides_the_model() -> None:
+    layout = Layout(attention_dp=2, attention_tp=4, expert_tp=2, expert_ep=4, shared_tp=8)
+    layout.check(PANGU_PRO_MOE)
+    assert layout.devices == 8
+    assert layout_from(parse_layout(str(layout))[0]) == layout
+    assert layout_from(parse_layout(str(Layout()))[0]) == Layout()
+
+
+def test_text_form() -> None:
+    layout, workload, devices = parse_layout("attention_dp=2, precision=bf16,decode_batch=64")
+    assert (layout, workload, devices) == ({"attention_dp": "2"}, {"precision": "bf16", "decode_batch": "64"}, None)
+    served = workload_from(workload)
+    assert served.decode_batch == 64
+    assert served.kv_bits == 16  # the cache of an unquantized model
+    assert parse_layout("auto") == parse_layout("") == ({}, {}, None)
+    assert parse_layout("devices=4,kv_bits=16")[2] == 4
+    assert workload_from({"kv_bits": "16"}).kv_bits == 16
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("atention_dp=2", r"got 'atention_dp=2'. Did you mean 'attention_dp'\? Keys: devices, attention_dp"),
+        ("attention_dp", "expected key=value, got 'attention_dp'"),
+        ("attention_dp=2,attention_dp=4", "attention_dp is given twice"),
+        ("devices=many", "devices must be a positive whole number, got 'many'"),
+    ],
+)
+def test_bad_text(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_layout(text)
+
+
+def test_bad_values_name_the_field() -> None:
+    with pytest.raises(UsageError, match=r"layout.attention_dp: .*greater than 0, got '0'"):
+        layout_from({"attention_dp": "0"})
+    with pytest.raises(UsageError, match=r"layout.precision: Input should be 'bf16'.*, got 'fp8'"):
+        workload_from({"precision": "fp8"})
+    with pytest.raises(ValidationError, match="kv_bits 8 goes with a quantized precision"):
+        Workload(precision="bf16")
+
+
+def test_all_layouts_of_a_node() -> None:
+    found = list(layouts(PANGU_PRO_MOE, 4))
+    assert len(found) == len(set(map(str, found))) == 3 * 3 * 3  # attention TP, shared TP and EP, each 1, 2 or 4
+    assert len(list(layouts(PANGU_PRO_MOE, 4, ("all_gather", "all_to_all")))) == 2 * 27
+    assert len(list(layouts(DENSE_32B, 4))) == 3 * 3
+    top_k = PANGU_PRO_MOE.derive(num_groups=2)
+    assert {layout.expert_ep for layout in layouts(top_k, 8)} == {1, 2}  # whole groups per device

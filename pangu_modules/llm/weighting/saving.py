@@ -9,7 +9,7 @@ from pathlib import Path
 from pangu_modules.files import write_atomically
 from pangu_modules.llm.weighting.model import DataWeightingModel
 
-FORMAT = "pangu-dwm"
+ENTRY = "data_weighting_model"  # of the file's metadata: the configuration
 
 
 def stage_file(folder: str | Path, stage: int) -> Path:
@@ -22,8 +22,8 @@ def save_weighting_model(model: DataWeightingModel, path: str | Path) -> Path:
     from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    metadata = {"format": FORMAT, "config": json.dumps(model.config.plain())}
-    return write_atomically(path, save(tensors, metadata))
+    # A single entry: several come in random order, and equal models should make equal files.
+    return write_atomically(path, save(tensors, {ENTRY: json.dumps(model.config.plain())}))
 
 
 def load_weighting_model(path: str | Path) -> DataWeightingModel:
@@ -38,10 +38,10 @@ def load_weighting_model(path: str | Path) -> DataWeightingModel:
         raise ValueError(f"no weighting model at {str(path)!r}: give a dwm_stage*.safetensors file")
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-        if metadata.get("format") != FORMAT:
+        if ENTRY not in metadata:
             raise ValueError(f"{str(path)!r} is no weighting model: it was not written by save_weighting_model")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-    model: DataWeightingModel = DataWeightingModel.Config.model_validate_json(metadata["config"]).build()
+    model: DataWeightingModel = DataWeightingModel.Config.model_validate_json(metadata[ENTRY]).build()
     model.load_state_dict(tensors)
     return model.requires_grad_(False)
 

@@ -178,10 +178,11 @@ class EffectiveWeight(Function):
     ) -> Tensor:
         """Return W_t (out, in) from W (out, in), S_l (out, 1), and S_a of the start (out,) or None."""
         analytic = function.scale(weight) if base is None else base[:, None]
+        knob = knob.to(weight.dtype)
         values, kept = function.values(weight / analytic.clamp(min=SMALLEST_SCALE), knob)
         ctx.function, ctx.differentiate_scale = function, differentiate_scale
         ctx.save_for_backward(weight, row_scale, analytic, knob, kept)
-        return values * (row_scale * analytic * function.value_factor(knob)).to(weight.dtype)
+        return values * (row_scale * analytic * function.value_factor(knob))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

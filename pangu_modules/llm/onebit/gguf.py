@@ -79,7 +79,10 @@ def write_binary_gguf(
 
     file_type = int(LlamaFileType[f"MOSTLY_{kind}"])
     written = write_gguf(module, path, pre_tokenizer=pre_tokenizer, encoding=Encoding(file_type, encode))
-    _compare(written, gguf_tensors(module.model), names, kind)
+    wrong = _difference(written, gguf_tensors(module.model), names, kind)
+    if wrong:
+        written.unlink()
+        raise RuntimeError(f"{path}, read back, is not the model: {wrong}")
     return written
 
 
@@ -163,14 +166,15 @@ def _gguf_names(model: Any, linears: Mapping[str, nn.Module]) -> set[str]:
     return {str(names.get_name(f"{name}.weight", try_suffixes=(".weight",))) for name in linears}
 
 
-def _compare(path: Path, expected: Mapping[str, np.ndarray], encoded: set[str], kind: BinaryType) -> None:
-    """Read the file back and compare it with the model's tensors."""
+def _difference(path: Path, expected: Mapping[str, np.ndarray], encoded: set[str], kind: BinaryType) -> str:
+    """Read the file back; return what differs from the model's tensors, or nothing."""
     from gguf import GGUFReader
 
     found = {tensor.name: tensor.data for tensor in GGUFReader(path).tensors}
-    if found.keys() != expected.keys():
-        raise RuntimeError(f"{path} holds other tensors than the model: {sorted(found.keys() ^ expected.keys())[:3]}")
-    for name, tensor in expected.items():
+    for name in {**expected, **found}:
+        if name not in found or name not in expected:
+            return f"tensor {name} is only in one of them"
         values = decode_rows(found[name], kind) if name in encoded else found[name]
-        if not np.array_equal(values, tensor):
-            raise RuntimeError(f"{path}: tensor {name} read back differs from the model")
+        if not np.array_equal(values, expected[name]):
+            return f"tensor {name} differs"
+    return ""

@@ -151,7 +151,7 @@ def design_rows(designs: Sequence[Design]) -> list[dict[str, Any]]:
             "M": design.shape.num_groups,
             "expert width": design.shape.expert_intermediate,
             "shared width": design.shape.shared_intermediate,
-            "expert sets (bits)": round(design.objectives[2], 1),
+            "expert sets (bits)": f"{design.objectives[2]:.1f}",
             "prefill": round(design.objectives[0]),
             "decode": round(design.objectives[1]),
             "layout": str(design.estimate.layout),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, Self
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from pangu_modules.config import Config
 from pangu_modules.errors import UsageError, readable
+from pangu_modules.llm.moge.hardware import Efficiency
 from pangu_modules.llm.moge.model_shape import ModelShape
 from pangu_modules.names import nearest
 
 AUTO = "auto"
+EFFICIENCY = "efficiency."  # before the fields of Efficiency in a layout text
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 class Layout(Config):
@@ -113,47 +117,64 @@ class Workload(Config):
         return {"bf16": 2.0, "w8a8": 1.0, "w8a16": 1.0, "w4a16": 0.5}[self.precision]
 
 
-def parse_layout(text: str) -> tuple[dict[str, str], dict[str, str], int | None]:
-    """Split ``key=value,key=value`` into the fields of `Layout`, the fields of `Workload`, and ``devices``.
+@dataclass
+class Request:
+    """The parts of a layout text, not yet validated; `devices` where only their number is given."""
+
+    layout: dict[str, str] = field(default_factory=dict)
+    workload: dict[str, str] = field(default_factory=dict)
+    efficiency: dict[str, str] = field(default_factory=dict)
+    devices: int | None = None
+
+
+def parse_layout(text: str) -> Request:
+    """Split ``key=value,key=value``: fields of `Layout` and `Workload`, ``devices``, and ``efficiency.FIELD``.
 
     Raises:
         UsageError: an unknown key, a key given twice, or a part that is not ``key=value``.
     """
-    layout: dict[str, str] = {}
-    workload: dict[str, str] = {}
+    request = Request()
     devices: dict[str, str] = {}
-    known = {"devices", *Layout.model_fields, *Workload.model_fields}
+    places = {"devices": devices, **dict.fromkeys(Layout.model_fields, request.layout)}
+    places |= dict.fromkeys(Workload.model_fields, request.workload)
+    places |= dict.fromkeys((f"{EFFICIENCY}{name}" for name in Efficiency.model_fields), request.efficiency)
     for part in filter(None, (part.strip() for part in text.split(","))):
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if part == AUTO:
             continue
-        if not equals or key not in known:
-            hint = nearest(key, known)
-            keys = ", ".join(["devices", *Layout.model_fields, *Workload.model_fields])
-            raise UsageError(f"layout: expected key=value, got {part!r}.{hint} Keys: {keys}")
-        target = devices if key == "devices" else layout if key in Layout.model_fields else workload
-        if key in target:
+        if not equals or key not in places:
+            raise UsageError(
+                f"layout: expected key=value, got {part!r}.{nearest(key, places)} Keys: {', '.join(places)}"
+            )
+        if key.removeprefix(EFFICIENCY) in places[key]:
             raise UsageError(f"layout: {key} is given twice")
-        target[key] = value
-    return layout, workload, _device_count(devices.get("devices"))
+        places[key][key.removeprefix(EFFICIENCY)] = value
+    request.devices = _device_count(devices.get("devices"))
+    return request
 
 
 def layout_from(values: dict[str, str]) -> Layout:
     """Return the validated layout; raises UsageError."""
-    try:
-        return Layout.model_validate(values)
-    except ValidationError as error:
-        raise UsageError(readable(error, "layout")) from error
+    return _validated(Layout, values, "layout")
+
+
+def efficiency_from(values: dict[str, str]) -> Efficiency:
+    """Return the validated efficiency; raises UsageError."""
+    return _validated(Efficiency, values, "layout.efficiency")
 
 
 def workload_from(values: dict[str, str]) -> Workload:
     """Return the validated workload; the cache's 8 bits are a default of quantized models only. Raises UsageError."""
     defaults = {"kv_bits": 16} if values.get("precision") == "bf16" else {}
     numbers = {key: int(value) if key.endswith("_bits") and value.isdigit() else value for key, value in values.items()}
+    return _validated(Workload, {**defaults, **numbers}, "layout")
+
+
+def _validated(kind: type[AnyConfig], values: Mapping[str, Any], name: str) -> AnyConfig:
     try:
-        return Workload.model_validate({**defaults, **numbers})
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise UsageError(readable(error, "layout")) from error
+        raise UsageError(readable(error, name)) from error
 
 
 def layouts(shape: ModelShape, devices: int, dispatches: tuple[str, ...] = ("all_gather",)) -> Iterator[Layout]:

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from pangu_modules.errors import UsageError
 from pangu_modules.llm.moge.hardware import Card, Efficiency, find_card
-from pangu_modules.llm.moge.layout import Layout, Workload, layout_from, layouts, parse_layout, workload_from
+from pangu_modules.llm.moge.layout import (
+    Layout,
+    Workload,
+    efficiency_from,
+    layout_from,
+    layouts,
+    parse_layout,
+    workload_from,
+)
 from pangu_modules.llm.moge.model_shape import ModelShape, shape_of
 from pangu_modules.llm.moge.roofline import (
     ACTIVATION_BYTES,
@@ -273,21 +281,20 @@ def plan_rows(shape: ModelShape, hardware: str, layout: str, best: int = 5) -> l
     Args:
         shape: the model's sizes.
         hardware: a card's name, or the path of a YAML file with the fields of `Card`.
-        layout: ``key=value,...`` of the fields of `Layout` and `Workload`; without any field of `Layout`, or with
-            ``devices=N``, all layouts of a node (or of N devices) are tried and the `best` fastest returned.
+        layout: ``key=value,...`` as `parse_layout` reads it; without any field of `Layout`, or with ``devices=N``, all
+            layouts of a node (or of N devices) are tried and the `best` fastest returned.
         best: rows where all layouts are tried.
 
     Raises:
         UsageError: as `simulate`, `find_card` and `parse_layout`.
     """
-    card = find_card(hardware)
-    layout_values, workload_values, devices = parse_layout(layout)
-    workload = workload_from(workload_values)
-    if layout_values and devices is None:
-        return _rows([simulate(shape, card, layout_from(layout_values), workload)])
-    if layout_values:
-        raise UsageError(f"layout: give either devices={devices} or {', '.join(layout_values)}, not both")
-    return _rows(rank_layouts(shape, card, devices or card.devices_per_node, workload)[:best])
+    card, request = find_card(hardware), parse_layout(layout)
+    workload, efficiency = workload_from(request.workload), efficiency_from(request.efficiency)
+    if request.layout and request.devices is not None:
+        raise UsageError(f"layout: give either devices={request.devices} or {', '.join(request.layout)}, not both")
+    if request.layout:
+        return _rows([simulate(shape, card, layout_from(request.layout), workload, efficiency)])
+    return _rows(rank_layouts(shape, card, request.devices or card.devices_per_node, workload, efficiency)[:best])
 
 
 def _rows(estimates: Sequence[Estimate]) -> list[dict[str, Any]]:

@@ -71,7 +71,7 @@ def test_best_rows_and_figure() -> None:
     rows = design_rows(best)
     assert {(row["N"], row["K"], row["M"]) for row in rows} == {(64, 8, 1), (64, 8, 4), (32, 4, 1), (32, 4, 4)}
     figure = draw(designs, PANGU_PRO_MOE.derive(num_groups=4), "tiny")
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    _, labels = figure.axes[0].get_legend_handles_labels()
     assert labels == ["Pareto front", PANGU_PRO_MOE.name]
     assert figure_to_png(figure).startswith(b"\x89PNG")
 

@@ -6,7 +6,17 @@ import pytest
 from pydantic import ValidationError
 
 from pangu_modules.errors import UsageError
-from pangu_modules.llm.moge.layout import Layout, Workload, layout_from, layouts, parse_layout, workload_from
+from pangu_modules.llm.moge.hardware import Efficiency
+from pangu_modules.llm.moge.layout import (
+    Layout,
+    Request,
+    Workload,
+    efficiency_from,
+    layout_from,
+    layouts,
+    parse_layout,
+    workload_from,
+)
 from pangu_modules.llm.moge.model_shape import DENSE_32B, PANGU_PRO_MOE
 
 
@@ -23,7 +33,7 @@ from pangu_modules.llm.moge.model_shape import DENSE_32B, PANGU_PRO_MOE
     ],
 )
 def test_layouts_that_do_not_divide_the_model(text: str, message: str) -> None:
-    values, _, _ = parse_layout(text)
+    values = parse_layout(text).layout
     with pytest.raises(UsageError, match=message):
         layout_from(values).check(PANGU_PRO_MOE)
 
@@ -32,18 +42,19 @@ def test_the_papers_layout_divides_the_model() -> None:
     layout = Layout(attention_dp=2, attention_tp=4, expert_tp=2, expert_ep=4, shared_tp=8)
     layout.check(PANGU_PRO_MOE)
     assert layout.devices == 8
-    assert layout_from(parse_layout(str(layout))[0]) == layout
-    assert layout_from(parse_layout(str(Layout()))[0]) == Layout()
+    assert layout_from(parse_layout(str(layout)).layout) == layout
+    assert layout_from(parse_layout(str(Layout())).layout) == Layout()
 
 
 def test_text_form() -> None:
-    layout, workload, devices = parse_layout("attention_dp=2, precision=bf16,decode_batch=64")
-    assert (layout, workload, devices) == ({"attention_dp": "2"}, {"precision": "bf16", "decode_batch": "64"}, None)
-    served = workload_from(workload)
+    request = parse_layout("attention_dp=2, precision=bf16,decode_batch=64,efficiency.link=0.5")
+    assert request == Request({"attention_dp": "2"}, {"precision": "bf16", "decode_batch": "64"}, {"link": "0.5"})
+    assert efficiency_from(request.efficiency) == Efficiency(link=0.5)
+    served = workload_from(request.workload)
     assert served.decode_batch == 64
     assert served.kv_bits == 16  # the cache of an unquantized model
-    assert parse_layout("auto") == parse_layout("") == ({}, {}, None)
-    assert parse_layout("devices=4,kv_bits=16")[2] == 4
+    assert parse_layout("auto") == parse_layout("") == Request()
+    assert parse_layout("devices=4,kv_bits=16").devices == 4
     assert workload_from({"kv_bits": "16"}).kv_bits == 16
 
 
@@ -53,6 +64,8 @@ def test_text_form() -> None:
         ("atention_dp=2", r"got 'atention_dp=2'. Did you mean 'attention_dp'\? Keys: devices, attention_dp"),
         ("attention_dp", "expected key=value, got 'attention_dp'"),
         ("attention_dp=2,attention_dp=4", "attention_dp is given twice"),
+        ("efficiency.link=0.5,efficiency.link=0.5", "efficiency.link is given twice"),
+        ("link=0.5", r"got 'link=0.5'. .*efficiency.link"),
         ("devices=many", "devices must be a positive whole number, got 'many'"),
     ],
 )
@@ -64,6 +77,8 @@ def test_bad_text(text: str, message: str) -> None:
 def test_bad_values_name_the_field() -> None:
     with pytest.raises(UsageError, match=r"layout.attention_dp: .*greater than 0, got '0'"):
         layout_from({"attention_dp": "0"})
+    with pytest.raises(UsageError, match=r"layout.efficiency.link: .*less than or equal to 1, got '1.5'"):
+        efficiency_from({"link": "1.5"})
     with pytest.raises(UsageError, match=r"layout.precision: Input should be 'bf16'.*, got 'fp8'"):
         workload_from({"precision": "fp8"})
     with pytest.raises(ValidationError, match="kv_bits 8 goes with a quantized precision"):

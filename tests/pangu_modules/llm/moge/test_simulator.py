@@ -151,6 +151,8 @@ def test_rows_of_a_plan() -> None:
     assert row["first_ms"] == 1e3 * estimate.prefill.seconds
     assert estimate.decode.parts[row["mostly"]] == max(estimate.decode.parts.values())
     assert len(plan_rows(PANGU_PRO_MOE, "ascend_800i_a2", "devices=4,decode_batch=64")) == 5
+    (slower,) = plan_rows(PANGU_PRO_MOE, "ascend_800i_a2", f"{EIGHT},decode_batch=64,efficiency.memory=0.4")
+    assert 0.5 < slower["decode"] / row["decode"] < 0.9
     with pytest.raises(UsageError, match=r"give either devices=4 or attention_tp, not both"):
         plan_rows(PANGU_PRO_MOE, "ascend_800i_a2", "devices=4,attention_tp=4")
 

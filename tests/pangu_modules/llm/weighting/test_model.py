@@ -1,0 +1,149 @@
+"""The weighting model: weights, symmetry, padding, and saved models in a new process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from pangu_modules.llm.weighting.model import DataWeightingModel, effective_batch_size, positions, weights
+from pangu_modules.llm.weighting.saving import load_stages, load_weighting_model, save_weighting_model, stage_file
+
+
+def model(seed=0, **fields):
+    torch.manual_seed(seed)
+    fields = {"d_model": 16, "n_heads": 2, "vocab_size": 50, **fields}
+    built = DataWeightingModel.Config(**fields).build()
+    torch.nn.init.normal_(built.output.weight)
+    return built.double()
+
+
+def tokens(batch=5, seq=9, seed=0):
+    return torch.randint(0, 50, (batch, seq), generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_new_model_gives_uniform_weights():
+    fresh = DataWeightingModel.Config(vocab_size=50).build()
+    assert torch.equal(fresh.weights(fresh(tokens(4))), torch.full((4,), 0.25))
+
+
+def test_weights_are_a_softmax_with_temperature_and_floor():
+    logits = torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64)
+    expected = [0.8 * float(torch.exp(s / 2) / torch.exp(logits / 2).sum()) + 0.2 / 3 for s in logits]
+    found = weights(logits, tau=2.0, floor=0.2)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-14, atol=0)
+    assert float(found.sum()) == pytest.approx(1)
+    assert float(effective_batch_size(torch.full((8,), 1 / 8))) == pytest.approx(8)
+    assert float(effective_batch_size(torch.tensor([1.0, 0.0]))) == 1
+
+
+def test_sequences_without_targets_get_nothing():
+    logits = torch.tensor([0.3, 9.0, 2.0, 9.0], dtype=torch.float64)
+    valid = torch.tensor([True, False, True, False])
+    found = weights(logits, floor=0.1, valid=valid)
+    torch.testing.assert_close(found[valid], weights(logits[valid], floor=0.1))
+    assert found[~valid].tolist() == [0, 0]
+    with pytest.raises(ValueError, match="no sequence of the batch has a target token"):
+        weights(logits, valid=torch.zeros(4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="B must be >= 2"):
+        weights(logits[:1])
+
+
+@pytest.mark.parametrize("n_mix", [0, 1, 2])
+def test_order_in_the_batch_does_not_matter(n_mix):
+    network, ids = model(n_mix=n_mix), tokens()
+    order = torch.tensor([3, 0, 4, 1, 2])
+    torch.testing.assert_close(network(ids[order]), network(ids)[order], rtol=1e-12, atol=1e-13)
+
+
+def test_mixing_makes_scores_depend_on_the_others():
+    ids = tokens()
+    other = torch.cat([ids[:1], tokens(4, seed=1)])
+    alone, mixed = model(n_mix=0), model(n_mix=1)
+    torch.testing.assert_close(alone(ids)[0], alone(other)[0], rtol=1e-12, atol=1e-13)
+    assert (mixed(ids)[0] - mixed(other)[0]).abs() > 1e-3
+    # those without targets are not seen
+    valid = torch.tensor([True, True, False, True, True])
+    changed = ids.clone()
+    changed[2] = 7
+    torch.testing.assert_close(mixed(ids, valid=valid)[valid], mixed(changed, valid=valid)[valid], rtol=1e-12, atol=0)
+
+
+def test_order_of_tokens_matters_and_padding_does_not():
+    network, ids = model(), tokens()
+    assert (network(ids) - network(ids.flip(1))).abs().max() > 1e-3
+    mask = torch.ones_like(ids)
+    mask[1, 6:], mask[3] = 0, 0  # the whole of sequence 3
+    changed = torch.where(mask == 0, 0, ids)
+    first, second = network(ids, mask), network(changed, mask)
+    assert first.isfinite().all()
+    torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(model(n_mix=0)(ids, mask)[1], model(n_mix=0)(ids[1:2, :6])[0], rtol=1e-12, atol=1e-13)
+
+
+def test_positions_are_sinusoids():
+    table = positions(4, 6)
+    for position in range(4):
+        for pair in range(3):
+            angle = torch.tensor(position / 10000 ** (2 * pair / 6))
+            torch.testing.assert_close(table[position, 2 * pair], angle.sin())
+            torch.testing.assert_close(table[position, 2 * pair + 1], angle.cos())
+
+
+def test_features_take_the_place_of_tokens():
+    network = model(encoder="features", feature_size=3, vocab_size=None)
+    features = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    network(features=features).sum().backward()
+    assert features.grad is None
+    assert all(value.grad is not None for value in network.parameters())
+    with pytest.raises(ValueError, match=r"needs features \(batch, 3\)"):
+        network(tokens())
+    with pytest.raises(ValueError, match="needs input_ids"):
+        model()(features=features)
+
+
+def test_what_is_missing_is_named():
+    with pytest.raises(ValidationError, match="n_heads=3 does not divide d_model=16"):
+        DataWeightingModel.Config(d_model=16, n_heads=3)
+    with pytest.raises(ValidationError, match="encoder='features' needs feature_size"):
+        DataWeightingModel.Config(encoder="features")
+    with pytest.raises(ValueError, match="give vocab_size"):
+        DataWeightingModel.Config().build()
+    with pytest.raises(ValueError, match="encoder='lm' needs feature_size"):
+        DataWeightingModel.Config(encoder="lm").build()
+
+
+def test_saved_models_load_in_a_new_process(tmp_path):
+    networks = {stage: model(seed=stage).float() for stage in (1, 3)}
+    for stage, network in networks.items():
+        save_weighting_model(network, stage_file(tmp_path, stage))
+    code = (
+        "import sys, torch\n"
+        "from pangu_modules.llm.weighting.saving import load_stages\n"
+        "stages = load_stages(sys.argv[1])\n"
+        "ids = torch.arange(20).view(4, 5)\n"
+        "print({stage: model(ids).tolist() for stage, model in stages.items()})\n"
+        "assert not any(value.requires_grad for model in stages.values() for value in model.parameters())\n"
+        "assert 'lightning' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    expected = {stage: network(torch.arange(20).view(4, 5)).tolist() for stage, network in networks.items()}
+    assert run.stdout.strip() == str(expected), run.stderr
+    assert save_weighting_model(load_stages(tmp_path)[3], tmp_path / "again").read_bytes() == (
+        stage_file(tmp_path, 3).read_bytes()
+    )
+
+
+def test_other_files_are_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.ones(2)}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="is no weighting model"):
+        load_weighting_model(tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=r"give a dwm_stage\*.safetensors file"):
+        load_weighting_model(tmp_path / "dwm_stage1.safetensors")
+    with pytest.raises(ValueError, match=r"holds no dwm_stage\*.safetensors"):
+        load_stages(tmp_path)

@@ -4,26 +4,66 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.speed.harness import Contest, Race, timed
-from benchmarks.speed.pruning_setting import largest_difference, smollm2, text_batches
+from benchmarks.speed.pruning_setting import forward, largest_difference, smollm2, text_batches
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RATIO = 0.25
 
 
 def optipfair_contest() -> Contest:
-    """Return the race with optipfair: a quarter of SmolLM2's FFN channels by weights and activations, 4096 tokens."""
+    """Return the race with optipfair, which scores channels by weights and activations and cuts them."""
     import contextlib
     import io
 
     from optipfair import prune_model
 
+    def peer(model: Any, batches: Sequence[dict[str, Tensor]]) -> Any:
+        with contextlib.redirect_stdout(io.StringIO()):
+            options = {"pruning_percentage": 100 * RATIO, "dataloader": batches, "show_progress": False}
+            return prune_model(model, neuron_selection_method="MAW", **options)
+
+    return _channel_contest("optipfair", "optipfair", peer)
+
+
+def modelopt_contest() -> Contest:
+    """Return the race with ModelOpt's hooks, which score channels in one forward pass; our surgery cuts for them."""
+    import torch
+    from modelopt.torch.prune.importance_hooks.base_hooks import IndependentChannelContributionHook
+
+    from pangu_modules.llm.pruning import surgery
+
+    def peer(model: Any, batches: Sequence[dict[str, Tensor]]) -> Any:
+        layers: Any = surgery.decoder_layers(model)
+        with torch.no_grad():
+            hooks = [IndependentChannelContributionHook(layer.mlp.down_proj) for layer in layers]
+        handles = [layer.mlp.down_proj.register_forward_hook(hook) for layer, hook in zip(layers, hooks, strict=True)]
+        forward(model, batches)
+        for handle in handles:
+            handle.remove()
+        for layer, hook in zip(layers, hooks, strict=True):
+            scores = hook.accumulate()
+            surgery.keep_channels(layer, scores.topk(round((1 - RATIO) * len(scores))).indices.tolist())
+        return model
+
+    return _channel_contest("modelopt", "ModelOpt's channel contribution hooks", peer)
+
+
+def _channel_contest(name: str, peer_name: str, prune: Callable[[Any, Sequence[dict[str, Tensor]]], Any]) -> Contest:
+    """Return the races of removing a quarter of SmolLM2's FFN channels by weights and activations on 4096 tokens.
+
+    Ours scores every layer on what the pruned layers below it pass on, the peers score all layers of the dense model.
+    """
     from pangu_modules.llm.pruning.depth import perplexity
     from pangu_modules.llm.pruning.slimllm import SlimLLMConfig
 
-    dense, calibration = smollm2(), text_batches(40, 128)
-    batches, held_out = calibration[:-1], calibration[-1:]
+    dense, texts = smollm2(), text_batches(40, 128)
+    batches, held_out = texts[:-1], texts[-1:]
     config = SlimLLMConfig(
         base_ratio=RATIO,
         pruned_layers=30,
@@ -40,10 +80,7 @@ def optipfair_contest() -> Contest:
         return model
 
     def peer() -> Any:
-        model = copy.deepcopy(dense)
-        with contextlib.redirect_stdout(io.StringIO()):
-            options = {"pruning_percentage": 100 * RATIO, "dataloader": batches, "show_progress": False}
-            return prune_model(model, neuron_selection_method="MAW", **options)
+        return prune(copy.deepcopy(dense), batches)
 
     def check() -> tuple[float, float]:
         sizes = [sum(parameter.numel() for parameter in model.parameters()) for model in (ours(), peer())]
@@ -51,18 +88,18 @@ def optipfair_contest() -> Contest:
 
     what = "a quarter of the FFN channels by weights and activations, 4096 tokens"
     races = (
-        Race("optipfair_time", what, timed(ours), timed(peer), "optipfair"),
+        Race(f"{name}_time", what, timed(ours), timed(peer), peer_name),
         Race(
-            "optipfair_perplexity",
+            f"{name}_perplexity",
             f"{what}: perplexity on 1024 others",
             lambda: perplexity(ours(), held_out),
             lambda: perplexity(peer(), held_out),
-            "optipfair",
+            peer_name,
             unit="",
             exact=True,
         ),
     )
-    return Contest("ours and optipfair's (parameters)", check, races)
+    return Contest(f"ours and {peer_name} (parameters)", check, races)
 
 
 def torch_pruning_contest() -> Contest:

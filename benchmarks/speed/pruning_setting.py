@@ -20,14 +20,14 @@ def smollm2() -> nn.Module:
 
 
 @cache
-def text_batches(windows: int, length: int) -> tuple[dict[str, Tensor], ...]:
-    """Return windows of Python's reference texts, in batches of 8."""
+def text_batches(windows: int, length: int, batch: int = BATCH) -> tuple[dict[str, Tensor], ...]:
+    """Return windows of Python's reference texts, `batch` at a time."""
     from datamodules.reading import PYTHON_TOPICS, read_texts
     from datamodules.text import pack, tokenize
     from pangu_modules.llm.loading import load_tokenizer
 
     tokens = pack(tokenize(read_texts(PYTHON_TOPICS, ""), load_tokenizer("smollm2")), length)[:windows].long()
-    return tuple({"input_ids": part} for part in tokens.split(BATCH))
+    return tuple({"input_ids": part} for part in tokens.split(batch))
 
 
 def forward(model: Any, batches: Sequence[dict[str, Tensor]]) -> None:

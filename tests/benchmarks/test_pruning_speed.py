@@ -23,7 +23,7 @@ def test_the_search_over_tokens_selects_the_same_heads():
 
 def test_peers_that_are_not_installed_are_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "Not installed, so not raced: optipfair, Torch-Pruning." in pruning.benchmark().setup
+    assert "Not installed, so not raced: optipfair, ModelOpt, Torch-Pruning." in pruning.benchmark().setup
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     assert "Not installed" not in pruning.benchmark().setup
 
@@ -38,3 +38,8 @@ def test_masking_leaves_only_the_first_heads_and_channels():
     assert layer.self_attn.o_proj.weight[:, :16].all()
     assert not layer.mlp.down_proj.weight[:, 10:].any()
     assert layer.mlp.down_proj.weight[:, :10].all()
+
+
+def test_the_first_call_of_a_long_measurement_takes_a_part():
+    measure = pruning.warmed_by_a_part(lambda batches: float(len(batches)), [{}] * 9)
+    assert [measure(), measure(), measure()] == [4, 9, 9]

@@ -53,7 +53,7 @@ class ColumnRegression:
         u = u - self._shifts[0]
         y = y - self._shifts[1]
         self.count += len(u)
-        batch = torch.stack([u.sum(0), y.sum(0), torch.linalg.vector_norm(u, dim=0).square(), (u * y).sum(0)])
+        batch = torch.stack([u.sum(0), y.sum(0), u.square().sum(0), (u * y).sum(0)])
         self.sums += batch.to(self.sums)
 
     @property

@@ -21,6 +21,7 @@ from pangu_modules.config import Config
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.calibration import CalibrationConfig
 from pangu_modules.llm.pruning.channel_pruning import prune_channels
+from pangu_modules.llm.pruning.channel_regression import prune_and_regress_channels
 from pangu_modules.llm.pruning.criteria import ChannelCriterion, HeadCriterion
 from pangu_modules.llm.pruning.head_pruning import prune_heads
 from pangu_modules.llm.pruning.layer_ratios import (
@@ -158,74 +159,71 @@ def _walk(
 ) -> list[LayerReport]:
     """Prune layer after layer, from the first one that an earlier run did not finish."""
     layers = surgery.decoder_layers(model)
-    similarities, finished = _similarities(model, stream, progress)
-    num_pruned = config.pruned_layers or max(1, rounded(26 / 32 * len(layers)))
-    ratios = layer_ratios(similarities, config.base_ratio, num_pruned, config.alpha, config.max_layer_ratio)
+    similarities, finished = _similarities(model, config, stream, progress)
+    ratios = _ratios(similarities, config)
+    pruned = _pruned_layers(ratios)
     reports = [LayerReport.from_plain(record) for record in finished]
     for index in range(len(reports), len(layers)):
+        # The stream stands in front of the first pruned layer; nobody needs what leaves the last one.
+        visited = stream if index in pruned else None
         report = _prune_layer(
-            layers[index], index, stream, config, similarities[index], ratios[index], taylor[index] if taylor else None
+            layers[index], index, visited, config, similarities[index], ratios[index], taylor[index] if taylor else None
         )
         reports.append(report)
         progress.save(layers[index], {"report": asdict(report), "similarities": similarities}, stream)
     return reports
 
 
-def _similarities(model: nn.Module, stream: Stream, progress: WalkProgress) -> tuple[list[float], list[dict[str, Any]]]:
-    """Return the dense model's layer similarities and the reports of layers that an earlier run finished."""
+def _similarities(
+    model: nn.Module, config: SlimLLMConfig, stream: Stream, progress: WalkProgress
+) -> tuple[list[float], list[dict[str, Any]]]:
+    """Return the dense model's layer similarities and the reports of layers that an earlier run finished.
+
+    The stream stands in front of the first layer that is pruned afterwards.
+    """
     records = progress.restore(model, stream)
     if not records:
-        return layer_similarities(model, stream), []
+        first = lambda similarities: _pruned_layers(_ratios(similarities, config)).start  # noqa: E731
+        return layer_similarities(model, stream, first), []
     return records[0]["similarities"], [record["report"] for record in records]
+
+
+def _ratios(similarities: list[float], config: SlimLLMConfig) -> list[float]:
+    num_pruned = config.pruned_layers or max(1, rounded(26 / 32 * len(similarities)))
+    return layer_ratios(similarities, config.base_ratio, num_pruned, config.alpha, config.max_layer_ratio)
+
+
+def _pruned_layers(ratios: list[float]) -> range:
+    """Return the layers from the first to the last one that is pruned."""
+    pruned = [index for index, ratio in enumerate(ratios) if ratio > 0]
+    return range(pruned[0], pruned[-1] + 1) if pruned else range(0)
 
 
 def _prune_layer(
     layer: nn.Module,
     index: int,
-    stream: Stream,
+    stream: Stream | None,
     config: SlimLLMConfig,
     similarity: float,
     ratio: float,
     taylor: LayerTaylor | None,
 ) -> LayerReport:
-    """Prune one layer's attention and FFN and move the stream past the layer."""
+    """Prune one layer's attention and FFN and move the stream past the layer; without a stream only report on it."""
     shape = surgery.layer_shape(layer)
-    generator = torch.Generator().manual_seed(config.seed + 7919 * index)
     heads: list[int] = list(range(shape.num_heads))
     channels: list[int] = list(range(shape.intermediate_size))
     head_similarity = None
-    num_remove, num_keep = _counts(layer, index, config, ratio)
-    if config.head_unit != "none" and num_remove:
-        heads, head_similarity = prune_heads(
-            layer,
-            index,
-            stream,
-            unit=config.head_unit,
-            num_remove=num_remove,
-            criterion=config.head_criterion,
-            greedy=config.greedy,
-            recovery=config.recovery,
-            ridge=config.ridge,
-            taylor=taylor.heads if taylor else None,
-            generator=generator,
-        )
-    else:
-        stream.pass_attention(layer, index)
-    if num_keep < shape.intermediate_size:
-        channels = prune_channels(
-            layer,
-            index,
-            stream,
-            num_keep=num_keep,
-            criterion=_channel_criterion(config),
-            keep_least_fraction=config.keep_least_fraction,
-            recovery=config.recovery,
-            ridge=config.ridge,
-            taylor=taylor.channels if taylor else None,
-            generator=generator,
-        )
-    else:
-        stream.pass_ffn(layer)
+    if stream is not None:
+        generator = torch.Generator().manual_seed(config.seed + 7919 * index)
+        num_remove, num_keep = _counts(layer, index, config, ratio)
+        if num_remove:
+            heads, head_similarity = _prune_attention(layer, index, stream, config, num_remove, taylor, generator)
+        else:
+            stream.pass_attention(layer, index)
+        if num_keep < shape.intermediate_size:
+            channels = _prune_ffn(layer, index, stream, config, num_keep, taylor, generator)
+        else:
+            stream.pass_ffn(layer)
     return LayerReport(
         index=index,
         similarity=similarity,
@@ -236,6 +234,52 @@ def _prune_layer(
         intermediate_size=shape.intermediate_size,
         head_similarity=head_similarity,
     )
+
+
+def _prune_attention(
+    layer: nn.Module,
+    index: int,
+    stream: Stream,
+    config: SlimLLMConfig,
+    num_remove: int,
+    taylor: LayerTaylor | None,
+    generator: torch.Generator,
+) -> tuple[list[int], float]:
+    assert config.head_unit != "none"
+    return prune_heads(
+        layer,
+        index,
+        stream,
+        unit=config.head_unit,
+        num_remove=num_remove,
+        criterion=config.head_criterion,
+        greedy=config.greedy,
+        recovery=config.recovery,
+        ridge=config.ridge,
+        taylor=taylor.heads if taylor else None,
+        generator=generator,
+    )
+
+
+def _prune_ffn(
+    layer: nn.Module,
+    index: int,
+    stream: Stream,
+    config: SlimLLMConfig,
+    num_keep: int,
+    taylor: LayerTaylor | None,
+    generator: torch.Generator,
+) -> list[int]:
+    shared: dict[str, Any] = {
+        "num_keep": num_keep,
+        "criterion": _channel_criterion(config),
+        "keep_least_fraction": config.keep_least_fraction,
+        "taylor": taylor.channels if taylor else None,
+        "generator": generator,
+    }
+    if config.recovery == "full_ridge":
+        return prune_channels(layer, index, stream, recovery="full_ridge", ridge=config.ridge, **shared)
+    return prune_and_regress_channels(layer, index, stream, recovery=config.recovery, **shared)
 
 
 def _counts(layer: nn.Module, index: int, config: SlimLLMConfig, ratio: float) -> tuple[int, int]:

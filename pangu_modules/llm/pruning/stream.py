@@ -66,17 +66,23 @@ class Stream:
     def pass_attention(self, layer: Any, layer_index: int) -> None:
         """Move the stream past the layer's attention (residual added)."""
         for index in range(len(self)):
-            self.hidden[index] = self.hidden[index] + self.run_attention(layer, layer_index, index)
+            self.hidden[index] += self.run_attention(layer, layer_index, index)
 
     def pass_ffn(self, layer: Any) -> None:
         """Move the stream past the layer's FFN (residual added)."""
         for index, hidden in enumerate(self.hidden):
-            self.hidden[index] = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+            self.hidden[index] += layer.mlp(layer.post_attention_layernorm(hidden))
 
     def run_layer(self, layer: nn.Module, layer_index: int, index: int, hidden: Tensor) -> Tensor:
         """Return the whole layer's output on `hidden`, which belongs to batch `index`."""
         output: Tensor = layer(hidden, **self.arguments[index][self.kinds[layer_index]])
         return output
+
+    def run_layers(self, layers: nn.ModuleList, start: int, stop: int, index: int, hidden: Tensor) -> Tensor:
+        """Return the output of layers `start` to `stop` (excluded) on `hidden`, which belongs to batch `index`."""
+        for number in range(start, stop):
+            hidden = self.run_layer(layers[number], number, index, hidden)
+        return hidden
 
 
 def caught_input(module: nn.Module, function: Callable[..., Any], *args: Any) -> Tensor:
@@ -131,29 +137,50 @@ def catch_stream(model: nn.Module, batches: Iterable[Batch]) -> Stream:
     return stream
 
 
-def layer_similarities(model: nn.Module, stream: Stream) -> list[float]:
+def layer_similarities(
+    model: nn.Module, stream: Stream, next_needed: Callable[[list[float]], int] | None = None
+) -> list[float]:
     """Return c_l = mean over tokens of cos(layer input, layer output) of every layer, in one pass (section 3, ratio).
 
-    ``1 - c_l`` is ShortGPT's block influence (arXiv:2403.03853). The stream itself stays where it is.
+    ``1 - c_l`` is ShortGPT's block influence (arXiv:2403.03853).
+
+    Args:
+        model: the dense model.
+        stream: in front of the first layer.
+        next_needed: tells from the similarities in front of which layer the stream shall stand afterwards; None leaves
+            it where it is.
 
     Raises:
         ValueError: a hidden state is not finite (the layer is named).
     """
     layers = surgery.decoder_layers(model)
     sums = [0.0] * len(layers)
+    # The layer that the first batch's similarities name is nearly always the one that all batches' name: what reaches
+    # it is kept, and need not be computed again.
+    named, reached = 0, [stream.hidden[0]]
     for index in range(len(stream)):
         hidden = stream.hidden[index]
         for number, layer in enumerate(layers):
+            if index > 0 and number == named:
+                reached.append(hidden)
             after = stream.run_layer(layer, number, index, hidden)
             cosines = nn.functional.cosine_similarity(
                 wide(stream.tokens(index, hidden)), wide(stream.tokens(index, after)), dim=-1
             )
             sums[number] += float(cosines.sum(dtype=torch.float64))
             hidden = after
+        if index == 0 and next_needed is not None:
+            named = min(next_needed([total / len(cosines) for total in sums]), len(layers) - 1)
+            reached[0] = stream.run_layers(layers, 0, named, 0, stream.hidden[0])
     for number, total in enumerate(sums):
         if not torch.isfinite(torch.tensor(total)):
             raise not_finite(number, "output")
-    return [total / stream.num_tokens for total in sums]
+    similarities = [total / stream.num_tokens for total in sums]
+    needed = 0 if next_needed is None else next_needed(similarities)
+    start = named if named <= needed else 0
+    for index, hidden in enumerate(reached if named <= needed else stream.hidden):
+        stream.hidden[index] = stream.run_layers(layers, start, needed, index, hidden)
+    return similarities
 
 
 def not_finite(layer_index: int, what: str) -> ValueError:

@@ -44,6 +44,18 @@ def test_covariance_equals_numpy_even_with_large_means(offset):
     np.testing.assert_allclose(cross.second_moment, x.numpy().T @ y.numpy() / len(x), rtol=1e-12)
 
 
+@pytest.mark.parametrize("size", [1, 3, 5, 11])
+def test_the_covariance_of_x_with_itself_is_whole_and_symmetric(size):
+    """Only blocks on and above the diagonal are summed; sizes that the blocks do not divide included."""
+    x = tokens(size, 4, offset=0.5)
+    own, cross = StreamingCovariance(size, CPU), StreamingCovariance(size, CPU, size)
+    own.update(x)
+    cross.update(x, x)
+    assert torch.equal(own.products, own.products.T)
+    torch.testing.assert_close(own.products, cross.products)
+    torch.testing.assert_close(own.second_moment, x.T @ x / len(x))
+
+
 def test_float32_tokens_keep_float64_sums():
     x = (tokens(3, 5, count=4096) + 100).float()
     statistics = StreamingCovariance(3, CPU)

@@ -1,0 +1,143 @@
+"""DWM's claims: which arms the gates need, margins, what the arms read from reports, and a miniature run of all."""
+
+import json
+
+import pytest
+
+from benchmarks.claims import __main__ as command
+from benchmarks.claims.definitions import ArmInput
+from benchmarks.claims.dwm import DOMAINS, ESS, LOSS, NOISE, OVERHEAD, SHIFT, benchmark, gates
+from benchmarks.claims.dwm_task import (
+    Below,
+    GapShare,
+    Size,
+    WeighedRun,
+    ess_by_stage,
+    interleaved,
+    noise_weight,
+    shift,
+)
+from benchmarks.claims.harness import fingerprint
+from benchmarks.claims.verdicts import EverySeedAbove
+from datamodules.mixture import EMBEDDED
+
+ROWS = [
+    {"domain": "prose", "tokens": 60, "stage 0": 1.0, "± stage 0": 0.0, "stage 1": 1.4, "± stage 1": 0.03,
+     "stage 2": 1.6, "± stage 2": 0.04},
+    {"domain": "code", "tokens": 40, "stage 0": 1.0, "± stage 0": 0.0, "stage 1": 0.6, "± stage 1": 0.02,
+     "stage 2": 0.4, "± stage 2": 0.02},
+]  # fmt: skip
+STAGES = [
+    {"stage": stage, "effective batch, share": share, "validation loss, end": loss}
+    for stage, share, loss in ((0, 1.0, 6.0), (1, 0.8, 5.5), (2, 0.6, None))
+]
+
+
+def recipes_of(method):
+    return {arm.name: arm.config["recipe"] for arm in method.arms}
+
+
+def test_gates_need_only_arms_that_run_on_all_seeds():
+    method = benchmark()
+    assert method.seeds >= 3
+    for claim in gates():
+        arms = [claim.quantity.arm, claim.quantity.over, *filter(None, [getattr(claim.quantity, "best", None)])]
+        assert all(method.arm(arm).seeds is None for arm in arms), claim.id
+
+
+def test_margins_are_those_of_the_method():
+    margins = {claim.id: claim.rule.margin for claim in gates() if isinstance(claim.rule, EverySeedAbove)}
+    assert margins == {
+        "noise_loses_weight": 2.0,
+        "below_uniform": 0.0,
+        "below_random": 0.0,
+        "gap_to_oracle": 20.0,
+        "transfer": 0.0,
+        "transfer_overhead": 0.0,
+        "preference_moves": 2.0,
+        "control_loss": -1.0,
+        "control_batch": 0.7,
+        "smollm2_below_uniform": 0.0,
+    }
+
+
+def test_arms_differ_in_the_weights_alone():
+    recipes = recipes_of(benchmark())
+    mixed = ("uniform", "dwm", "random", "static", "per_sample", "loss_high", "loss_low", "perplexity", "dsir",
+             "classifier")  # fmt: skip
+    for part in ("module", "data", "trainer"):
+        assert all(recipes[name][part] == recipes["dwm"][part] for name in mixed)
+    assert recipes["dwm"]["module"]["model_args"]["num_hidden_layers"] == 4
+    assert recipes["dwm"]["module"]["model_args"]["hidden_size"] == 128
+    assert recipes["wide_transfer"]["module"]["model_args"]["hidden_size"] == 256
+    assert recipes["static"]["callbacks"]["dwm"]["freeze_after_stage"] == 1
+    assert recipes["per_sample"]["callbacks"]["dwm"]["model"]["n_mix"] == 0
+    assert recipes["uniform"]["callbacks"]["dwm"] is None
+
+
+def test_half_of_the_mixture_is_clean_and_the_oracle_is_all_clean():
+    shares = {name: domain.share for name, domain in EMBEDDED.items()}
+    assert tuple(shares) == DOMAINS
+    assert shares["prose"] == sum(shares[name] for name in NOISE)
+    oracle = recipes_of(benchmark())["oracle"]["data"]["domains"]
+    assert [name for name, domain in oracle.items() if domain["share"] > 0] == ["prose"]
+
+
+def test_the_seed_reaches_run_data_and_weights():
+    method = benchmark()
+    for name in ("dwm", "random"):
+        recipe = method.arm(name).run.derived(seed=7).plain()
+        callback = recipe["callbacks"]["dwm" if name == "dwm" else "weighting"]
+        assert recipe["seed"] == recipe["data"]["seed"] == callback["seed"] == 7
+
+
+def test_random_and_transfer_take_over_from_dwm(tmp_path):
+    inputs = {"dwm": ArmInput(tmp_path, {"ess_stage1": 0.75, "ess_stage0": 1.0000001})}
+    method = benchmark()
+    random = method.arm("random").run.derived(0, inputs).plain()["callbacks"]["weighting"]
+    assert random["ess"] == [1.0, 0.75]
+    transfer = method.arm("wide_transfer").run.derived(0, inputs).plain()["callbacks"]["dwm"]
+    assert transfer["frozen"] == str(tmp_path / "run")
+    assert method.arm("random").needs == method.arm("wide_transfer").needs == ("dwm",)
+    assert ess_by_stage({"ess_stage10": 0.2, "ess_stage9": 0.5, "ess": 0.1}) == (0.5, 0.2)
+
+
+def test_numbers_from_the_reports_tables():
+    values = WeighedRun("recipe", noise=("code",), followed="prose").numbers(ROWS, STAGES)
+    assert values["ess"] == 0.6
+    assert values["ess_stage1"] == 0.8
+    assert values["target_loss_stage0"] == 6.0
+    assert "target_loss_stage2" not in values
+    assert values["tokens_code"] == 40
+    assert values["weight_code_stage1"] == 0.6
+    assert values["noise_weight"] == noise_weight(ROWS[1:]) == 0.4
+    assert values["shift"] == shift(ROWS[0]) == pytest.approx(0.2 / 0.05)
+
+
+def test_quantities():
+    results = {"ours": {LOSS.key: 4.6}, "uniform": {LOSS.key: 4.8}, "oracle": {LOSS.key: 4.3}}
+    assert GapShare(LOSS, "ours", "uniform", best="oracle").of(results) == pytest.approx(40)
+    assert Below(OVERHEAD, "a", "a", limit=0.1).of({"a": {OVERHEAD.key: 0.03}}) == pytest.approx(7)
+    assert Size(SHIFT, "a", "a").of({"a": {SHIFT.key: -3.0}}) == 3.0
+    assert ESS.higher_is_better
+
+
+def test_actions_are_timed_in_turn():
+    calls = []
+    times = interleaved(lambda: calls.append("a"), lambda: calls.append("b"))
+    assert len(times) == 2
+    assert calls[:4] == ["a", "b", "a", "b"]
+
+
+def test_miniature_results_are_never_taken_for_real_ones():
+    real, small = benchmark(), benchmark(miniature=True)
+    assert all(fingerprint(small, arm) != fingerprint(real, real.arm(arm.name)) for arm in small.arms)
+
+
+@pytest.mark.slow
+def test_all_arms_run_in_miniature(tmp_path):
+    assert command.main(["dwm", "--miniature", "--seeds", "1", "--jobs", "2", "--work", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "miniature" / "results" / "dwm.json").read_text())
+    assert {entry["verdict"] for entry in result["claims"]} == {"undecided"}
+    assert set(result["arms"]) == {arm.name for arm in benchmark(miniature=True).arms}
+    assert result["arms"]["uniform"]["results"]["0"]["noise_weight"] == 1.0

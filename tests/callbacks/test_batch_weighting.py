@@ -1,0 +1,204 @@
+"""BatchWeighting in a Trainer: the weights in the batch, their order of randomness, resuming, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch import Callback
+from pydantic import ValidationError
+from tiny_llm import VOCABULARY, tiny_module
+from torch.utils.data import Dataset
+
+from callbacks import BatchWeighting, DWMReweighting, ExactResume
+from callbacks.batch_weighting import sequences_of
+from datamodules import DataModule
+from pangu_modules.errors import UsageError
+from pangu_modules.llm.weighting.model import effective_batch_size
+from pangu_modules.llm.weighting.protocol import per_sequence_losses
+
+
+class Mixture(Dataset):
+    """Domain 0 counts upwards, domain 1 is random."""
+
+    def __init__(self, size, seed, noise=True):
+        generator = torch.Generator().manual_seed(seed)
+        self.domain = torch.arange(size) % 2 if noise else torch.zeros(size, dtype=torch.long)
+        start = torch.randint(3, 60, (size, 1), generator=generator)
+        noisy = torch.randint(3, VOCABULARY, (size, 16), generator=generator)
+        self.tokens = torch.where(self.domain[:, None] == 0, start + torch.arange(16), noisy)
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def __getitem__(self, index):
+        return {"input_ids": self.tokens[index], "domain": self.domain[index]}
+
+
+class Mixed(DataModule):
+    """48 training sequences, 16 of the target."""
+
+    class Config(DataModule.Config):
+        batch_size: int = 4
+        eval_batch_size: int = 8
+        target: bool = True
+
+    domains = ("clean", "noise")
+
+    def setup(self, stage=None):
+        self.train_dataset = Mixture(48, 1)
+        self.val_dataset = Mixture(16, 2, noise=False) if self.config.target else None
+
+
+class Seen(Callback):
+    """Keeps weights, domains and losses of every batch, the losses as they were before the step."""
+
+    def __init__(self):
+        self.weights, self.domains, self.losses, self.before = [], [], [], None
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        with torch.no_grad():
+            self.losses.append(per_sequence_losses(module, batch))
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.weights.append(batch["sample_weight"].clone())
+        self.domains.append(batch["domain"])
+
+
+class StopAt(Callback):
+    """Break off after a batch, with a checkpoint."""
+
+    def __init__(self, batch, path):
+        self.batch, self.path, self.count = batch, path, 0
+
+    def on_train_batch_end(self, trainer, *_):
+        self.count += 1
+        if self.count == self.batch:
+            trainer.save_checkpoint(self.path)
+            raise ZeroDivisionError
+
+
+def weighting(**fields):
+    return BatchWeighting.Config(**fields).build(name="weighting")
+
+
+def fit(folder, *callbacks, steps=12, module=None, ckpt_path=None, **data):
+    trainer = lightning.Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        max_steps=steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=[*callbacks, ExactResume.Config().build(name="exact_resume")],
+    )
+    module = module or tiny_module()
+    trainer.fit(module, datamodule=Mixed.Config(**data).build(), ckpt_path=ckpt_path, weights_only=bool(ckpt_path))
+    return trainer
+
+
+def weights_of(folder, **fields):
+    seen = Seen()
+    fit(folder, weighting(**fields), seen)
+    return seen
+
+
+@pytest.mark.parametrize("method", ["uniform", "random", "loss", "perplexity", "dsir", "classifier"])
+def test_weights_have_mean_1(tmp_path, method):
+    seen = weights_of(tmp_path, method=method)
+    assert len(seen.weights) == 12
+    for weights in seen.weights:
+        assert weights.shape == (4,)
+        assert weights.min() >= 0
+        assert weights.mean().item() == pytest.approx(1, abs=1e-6)  # float32
+    if method != "uniform":
+        assert any((weights - 1).abs().max() > 0.1 for weights in seen.weights)
+
+
+def test_uniform_weights_change_nothing(tmp_path):
+    modules = [tiny_module(), tiny_module()]
+    fit(tmp_path, module=modules[0])
+    fit(tmp_path, weighting(method="uniform"), module=modules[1])
+    for plain, weighed in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
+        torch.testing.assert_close(weighed, plain, rtol=0, atol=1e-6)  # the mean is taken in another order
+
+
+@pytest.mark.parametrize("method", ["perplexity", "dsir", "classifier"])
+def test_offline_scores_keep_what_is_like_the_target(tmp_path, method):
+    seen = weights_of(tmp_path, method=method, keep=0.5)
+    kept = 0
+    for weights, domains in zip(seen.weights, seen.domains, strict=True):
+        if 0 in domains:
+            assert (weights[domains == 1] == 0).all()
+            assert (weights[domains == 0] == 4 / (domains == 0).sum()).all()
+            kept += 1
+        else:
+            assert weights.tolist() == [1] * 4  # nothing is like the target, so all weigh the same
+    assert kept > 6
+
+
+def test_random_weights_follow_the_stages_of_their_effective_batch(tmp_path):
+    seen = weights_of(tmp_path, method="random", ess=(1.0, 0.5))
+    shares = [effective_batch_size(weights / 4).item() / 4 for weights in seen.weights]
+    assert shares[:6] == pytest.approx([1.0] * 6, abs=1e-4)
+    assert shares[6:] == pytest.approx([0.5] * 6, abs=1e-4)
+
+
+def test_random_weights_follow_their_seed(tmp_path):
+    first, again, other = (weights_of(tmp_path, method="random", seed=seed).weights for seed in (0, 0, 1))
+    torch.testing.assert_close(torch.stack(first), torch.stack(again))
+    assert not torch.allclose(torch.stack(first), torch.stack(other))
+    assert len({tuple(weights.tolist()) for weights in first}) == 12
+
+
+@pytest.mark.parametrize(("prefer", "sign"), [("high", 1), ("low", -1)])
+def test_loss_weights_by_loops(tmp_path, prefer, sign):
+    seen = weights_of(tmp_path, method="loss", prefer=prefer, tau=0.5)
+    for losses, weights in zip(seen.losses, seen.weights, strict=True):
+        shares = [math.exp(sign * loss / 0.5) for loss in losses.tolist()]
+        assert weights.tolist() == pytest.approx([4 * share / sum(shares) for share in shares], rel=1e-4)  # float32
+
+
+def test_the_report_tells_weights_by_domain_and_part_of_training(tmp_path):
+    fit(tmp_path, weighting(method="dsir", n_stages=2))
+    rows = json.loads((tmp_path / "report_parts" / "weighting-1-domains.json").read_text())["rows"]
+    assert [row["domain"] for row in rows] == ["clean", "noise"]
+    assert rows[0]["stage 1"] > 1 > rows[1]["stage 1"]
+    assert sum(row["tokens"] for row in rows) == 12 * 4 * 15
+    stages = json.loads((tmp_path / "report_parts" / "weighting-2-stages.json").read_text())["rows"]
+    assert [row["stage"] for row in stages] == [0, 1]
+
+
+@pytest.mark.parametrize("method", ["random", "dsir"])
+def test_resumes_exactly(tmp_path, method):
+    whole, first, second = Seen(), Seen(), Seen()
+    straight, killed, resumed = tiny_module(), tiny_module(), tiny_module(seed=5)
+    fit(tmp_path / "whole", weighting(method=method), whole, module=straight)
+    with pytest.raises(ZeroDivisionError):
+        fit(tmp_path / "cut", weighting(method=method), first, StopAt(7, tmp_path / "a.ckpt"), module=killed)
+    fit(tmp_path / "cut", weighting(method=method), second, module=resumed, ckpt_path=tmp_path / "a.ckpt")
+    for ours, theirs in zip(resumed.parameters(), straight.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(torch.stack(second.weights), torch.stack(whole.weights[7:]))
+    tables = [(tmp_path / name / "report_parts" / "weighting-1-domains.json").read_text() for name in ("whole", "cut")]
+    assert tables[0] == tables[1]
+
+
+def test_padding_is_no_part_of_a_sequence():
+    batch = {"input_ids": torch.tensor([[5, 6, 0], [7, 8, 9]]), "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}
+    assert [tokens.tolist() for tokens in sequences_of(batch)] == [[5, 6], [7, 8, 9]]
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(UsageError, match=r"'weighting' and 'dwm' both write"):
+        fit(tmp_path, weighting(method="uniform"), DWMReweighting.Config().build(name="dwm"))
+    with pytest.raises(ValueError, match=r"method='dsir' needs the target, val_dataset of the datamodule, and Mixed"):
+        fit(tmp_path, weighting(method="dsir"), target=False)
+    for ess in ((), (0.5, 0.0), (1.5,)):
+        with pytest.raises(ValidationError, match="a share of the batch"):
+            BatchWeighting.Config(method="random", ess=ess)

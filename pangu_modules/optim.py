@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
@@ -15,10 +16,15 @@ from pangu_modules.config import Config
 
 
 class OptimizerConfig(Config):
-    """AdamW with decay on matrices only, linear warm-up, then a cosine or a constant learning rate."""
+    """AdamW with decay on matrices and larger, linear warm-up, then a cosine or a constant learning rate."""
 
     lr: PositiveFloat = Field(5e-4, description="Peak learning rate.")
     weight_decay: NonNegativeFloat = Field(0.05, description="Decoupled weight decay of parameters with 2+ dimensions.")
+    respect_no_weight_decay: bool = Field(
+        True,
+        description="Leave out of the decay what a model's no_weight_decay() names, too: in timm, position embeddings "
+        "and class tokens.",
+    )
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's decay rates of the two moments.")
     eps: PositiveFloat = Field(1e-8, description="AdamW's term in the denominator.")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning rate after the warm-up.")
@@ -30,6 +36,7 @@ def parameter_groups(
     named_parameters: Iterable[tuple[str, nn.Parameter]],
     weight_decay: float,
     lr_scales: Mapping[str, float] | None = None,
+    undecayed: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Split trainable parameters into decayed ones (matrices and larger) and others (biases, norms, scales).
 
@@ -38,14 +45,25 @@ def parameter_groups(
         weight_decay: of the decayed groups.
         lr_scales: learning rate as a multiple of the others', by parameter name; 1 for names left out. Each value gets
             groups of its own, with the key ``lr_scale``.
+        undecayed: names, or patterns of names, of matrices that do not decay either.
     """
     groups: dict[tuple[bool, float], dict[str, Any]] = {}
     for name, parameter in named_parameters:
         if parameter.requires_grad:
-            decayed, scale = parameter.ndim >= 2, (lr_scales or {}).get(name, 1.0)
+            exempt = any(fnmatchcase(name, pattern) for pattern in undecayed)
+            decayed, scale = parameter.ndim >= 2 and not exempt, (lr_scales or {}).get(name, 1.0)
             empty = {"params": [], "weight_decay": weight_decay if decayed else 0.0, "lr_scale": scale}
             groups.setdefault((not decayed, scale), empty)["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
+
+
+def exempt_parameters(module: nn.Module) -> list[str]:
+    """Return the names (or patterns) that models inside `module` name in ``no_weight_decay()``, as timm's models do."""
+    names = []
+    for prefix, part in module.named_modules():
+        if callable(getattr(part, "no_weight_decay", None)):
+            names += [f"{prefix}.{name}" if prefix else name for name in sorted(part.no_weight_decay())]
+    return names
 
 
 def lr_factor(config: OptimizerConfig, total_steps: int) -> Callable[[int], float]:
@@ -78,7 +96,8 @@ def build_optimizer(
     Raises:
         ValueError: no parameter is trainable, or the number of steps is unknown.
     """
-    groups = parameter_groups(module.named_parameters(), config.weight_decay, lr_scales)
+    undecayed = exempt_parameters(module) if config.respect_no_weight_decay else ()
+    groups = parameter_groups(module.named_parameters(), config.weight_decay, lr_scales, undecayed)
     if not groups:
         raise ValueError("no parameter of the module is trainable: nothing to optimise")
     if total_steps <= 0 or math.isinf(total_steps):

@@ -14,7 +14,12 @@ VIT = {
 }
 BACKBONE = "vit_tiny_patch16_224"  # the architecture; VIT sets every size
 DATA = DigitsData.Config(source="mnist", train_size=2000, batch_size=64)
-LONG = OptimizerConfig(lr=2e-3, weight_decay=0.05, warmup_fraction=1 / 45)  # one epoch of warm-up
+LONG = OptimizerConfig(
+    lr=2e-3,
+    weight_decay=0.05,
+    respect_no_weight_decay=False,  # all that is not a vector decays
+    warmup_fraction=1 / 45,  # one epoch of warm-up
+)
 SHORT = LONG.derive(warmup_fraction=1 / 15)
 
 recipe = Recipe(

@@ -49,8 +49,9 @@ class DigitsData(DataModule):
     config: Config
 
     def module_arguments(self) -> dict[str, Any]:
-        """Return the number of classes."""
-        return {"num_classes": 10}
+        """Return the number of classes, the one channel, and mean and standard deviation of its pixels."""
+        mean, std = STATISTICS[self.config.source]
+        return {"num_classes": 10, "in_chans": 1, "mean": [mean], "std": [std]}
 
     def setup(self, stage: str) -> None:
         """Draw the three datasets.
@@ -170,12 +171,14 @@ class ImageFolderData(DataModule):
     config: Config
 
     def module_arguments(self) -> dict[str, Any]:
-        """Return the number of class folders.
+        """Return the number of class folders, the three channels, and mean and standard deviation of their pixels.
 
         Raises:
             FileNotFoundError: ``root/train`` is missing, or has no folder.
         """
-        return {"num_classes": len(class_folders(self.config.root, "train"))}
+        classes = class_folders(self.config.root, "train")
+        statistics = {"mean": list(self.config.mean), "std": list(self.config.std)}
+        return {"num_classes": len(classes), "in_chans": 3, **statistics}
 
     def setup(self, stage: str) -> None:
         """List the images.

@@ -45,7 +45,7 @@ def test_digits_batches() -> None:
     assert images.shape == (1000, 1, 28, 28)
     assert images.mean() == pytest.approx(0, abs=0.05)
     assert images.std() == pytest.approx(1, abs=0.05)
-    assert data.module_arguments() == {"num_classes": 10}
+    assert data.module_arguments() == {"num_classes": 10, "in_chans": 1, "mean": [0.1307], "std": [0.3081]}
 
 
 def test_digits_without_validation() -> None:
@@ -168,7 +168,8 @@ def test_image_folder_batches(folder: Path, workers: int) -> None:
     assert batches[0]["label"].dtype == torch.int64
     assert sorted(torch.cat([batch["label"] for batch in batches]).tolist()) == [0] * 6 + [1] * 6
     assert sum(len(batch["label"]) for batch in data.val_dataloader()) == 6
-    assert data.module_arguments() == {"num_classes": 2}
+    statistics = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    assert data.module_arguments() == {"num_classes": 2, "in_chans": 3, **statistics}
 
 
 def test_image_folder_augmentation_does_not_depend_on_workers(folder: Path) -> None:

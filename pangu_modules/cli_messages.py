@@ -12,6 +12,8 @@ UNKNOWN = re.compile(
     r"|Group '(?P<group>[^']+)' does not accept option '(?P<key>[^']+)'"
     r"|Option '(?P<option>[^']+)' is not accepted"
 )
+BOUNDS = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le"}
+"""pydantic's kinds of errors that name a bound, and what its types call the bound."""
 
 
 def short_message(text: str, options: Sequence[str]) -> str:
@@ -25,18 +27,31 @@ def short_message(text: str, options: Sequence[str]) -> str:
     if unknown:
         flag = unknown["flag"] or "--" + (unknown["option"] or f"{unknown['group']}.{unknown['key']}")
         return f"unknown option {flag}.{nearest(flag, options)}"
-    key = re.search(r'[Kk]ey "([^"]+)"', text)
-    name = f"--{key[1]}: " if key else ""
+    key = _key(text)
+    name = f"--{key}: " if key else ""
     value = re.search(r"(?:Got value|Given value): (.*)", text)
     got = f", got {value[1].strip()!r}" if value else ""
     return f"{name}{_allowed(text)}{got}"
 
 
+def _key(text: str) -> str:
+    """Return the option the error is about: the first key, and the keys inside it, which are indented deeper."""
+    parts: list[str] = []
+    deepest = -1
+    for indentation, key in re.findall(r'^( *).*?[Kk]ey "([^"]+)"', text, flags=re.MULTILINE):
+        if len(indentation) > deepest:
+            parts.append(key)
+            deepest = len(indentation)
+    return ".".join(parts)
+
+
 def _allowed(text: str) -> str:
     """Return the part of the error that says what is allowed."""
-    constraint = re.search(r"\n\s+([^\n]*?) \[type=", text)  # pydantic's line
+    constraint = re.search(r"\n\s+([^\n]*?) \[type=(\w+)", text)  # pydantic's line
     if constraint:
-        return constraint[1]
+        # The parser cuts the value given out of the line, and with it a bound that is equal: the type still tells it.
+        bound = re.search(rf"\b{BOUNDS[constraint[2]]}=([^,)\]]+)", text) if constraint[2] in BOUNDS else None
+        return f"{constraint[1]} {bound[1]}" if bound and constraint[1].endswith(("than", "to")) else constraint[1]
     union = re.search(r"Subtypes: \[(.*)\]", text)
     if union:
         return f"expected one of {readable_types(union[1])}"

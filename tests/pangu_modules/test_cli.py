@@ -14,7 +14,7 @@ from toys import ToyData, ToyModule, Widen
 
 from pangu_modules import Recipe, Stage
 from pangu_modules.cli import main, parse
-from pangu_modules.cli_messages import readable_types
+from pangu_modules.cli_messages import readable_types, short_message
 
 RECIPE = Recipe(
     module=ToyModule.Config(),
@@ -142,6 +142,17 @@ def test_bad_config_files_are_refused(
 
 def test_readable_types() -> None:
     assert readable_types("typing.Literal['a', 1], <class 'x.y.Name'>, <class 'NoneType'>") == "'a', 1, Name, null"
+
+
+def test_a_message_of_the_parser_names_the_inner_key_and_the_bound() -> None:
+    text = (
+        'Parser key "callbacks.a.target":\n  Does not validate against any of the Union subtypes\n'
+        '  Errors:\n    - Problem with given class_path:\n        Parser key "layers":\n'
+        "          Subtypes: [typing.Annotated[int, Gt(gt=0)], <class 'NoneType'>]\n          Errors:\n"
+        "            - 1 error\n                Input should be greater than [type=greater_than, input_value='0']\n"
+        '        Parser key "another":\n          Given value: 0'
+    )
+    assert short_message(text, []) == "--callbacks.a.target.layers: Input should be greater than 0, got '0'"
 
 
 # The recipe object.

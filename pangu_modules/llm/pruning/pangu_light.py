@@ -123,7 +123,12 @@ def select(
 
 
 def score(model: nn.Module, batches: Sequence[Batch], config: PanguLightConfig) -> Importance:
-    """Return the scores of every axis under the configured aggregation and head score."""
+    """Return the scores of every axis under the configured aggregation and head score.
+
+    Raises:
+        ValueError: the model does not fit, or an activation is not finite.
+    """
+    _check_model(model)
     return collect_importance(
         model, batches, agg_batch=config.agg_batch, agg_seq=config.agg_seq, head_score=config.head_score
     )

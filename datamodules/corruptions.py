@@ -95,8 +95,10 @@ def _cipher(text: str, generator: np.random.Generator) -> str:
 
 def _alphabet() -> dict[int, str]:
     """Return the cipher: each vowel becomes the next one, each consonant the eighth after it, in upper case too."""
-    exchanged = str.maketrans(VOWELS + CONSONANTS, VOWELS[1:] + VOWELS[:1] + CONSONANTS[8:] + CONSONANTS[:8])
-    return exchanged | {ord(chr(old).upper()): chr(new).upper() for old, new in exchanged.items()}
+    letters = VOWELS + CONSONANTS
+    exchanged = VOWELS[1:] + VOWELS[:1] + CONSONANTS[8:] + CONSONANTS[:8]
+    pairs = [*zip(letters, exchanged, strict=True), *zip(letters.upper(), exchanged.upper(), strict=True)]
+    return {ord(old): new for old, new in pairs}
 
 
 def _filled(sentence: Callable[[], str], length: int) -> str:

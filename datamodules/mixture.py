@@ -127,7 +127,8 @@ class MixtureData(TokenData):
     @cached_property
     def texts(self) -> dict[str, list[list[str]]]:
         """The documents of each domain, corrupted: split -> domain -> documents; a split without text is left out."""
-        config, parts = self.config, {}
+        config = self.config
+        parts: dict[str, list[list[str]]] = {}
         sources = {domain.source for domain in config.domains.values()}
         documents = {source: domain_texts(source, config.text_field) for source in sorted(sources)}
         assigned = {source: self._assign(source, texts) for source, texts in documents.items()}

@@ -56,48 +56,58 @@ def benchmark(miniature: bool = False) -> Method:
 def arms(miniature: bool) -> tuple[Arm, ...]:
     """Return the gated arms, then those that are only reported."""
 
-    def run(method: str | None = None, fields: Mapping[str, Any] | None = None, **changes: Any) -> WeighedRun:
+    def run(
+        method: str | None = None,
+        fields: Mapping[str, Any] | None = None,
+        *,
+        data: Mapping[str, Any] | None = None,
+        wide: bool = False,
+        **options: Any,
+    ) -> WeighedRun:
         """Return a run of the text recipe: DWM with `fields`, or the baseline `method` with them."""
-        weighting = None if method is None else {"method": method, **(fields or {})}
-        dwm = {"callbacks": {"dwm": fields}} if method is None and fields else {}
-        options = {key: changes.pop(key) for key in OPTIONS if key in changes}
-        return WeighedRun(TEXT, {**text_changes(miniature, **changes), **dwm}, weighting, **{"noise": NOISE, **options})
+        changes = text_changes(data or {}, wide, miniature)
+        if method is not None:
+            return WeighedRun(TEXT, changes, {"method": method, **(fields or {})}, **options)
+        changes["callbacks"]["dwm"] |= fields or {}
+        return WeighedRun(TEXT, changes, **options)
 
     def only_reported(name: str, description: str, run: WeighedRun) -> Arm:
         return weighed_arm(name, description, run, seeds=REPORTED_SEEDS)
 
     static = {"freeze_after_stage": 1}
-    clean = {"domains": domains(prose=1.0), "noise": ()}
-    pair = {"domains": pair_of_domains(), "target": ("hard", "easy"), "test": ("hard", "easy"), "noise": ()}
+    clean = {"domains": domains(prose=1.0)}
+    both = ("hard", "easy")
+    pair = {"domains": pair_of_domains(), "target": both, "test": both}
     gated = (
-        weighed_arm("uniform", "uniform weights", run("uniform")),
-        weighed_arm("dwm", "DWM", run()),
-        weighed_arm("random", "random weights with DWM's effective batch", run("random", ess_from="dwm")),
-        weighed_arm("oracle", "clean data alone, uniform", run("uniform", **clean)),
-        weighed_arm("clean_dwm", "clean data alone, DWM", run(**clean)),
-        weighed_arm("wide", "twice the width, uniform", run("uniform", wide=True)),
+        weighed_arm("uniform", "uniform weights", run("uniform", noise=NOISE)),
+        weighed_arm("dwm", "DWM", run(noise=NOISE)),
+        weighed_arm("random", "random, DWM's effective batch", run("random", noise=NOISE, ess_from="dwm")),
+        weighed_arm("oracle", "clean data alone, uniform", run("uniform", data=clean)),
+        weighed_arm("clean_dwm", "clean data alone, DWM", run(data=clean)),
+        weighed_arm("wide", "twice the width, uniform", run("uniform", wide=True, noise=NOISE)),
         weighed_arm(
             "wide_transfer",
-            "twice the width, weighting models of DWM",
-            run(wide=True, frozen_from="dwm", time_overhead=True),
+            "twice the width, DWM's weighting models",
+            run(wide=True, noise=NOISE, frozen_from="dwm", time_overhead=True),
         ),
-        weighed_arm("pair_uniform", "prose and records, uniform", run("uniform", **pair)),
-        weighed_arm("pair_dwm", "prose and records, DWM", run(**pair, followed="hard")),
-        weighed_arm("pair_static", "prose and records, frozen after its first stage", run(None, static, **pair)),
+        weighed_arm("pair_uniform", "two useful domains, uniform", run("uniform", data=pair)),
+        weighed_arm("pair_dwm", "two useful domains, DWM", run(data=pair, followed="hard")),
+        weighed_arm("pair_static", "two useful domains, DWM after its first stage", run(None, static, data=pair)),
     )
     others = (
-        only_reported("static", "DWM frozen after its first stage", run(None, static)),
-        only_reported("per_sample", "DWM that sees each sequence alone", run(None, {"model": {"n_mix": 0}})),
-        only_reported("loss_high", "weights by loss, high ones preferred", run("loss", {"prefer": "high"})),
-        only_reported("loss_low", "weights by loss, low ones preferred", run("loss", {"prefer": "low"})),
-        only_reported("perplexity", "half with the lowest perplexity under bigrams", run("perplexity")),
-        only_reported("dsir", "half drawn by n-gram importance (DSIR)", run("dsir")),
-        only_reported("classifier", "half that a classifier takes for the target", run("classifier")),
+        only_reported("static", "DWM frozen after its first stage", run(None, static, noise=NOISE)),
+        only_reported("per_sample", "DWM, each sequence alone", run(None, {"model": {"n_mix": 0}}, noise=NOISE)),
+        *(
+            only_reported(
+                f"loss_{prefer}", f"by loss, {prefer} preferred", run("loss", {"prefer": prefer}, noise=NOISE)
+            )
+            for prefer in ("high", "low")
+        ),
+        only_reported("perplexity", "half of lowest perplexity under bigrams", run("perplexity", noise=NOISE)),
+        only_reported("dsir", "half drawn by n-gram importance (DSIR)", run("dsir", noise=NOISE)),
+        only_reported("classifier", "half a classifier takes for the target", run("classifier", noise=NOISE)),
     )
     return gated + others + (() if miniature else smollm2_arms())
-
-
-OPTIONS = ("noise", "ess_from", "frozen_from", "followed", "time_overhead")
 
 
 def smollm2_arms() -> tuple[Arm, ...]:
@@ -113,21 +123,26 @@ def smollm2_arms() -> tuple[Arm, ...]:
     )
 
 
-def text_changes(miniature: bool, *, wide: bool = False, **data: Any) -> dict[str, Any]:
+def text_changes(data: Mapping[str, Any], wide: bool, miniature: bool) -> dict[str, Any]:
     """Return the overrides of a text arm: its data, its width, and nothing that only costs time."""
     from recipes.dwm_text import LLAMA
 
-    changes: dict[str, Any] = {"data": data}
-    steps = WIDE_STEPS if wide else STEPS
-    if wide:
-        changes["module"] = {"model_args": {**LLAMA, **WIDE}}
+    steps, sizes = (WIDE_STEPS, WIDE) if wide else (STEPS, {})
+    small: dict[str, Any] = {}
     if miniature:
-        steps = 10
-        changes["module"] = {"model_args": {**LLAMA, "hidden_size": 32 if wide else 16, "intermediate_size": 32}}
-        changes["data"] = {**data, "size": 400}
-        changes["callbacks"] = {"dwm": {"dwm_steps": 2}}
-    trainer = {"max_steps": steps, "val_check_interval": steps // 5, "num_sanity_val_steps": 0}
-    return {**changes, "trainer": {**trainer, "enable_checkpointing": False}}
+        steps, sizes = 10, {"hidden_size": 32 if wide else 16, "intermediate_size": 32}
+        data, small = {**data, "size": 400}, {"dwm_steps": 2}
+    return {
+        "module": {"model_args": {**LLAMA, **sizes}},
+        "data": dict(data),
+        "callbacks": {"dwm": small},
+        "trainer": {
+            "max_steps": steps,
+            "val_check_interval": steps // 5,
+            "num_sanity_val_steps": 0,
+            "enable_checkpointing": False,
+        },
+    }
 
 
 def domains(**shares: float) -> dict[str, Any]:

@@ -23,7 +23,7 @@ MIXED = ("uniform", *WEIGHED, "oracle")
 
 def series(arm: Mapping[str, Any], prefix: str) -> list[float]:
     """Return an arm's ``<prefix>_stage0``, ``1``, ..., each the mean over its seeds; empty if there are none."""
-    seeds, means = list(arm["results"].values()), []
+    seeds, means = list(arm["results"].values()), list[float]()
     while all(f"{prefix}_stage{len(means)}" in numbers for numbers in seeds):
         means.append(statistics.fmean(numbers[f"{prefix}_stage{len(means)}"] for numbers in seeds))
     return means

@@ -95,7 +95,7 @@ class WeighedRun:
             fields = {**self.weighting, "seed": seed}
             if self.ess_from and inputs is not None:
                 fields["ess"] = ess_by_stage(inputs[self.ess_from].values)
-            callbacks |= {"dwm": None, "weighting": BatchWeighting.Config(**fields)}
+            callbacks = {"dwm": None, "weighting": BatchWeighting.Config(**fields)}
         else:
             frozen = {"frozen": str(inputs[self.frozen_from].folder / "run")} if self.frozen_from and inputs else {}
             callbacks["dwm"] = {**callbacks.get("dwm", {}), **frozen, "seed": seed}

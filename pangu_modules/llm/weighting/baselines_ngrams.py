@@ -12,7 +12,7 @@ All see a sequence as tokens (tokens,) int64, and the larger the score, the more
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -89,13 +89,14 @@ class ImportanceRatio:
 
     def __init__(self, target: Sequence[Tensor], raw: Sequence[Tensor], seed: int = 0, buckets: int = BUCKETS) -> None:
         self.seed, self.buckets = seed, buckets
-        shares = [bags(sequences, buckets).sum(0) + 1 for sequences in (target, raw)]
+        shares = [np.asarray(bags(sequences, buckets).sum(0)).ravel() + 1 for sequences in (target, raw)]
         self.log_ratio = np.log(shares[0] / shares[0].sum()) - np.log(shares[1] / shares[1].sum())
 
     def score(self, sequences: Sequence[Tensor]) -> np.ndarray:
         """Return the log importance weight with noise of each sequence."""
         noise = [np.random.default_rng([self.seed, *tokens.tolist()]).gumbel() for tokens in sequences]
-        return bags(sequences, self.buckets) @ self.log_ratio + np.array(noise)
+        scores: np.ndarray = bags(sequences, self.buckets) @ self.log_ratio + np.array(noise)
+        return scores
 
 
 class QualityClassifier:
@@ -111,10 +112,11 @@ class QualityClassifier:
     """
 
     def __init__(self, target: Sequence[Tensor], raw: Sequence[Tensor], buckets: int = BUCKETS) -> None:
+        from scipy.sparse import vstack
         from sklearn.linear_model import LogisticRegression
 
         self.buckets = buckets
-        features = np.concatenate([self._features(target), self._features(raw)])
+        features = vstack([self._features(target), self._features(raw)])
         labels = np.repeat([1, 0], [len(target), len(raw)])
         self.model = LogisticRegression(class_weight="balanced", C=10.0, max_iter=200).fit(features, labels)
 
@@ -123,16 +125,22 @@ class QualityClassifier:
         logits: np.ndarray = self.model.decision_function(self._features(sequences))
         return logits
 
-    def _features(self, sequences: Sequence[Tensor]) -> np.ndarray:
+    def _features(self, sequences: Sequence[Tensor]) -> Any:
         counts = bags(sequences, self.buckets)
-        return np.sqrt(counts / np.maximum(counts.sum(1, keepdims=True), 1))
+        totals = np.maximum(np.asarray(counts.sum(1)), 1)
+        return counts.multiply(1 / totals).sqrt().tocsr()
 
 
-def bags(sequences: Sequence[Tensor], buckets: int) -> np.ndarray:
-    """Return the counts of each sequence's hashed unigrams and bigrams, (sequences, buckets) float64."""
-    counts = np.zeros((len(sequences), buckets))
-    for row, tokens in enumerate(sequences):
+def bags(sequences: Sequence[Tensor], buckets: int) -> Any:
+    """Return the counts of each sequence's hashed unigrams and bigrams, a sparse matrix (sequences, buckets)."""
+    from scipy.sparse import csr_matrix
+
+    rows = []
+    for tokens in sequences:
         ids = tokens.numpy().astype(np.int64)
-        grams = np.concatenate([ids % buckets, (ids[:-1] * MULTIPLIER + ids[1:]) % buckets])
-        counts[row] = np.bincount(grams, minlength=buckets)
+        rows.append(np.concatenate([ids % buckets, (ids[:-1] * MULTIPLIER + ids[1:]) % buckets]))
+    columns = np.concatenate([np.empty(0, dtype=np.int64), *rows])
+    starts = np.cumsum([0, *(len(row) for row in rows)])
+    counts = csr_matrix((np.ones(len(columns)), columns, starts), shape=(len(rows), buckets))
+    counts.sum_duplicates()
     return counts

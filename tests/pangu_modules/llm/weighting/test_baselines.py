@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -81,7 +82,7 @@ def test_bags_by_loops():
         ids = tokens.tolist()
         for token in ids:
             want[row, token % 7] += 1
-        for first, second in zip(ids[:-1], ids[1:], strict=True):
+        for first, second in itertools.pairwise(ids):
             want[row, (first * MULTIPLIER + second) % 7] += 1
     np.testing.assert_array_equal(bags(rows, 7).toarray(), want)
 
@@ -101,7 +102,7 @@ def test_bigram_scores_by_loops():
     model = BigramPerplexity(target, raw)
     for row, score in zip(raw, model.score(raw), strict=True):
         ids = row.tolist()
-        logs = [math.log(probability(first, second)) for first, second in zip(ids[:-1], ids[1:], strict=True)]
+        logs = [math.log(probability(first, second)) for first, second in itertools.pairwise(ids)]
         assert score == pytest.approx(sum(logs) / len(logs), rel=1e-12)
     assert sum(probability(0, second) for second in range(9)) == pytest.approx(1)
     assert model.score([torch.tensor([5])]).tolist() == [0.0]
@@ -114,7 +115,7 @@ def test_importance_ratio_by_loops():
     for row, score in zip(raw, model.score(raw), strict=True):
         ids, total = row.tolist(), 0.0
         grams = [token % 16 for token in ids]
-        grams += [(a * MULTIPLIER + b) % 16 for a, b in zip(ids[:-1], ids[1:], strict=True)]
+        grams += [(a * MULTIPLIER + b) % 16 for a, b in itertools.pairwise(ids)]
         for gram in grams:
             total += math.log(counts[0][gram] / counts[0].sum()) - math.log(counts[1][gram] / counts[1].sum())
         noise = np.random.default_rng([4, *ids]).gumbel()

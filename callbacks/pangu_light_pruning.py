@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -15,6 +16,7 @@ from pangu_modules.llm.pruning.absorb import AbsorbConfig, AbsorbPlan, absorb_po
 from pangu_modules.llm.pruning.calibration import CalibrationConfig
 from pangu_modules.llm.pruning.depth import perplexity
 from pangu_modules.llm.pruning.pangu_light_config import PanguLightConfig
+from pangu_modules.llm.pruning.pangu_light_report import PanguLightReport
 from pangu_modules.llm.pruning.prune_report import PruneReport
 from pangu_modules.module import PanguModule
 from pangu_modules.report_parts import leave_table
@@ -56,6 +58,8 @@ class PanguLightPruning(PruningCallback):
                 "PostNormAbsorption in a last stage with trainer.max_epochs=0, or order='heal'"
             )
         super().setup(trainer, pl_module, stage)
+        if self.config.measure and trainer.is_global_zero and isinstance(self.report, PanguLightReport):
+            leave_shapes(trainer.default_root_dir, self.name, self.report)
         if absorb.enabled:
             absorb_into(trainer, pl_module, absorb, self.method.calib, self.name)
 
@@ -127,6 +131,16 @@ class PostNormAbsorption(RecipeCallback):
         held_out = held_out_batches(trainer)
         with on_device(module.model, trainer.strategy.root_device):
             return perplexity(module.model, held_out) if held_out else 0.0
+
+
+def leave_shapes(folder: str, name: str, report: PanguLightReport) -> None:
+    """Leave the tables of the model's sizes before and after, and of the layers dropped with their scores."""
+    before, after = asdict(report.shape_before), asdict(report.shape_after)
+    sizes = [{"size": axis.replace("_", " "), "before": before[axis], "after": after[axis]} for axis in before]
+    leave_table(folder, f"{name}-2-sizes", f"{name}: sizes", sizes)
+    dropped = [{"layer": layer, "score": score} for layer, score in report.dropped_layers.items()]
+    if dropped:
+        leave_table(folder, f"{name}-3-dropped", f"{name}: dropped layers", dropped)
 
 
 def absorbed_by(module: Any, source: str) -> bool:

@@ -139,17 +139,20 @@ def _seconds(model: Any, ids: Tensor) -> float:
 
 def layer_rows(layers: Sequence[LayerReport]) -> list[dict[str, Any]]:
     """Return the table of layers: what stayed of each, and the cosine of its input and output before pruning."""
-    return [
+    rows: list[dict[str, Any]] = [
         {
             "layer": layer.index,
             "similarity": layer.similarity,
             "requested ratio": layer.ratio,
             "query heads": f"{len(layer.kept_heads)} of {layer.num_heads}",
+            "adopted heads": layer.adopted_heads or None,
             "FFN channels": f"{len(layer.kept_channels)} of {layer.intermediate_size}",
             "heads' correlation": layer.head_similarity,
         }
         for layer in layers
     ]
+    told = {column for row in rows for column, value in row.items() if value is not None}
+    return [{column: value for column, value in row.items() if column in told} for row in rows]
 
 
 def draw_kept(layers: Sequence[LayerReport]) -> Figure:

@@ -84,7 +84,14 @@ def test_the_report_tells_what_each_part_did(tmp_path):
     assert list(parts) == ["dense", "plain", "clap", "slnp", "clap+slnp"]
     assert parts["dense"] == pytest.approx(perplexities["before pruning"])
     assert parts["clap+slnp"] == pytest.approx(perplexities["pruned"])  # what the configuration asks for
-    assert len(table(tmp_path, "3-layers")) == 3
+    layers = table(tmp_path, "3-layers")
+    assert {*layers[0]} == {"layer", "similarity", "requested ratio", "query heads", "FFN channels", "adopted heads"}
+    for row in layers:  # what a layer lost of its own heads, CLAP gave it from the dropped one
+        assert int(row["query heads"].split(" of ")[0]) + (row["adopted heads"] or 0) == 4
+    sizes = {row["size"]: (row["before"], row["after"]) for row in table(tmp_path, "2-sizes")}
+    assert (sizes["hidden size"], sizes["num hidden layers"]) == ((32, 24), (4, 3))
+    (dropped,) = table(tmp_path, "3-dropped")
+    assert {dropped["layer"], *(row["layer"] for row in layers)} == {0, 1, 2, 3}
 
 
 SANDWICH = {**TINY_LLAMA, "num_hidden_layers": 3, "tie_word_embeddings": False}

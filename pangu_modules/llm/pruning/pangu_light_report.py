@@ -112,6 +112,7 @@ def _layer_report(
     layer: int, position: int, selection: PanguLightSelection, before: ModelShape, ratio: float
 ) -> LayerReport:
     own = {group for donor, group in selection.groups[position] if donor == layer}
+    foreign = len(selection.groups[position]) - len(own)
     return LayerReport(
         index=layer,
         similarity=1 - selection.block_influence[layer],
@@ -120,4 +121,5 @@ def _layer_report(
         num_heads=before.num_attention_heads,
         kept_channels=selection.channels[position],
         intermediate_size=before.intermediate_size,
+        adopted_heads=foreign * (len(selection.query_heads[layer]) // before.num_key_value_heads),
     )

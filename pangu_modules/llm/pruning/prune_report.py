@@ -23,6 +23,7 @@ class LayerReport:
         intermediate_size: FFN channels before.
         head_similarity: mean over output dimensions of the correlation of the kept heads' output with the whole
             attention output; None where no head was removed.
+        adopted_heads: query heads it has from dropped layers.
     """
 
     index: int
@@ -33,6 +34,7 @@ class LayerReport:
     kept_channels: tuple[int, ...]
     intermediate_size: int
     head_similarity: float | None = None
+    adopted_heads: int = 0
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> LayerReport:

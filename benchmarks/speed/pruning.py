@@ -23,9 +23,10 @@ PEERS = {"optipfair": "optipfair", "modelopt": "ModelOpt", "torch_pruning": "Tor
 SETUP = (
     "SmolLM2-135M on the CPU in float32 with all cores. Pruning is SlimLLM's published 20 % setting, whole "
     f"(statistics, selection, surgery, repair), calibrated on {WINDOWS} windows of {LENGTH} tokens of Python's "
-    "reference texts; its peer is the forward pass over the same tokens without the head, the least any method must "
-    "do. Peak memory is the resident memory of a process of its own, less what Python and its libraries take before "
-    "the model is loaded. Models raced for their speed are cut without regard to importance, which costs no speed."
+    "reference texts; its peer is one forward pass over the same tokens without the head. The method has two: the "
+    "layer ratios need the whole dense model, then every layer is pruned on what the pruned ones below pass on. Peak "
+    "memory is the resident memory of a process of its own, less what Python and its libraries take before the model "
+    "is loaded. Models raced for their speed are cut without regard to importance, which costs no speed."
 )
 
 

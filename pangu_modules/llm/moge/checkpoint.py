@@ -31,9 +31,7 @@ def register_conversion(model_type: str) -> None:
         model_type,
         [
             WeightConverter(gate_up, f"{experts}.gate_up_proj", operations=[MergeModulelist(0), Concatenate(1)]),
-            WeightConverter(
-                f"{experts}.*.down_proj.weight", f"{experts}.down_proj", operations=[MergeModulelist(0)]
-            ),
+            WeightConverter(f"{experts}.*.down_proj.weight", f"{experts}.down_proj", operations=[MergeModulelist(0)]),
         ],
         overwrite=True,
     )

@@ -9,6 +9,8 @@ Legend: T tokens, K experts per token, S = T K rows, E experts, M groups, h hidd
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,7 +20,6 @@ from torch import Tensor, nn
 ExpertsImplementation = Literal["auto", "grouped_mm", "loop", "reference"]
 
 ALIGNMENT_BYTES = 16  # grouped_mm wants rows of a multiple of this
-FEW_ROWS = 128  # up to here, without gradients, only the selected experts are touched, one after another
 
 GROUPED_MATMUL: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {}
 """Fused operators by device type (``"npu"``); each follows the contract of `grouped_matmul` and is used for both of
@@ -112,14 +113,14 @@ def experts_forward(
     rows_type = compute_dtype(hidden_states, gate_up_proj)
     tokens, gate_up, down = (tensor.to(rows_type) for tensor in (hidden_states, gate_up_proj, down_proj))
     if implementation == "grouped_mm":
-        check_alignment(tokens, down)
-    if implementation == "auto" and few_rows(expert_ids) and not needs_grad(tokens, weights, gate_up, down):
-        return few_tokens(tokens, expert_ids, weights, gate_up, down).to(hidden_states.dtype)
+        check_alignment(down)
     order = sort_rows(expert_ids, gate_up.shape[0], num_groups)
-    rows = gather_rows(tokens, order)
-    row_weights = weights.t().reshape(-1)[order.pairs]
-    rows = grouped_swiglu(rows, row_weights, gate_up, down, order.ends, loop=implementation == "loop")
-    return combine_rows(rows, order).to(hidden_states.dtype)
+    arguments = (tokens, weights, gate_up, down, order, implementation)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arguments[:4]):
+        output = _SortedExperts.apply(*arguments)
+    else:
+        output, _ = _sorted_forward(*arguments)
+    return output.to(hidden_states.dtype)
 
 
 def reference_experts(
@@ -177,7 +178,9 @@ def count_rows(expert_ids: Tensor, num_experts: int) -> Tensor:
     return torch.zeros(num_experts, dtype=torch.int64, device=ids.device).scatter_add_(0, ids, torch.ones_like(ids))
 
 
-def grouped_matmul(rows: Tensor, other: Tensor, ends: Tensor, *, loop: bool = False) -> Tensor:
+def grouped_matmul(
+    rows: Tensor, other: Tensor, ends: Tensor, *, implementation: ExpertsImplementation = "auto"
+) -> Tensor:
     """Multiply each expert's rows by its own matrix: the seam for a fused operator (`GROUPED_MATMUL`).
 
     Two forms, by the dimensions of `other`; expert e has rows ``ends[e-1]:ends[e]``, maybe none:
@@ -185,130 +188,144 @@ def grouped_matmul(rows: Tensor, other: Tensor, ends: Tensor, *, loop: bool = Fa
     - other (E, a, b): (S, a) x (E, a, b) -> (S, b), row by row ``rows[s] @ other[e]``.
     - other (S, b): (S, a) x (S, b) -> (E, a, b), ``rows_e^T @ other_e``, 0 for an expert without rows.
 
+    Both results are new and contiguous. It is not differentiated: the backward pass calls it itself.
+
     Args:
         rows: (S, a), sorted by expert.
         other: see above; (E, a, b) may be a transposed view.
         ends: (E,) int32 cumulative counts; the last is S.
-        loop: multiply expert by expert, for sizes and types that grouped_mm does not take.
+        implementation: ``grouped_mm``, ``loop`` (expert by expert), or ``auto``: a fused operator of the device,
+            otherwise grouped_mm, otherwise the loop where grouped_mm does not take the sizes or the type.
     """
-    fused = GROUPED_MATMUL.get(rows.device.type)
-    if fused is not None and not loop:
-        return fused(rows, other, ends)
+    fused = GROUPED_MATMUL.get(rows.device.type) if implementation == "auto" else None
     if rows.is_meta:
         return _on_meta(rows, other, ends)
-    if loop or not aligned(rows, other):
+    if fused is not None:
+        return fused(rows, other, ends)
+    if implementation == "loop" or not aligned(rows, other):
         return _grouped_loop(rows, other, ends)
     return F.grouped_mm(rows if other.ndim == 3 else rows.t(), other, offs=ends)
 
 
-def grouped_swiglu(
-    rows: Tensor, row_weights: Tensor, gate_up: Tensor, down: Tensor, ends: Tensor, *, loop: bool = False
-) -> Tensor:
-    """Return ``weight * down_e(silu(gate_e(x)) * up_e(x))`` for rows sorted by expert, (S, h).
-
-    Saves the rows and the products with `gate_up` for the backward pass, and recomputes what lies between.
-
-    Args:
-        rows: (S, h), sorted by expert.
-        row_weights: (S,), gate of each row.
-        gate_up: (E, 2 I, h).
-        down: (E, h, I).
-        ends: (E,) int32 cumulative counts of rows.
-        loop: see `grouped_matmul`.
-    """
-    return _GroupedSwiGLU.apply(rows, row_weights, gate_up, down, ends, loop)
+def aligned(rows: Tensor, other: Tensor) -> bool:
+    """Return whether grouped_mm takes these sizes and this type."""
+    widths = (rows.shape[1], other.shape[-1])
+    return rows.dtype != torch.float64 and all(width * rows.element_size() % ALIGNMENT_BYTES == 0 for width in widths)
 
 
-def gather_rows(tokens: Tensor, order: RowOrder) -> Tensor:
-    """Return each sorted row's token, (T, h) to (S, h)."""
-    return _Gather.apply(tokens, order)
+def check_alignment(down_proj: Tensor) -> None:
+    """Refuse sizes and types that grouped_mm does not take."""
+    hidden, inner = down_proj.shape[1:]
+    if down_proj.dtype == torch.float64 or hidden % 8 or inner % 8:
+        raise ValueError(
+            "experts_implementation='grouped_mm' needs hidden_size and expert_intermediate_size divisible by 8 and no "
+            f"float64, got {hidden}, {inner} and {down_proj.dtype}: take 'auto', which falls back to a loop"
+        )
 
 
-def combine_rows(rows: Tensor, order: RowOrder) -> Tensor:
-    """Add up the rows of each token, (S, h) to (T, h)."""
-    return _Combine.apply(rows, order)
+def compute_dtype(hidden_states: Tensor, weight: Tensor) -> torch.dtype:
+    """Return autocast's type where it is on (grouped products are not part of it), otherwise the weights' type."""
+    device = hidden_states.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return weight.dtype
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tokens: Tensor, order: RowOrder) -> Tensor:
-        ctx.order = order
-        return tokens.index_select(0, order.tokens)
+class _SortedExperts(torch.autograd.Function):
+    """The sorted path. Keeps the tokens and their products with `gate_up`, and recomputes what lies between."""
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _add_up(grad, ctx.order), None
-
-
-class _Combine(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, order: RowOrder) -> Tensor:
-        ctx.order = order
-        return _add_up(rows, order)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.index_select(0, ctx.order.tokens), None
-
-
-def _add_up(rows: Tensor, order: RowOrder) -> Tensor:
-    if rows.device.type == "cpu" and rows.dtype in (torch.float32, torch.float64):
-        return rows.new_zeros(order.num_tokens, rows.shape[1]).index_add_(0, order.tokens, rows)
-    # Elsewhere index_add is not deterministic, and in low precision it rounds at every addition.
-    inverse = torch.empty_like(order.pairs)
-    inverse[order.pairs] = torch.arange(order.pairs.numel(), device=rows.device)
-    num_choices = order.pairs.numel() // max(order.num_tokens, 1)
-    return rows.index_select(0, inverse).view(num_choices, order.num_tokens, -1).sum(0)
-
-
-class _GroupedSwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, row_weights: Tensor, gate_up: Tensor, down: Tensor, ends: Tensor, loop: bool
+        ctx: Any,
+        tokens: Tensor,
+        weights: Tensor,
+        gate_up: Tensor,
+        down: Tensor,
+        order: RowOrder,
+        implementation: ExpertsImplementation,
     ) -> Tensor:
-        projected = grouped_matmul(rows, gate_up.transpose(1, 2), ends, loop=loop)
-        gate, up = projected.chunk(2, dim=-1)
-        scaled = (F.silu(gate).mul_(up) * row_weights[:, None]).to(rows.dtype)
-        ctx.save_for_backward(rows, row_weights, gate_up, down, ends, projected)
-        ctx.loop = loop
-        return grouped_matmul(scaled, down.transpose(1, 2), ends, loop=loop)
+        output, projected = _sorted_forward(tokens, weights, gate_up, down, order, implementation)
+        ctx.save_for_backward(tokens, weights, gate_up, down, projected)
+        ctx.order, ctx.implementation = order, implementation
+        return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, row_weights, gate_up, down, ends, projected = ctx.saved_tensors
-        need_rows, need_weights, need_gate_up, need_down, _, _ = ctx.needs_input_grad
-        loop, grad = ctx.loop, grad.contiguous()
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        tokens, weights, gate_up, down, projected = ctx.saved_tensors
+        need_tokens, need_weights, need_gate_up, need_down, _, _ = ctx.needs_input_grad
+        order, matmul = ctx.order, partial(grouped_matmul, ends=ctx.order.ends, implementation=ctx.implementation)
+        scale = _to_rows(weights, order)[:, None]
         gate, up = projected.chunk(2, dim=-1)
+        grad = grad_output.index_select(0, order.tokens)
         sigmoid = gate.sigmoid()
         silu = gate * sigmoid
         inner = silu * up
-        scale = row_weights[:, None].to(rows.dtype)
-        grad_down = grouped_matmul(grad, inner * scale, ends, loop=loop) if need_down else None
-        grad_inner = grouped_matmul(grad, down, ends, loop=loop)
-        # <grad, down(inner)> = <down^T(grad), inner>, so that the output need not be kept.
-        grad_weights = (grad_inner * inner).sum(-1, dtype=row_weights.dtype) if need_weights else None
-        grad_inner = grad_inner * scale
+        grad_inner = matmul(grad, down)
+        # <grad, down(inner)> = <down^T(grad), inner>: the experts' outputs need not be kept.
+        grad_scale = (grad_inner * inner).sum(-1, dtype=weights.dtype) if need_weights else None
+        grad_down = matmul(grad, inner.mul_(scale)) if need_down else None
+        grad_inner.mul_(scale)
         grad_projected = torch.empty_like(projected)
         grad_gate, grad_up = grad_projected.chunk(2, dim=-1)
         torch.mul(grad_inner, silu, out=grad_up)
-        torch.mul(grad_inner * up, sigmoid + silu * (1 - sigmoid), out=grad_gate)
-        grad_gate_up = grouped_matmul(grad_projected, rows, ends, loop=loop) if need_gate_up else None
-        grad_rows = grouped_matmul(grad_projected, gate_up, ends, loop=loop) if need_rows else None
-        return grad_rows, grad_weights, grad_gate_up, grad_down, None, None
+        slope = torch.addcmul(sigmoid + silu, silu, sigmoid, value=-1)  # of silu: s + z s - z s^2, s = sigmoid(z)
+        torch.mul(grad_inner.mul_(up), slope, out=grad_gate)
+        grad_gate_up = matmul(grad_projected, tokens.index_select(0, order.tokens)) if need_gate_up else None
+        grad_tokens = _combine(matmul(grad_projected, gate_up), order) if need_tokens else None
+        grad_weights = None if grad_scale is None else _from_rows(grad_scale, order, weights.shape[1])
+        return grad_tokens, grad_weights, grad_gate_up, grad_down, None, None
+
+
+def _sorted_forward(
+    tokens: Tensor,
+    weights: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    order: RowOrder,
+    implementation: ExpertsImplementation,
+) -> tuple[Tensor, Tensor]:
+    """Return the output (T, h) and the rows' products with `gate_up` (S, 2 I)."""
+    matmul = partial(grouped_matmul, ends=order.ends, implementation=implementation)
+    projected = matmul(tokens.index_select(0, order.tokens), gate_up.transpose(1, 2))
+    gate, up = projected.chunk(2, dim=-1)
+    # The gate multiplies before `down`, where rows are narrower than behind it.
+    inner = F.silu(gate).mul_(up).mul_(_to_rows(weights, order)[:, None])
+    return _combine(matmul(inner, down.transpose(1, 2)), order), projected
+
+
+def _to_rows(weights: Tensor, order: RowOrder) -> Tensor:
+    """Return the gates (T, K) in sorted order, (S,)."""
+    return weights.t().reshape(-1).index_select(0, order.pairs)
+
+
+def _from_rows(row_weights: Tensor, order: RowOrder, num_choices: int) -> Tensor:
+    """Return sorted gates (S,) as (T, K)."""
+    flat = torch.empty_like(row_weights).index_copy_(0, order.pairs, row_weights)
+    return flat.view(num_choices, order.num_tokens).t()
+
+
+def _combine(rows: Tensor, order: RowOrder) -> Tensor:
+    """Add up the rows of each token, (S, h) to (T, h)."""
+    if rows.is_cpu and rows.dtype in (torch.float32, torch.float64):
+        return rows.new_zeros(order.num_tokens, rows.shape[1]).index_add_(0, order.tokens, rows)
+    # On an accelerator index_add has no fixed order of additions; in low precision it rounds at each of them.
+    inverse = torch.empty_like(order.pairs)
+    inverse[order.pairs] = torch.arange(order.pairs.numel(), device=rows.device)
+    num_choices = order.pairs.numel() // max(order.num_tokens, 1)
+    return rows.index_select(0, inverse).view(num_choices, order.num_tokens, rows.shape[1]).sum(0)
 
 
 def _grouped_loop(rows: Tensor, other: Tensor, ends: Tensor) -> Tensor:
     bounds = [0, *ends.tolist()]
-    slices = [slice(first, last) for first, last in zip(bounds[:-1], bounds[1:], strict=True)]
+    parts = [slice(first, last) for first, last in pairwise(bounds)]
     if other.ndim == 2:
-        output = rows.new_zeros(len(slices), rows.shape[1], other.shape[1])
-        for expert, part in enumerate(slices):
-            if part.stop > part.start:
-                torch.mm(rows[part].t(), other[part], out=output[expert])
+        output = rows.new_empty(len(parts), rows.shape[1], other.shape[1])
+        for expert, part in enumerate(parts):
+            torch.mm(rows[part].t(), other[part], out=output[expert])  # of no rows: zeros
         return output
     output = rows.new_empty(rows.shape[0], other.shape[2])
-    for expert, part in enumerate(slices):
+    for expert, part in enumerate(parts):
         if part.stop > part.start:
             torch.mm(rows[part], other[expert], out=output[part])
     return output
@@ -319,50 +336,3 @@ def _on_meta(rows: Tensor, other: Tensor, ends: Tensor) -> Tensor:
     if other.ndim == 3:
         return rows @ other[0]
     return (rows.t() @ other).expand(ends.shape[0], -1, -1)
-
-
-def few_tokens(tokens: Tensor, expert_ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """Return what `experts_forward` returns, for few tokens and without gradients: reads selected experts only."""
-    output = torch.zeros_like(tokens)
-    flat = expert_ids.reshape(-1)
-    for expert in flat.unique().tolist():
-        rows, columns = torch.where(expert_ids == expert)
-        gate, up = F.linear(tokens[rows], gate_up[expert]).chunk(2, dim=-1)
-        inner = (F.silu(gate).mul_(up) * weights[rows, columns, None]).to(tokens.dtype)
-        output.index_add_(0, rows, F.linear(inner, down[expert]))
-    return output
-
-
-def compute_dtype(hidden_states: Tensor, weight: Tensor) -> torch.dtype:
-    """Return autocast's type where it is on (grouped_mm is not part of it), otherwise the weights' type."""
-    device = hidden_states.device.type
-    if device != "meta" and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return weight.dtype
-
-
-def aligned(rows: Tensor, other: Tensor) -> bool:
-    """Return whether grouped_mm takes these sizes and types."""
-    size = rows.element_size()
-    widths = (rows.shape[1], other.shape[-1])
-    return rows.dtype != torch.float64 and all(width * size % ALIGNMENT_BYTES == 0 for width in widths)
-
-
-def check_alignment(tokens: Tensor, down: Tensor) -> None:
-    """Refuse sizes and types that grouped_mm does not take."""
-    hidden, inner = down.shape[1:]
-    if tokens.dtype == torch.float64 or hidden % 8 or inner % 8:
-        raise ValueError(
-            f"experts_implementation='grouped_mm' needs hidden_size and expert_intermediate_size divisible by 8 and "
-            f"a type below float64, got {hidden}, {inner} and {tokens.dtype}: take 'auto', which falls back to a loop"
-        )
-
-
-def few_rows(expert_ids: Tensor) -> bool:
-    """Return whether there are so few rows that touching only selected experts pays off."""
-    return expert_ids.numel() <= FEW_ROWS and expert_ids.device.type == "cpu"
-
-
-def needs_grad(*tensors: Tensor) -> bool:
-    """Return whether autograd records an operation on these tensors."""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)

@@ -62,7 +62,8 @@ class PanguProMoEDecoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: PanguProMoEConfig, layer_idx: int) -> None:
         super().__init__()
-        self.self_attn = LlamaAttention(config, layer_idx)
+        attention_config: Any = config  # has all fields of a LlamaConfig that attention reads
+        self.self_attn = LlamaAttention(attention_config, layer_idx)
         self.mlp = MoGEBlock(config.block_config(), layer_idx=layer_idx, experts=PanguProMoEExperts(config))
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -77,7 +78,7 @@ class PanguProMoEDecoderLayer(GradientCheckpointingLayer):
 class PanguProMoEModel(LlamaModel):
     """The decoder without its language-model head."""
 
-    config: PanguProMoEConfig
+    config: PanguProMoEConfig  # type: ignore[assignment]
     config_class = PanguProMoEConfig
     _no_split_modules = ["PanguProMoEDecoderLayer"]
     _can_record_outputs = {"hidden_states": PanguProMoEDecoderLayer, "attentions": LlamaAttention}
@@ -90,7 +91,8 @@ class PanguProMoEModel(LlamaModel):
             [PanguProMoEDecoderLayer(config, index) for index in range(config.num_hidden_layers)]
         )
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        rotary_config: Any = config
+        self.rotary_emb = LlamaRotaryEmbedding(config=rotary_config)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -109,7 +111,7 @@ class PanguProMoEForCausalLM(LlamaForCausalLM):
     ``from_pretrained`` reads the released layout and ``save_pretrained`` writes it, bit by bit.
     """
 
-    config: PanguProMoEConfig
+    config: PanguProMoEConfig  # type: ignore[assignment]
     config_class = PanguProMoEConfig
     _no_split_modules = ["PanguProMoEDecoderLayer"]
     _keys_to_ignore_on_load_unexpected = list(IGNORED_TENSORS)
@@ -129,7 +131,8 @@ class PanguProMoEForCausalLM(LlamaForCausalLM):
             ValueError: the configuration is of Pro MoE V2, or the checkpoint lacks the gate factors
                 (``router_scale``) that the configuration asks for.
         """
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
         check_router_scale(set(info["missing_keys"]), set(info["unexpected_keys"]))
         return (model, info) if output_loading_info else model
 
@@ -151,7 +154,7 @@ def _init_mixture(module: nn.Module, std: float) -> None:
         init.normal_(module.weight, mean=0.0, std=std)
         if module.e_score_correction_bias is not None:
             init.zeros_(module.e_score_correction_bias)
-    elif isinstance(module, MoGEBlock) and module.router_scale is not None:
+    elif isinstance(module, MoGEBlock) and isinstance(module.router_scale, nn.Parameter):
         init.ones_(module.router_scale)
 
 

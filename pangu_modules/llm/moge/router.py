@@ -7,6 +7,7 @@ receive the same number of token-rows for every batch. Gates are the selected gl
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Literal, NamedTuple, Self
 
 import torch
@@ -141,7 +142,8 @@ class Router(Configurable, nn.Module):
         x = hidden_states.to(dtype)
         if self.training and config.router_jitter > 0:
             x = x * torch.empty_like(x).uniform_(1 - config.router_jitter, 1 + config.router_jitter)
-        with torch.autocast(hidden_states.device.type, enabled=False):
+        device = hidden_states.device.type
+        with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
             return F.linear(x, self.weight.to(dtype))
 
     @torch.no_grad()
@@ -181,7 +183,9 @@ class Router(Configurable, nn.Module):
     def extra_repr(self) -> str:
         """Name the router and its sizes in `repr`."""
         config = self.config
-        return f"{config.router}, experts={config.num_experts}, groups={config.num_groups}, k={config.experts_per_token}"
+        return (
+            f"{config.router}, experts={config.num_experts}, groups={config.num_groups}, k={config.experts_per_token}"
+        )
 
 
 def route_moge(
@@ -252,11 +256,10 @@ def route_deepseek(
         kept_groups: groups that stay; None for all, which is plain top-k over the biased scores.
         bias: (N,), added to the scores for the selection only.
     """
-    num_tokens, num_experts = logits.shape
     sigmoids = logits.sigmoid()
     choice = sigmoids.detach() if bias is None else sigmoids.detach() + bias.to(sigmoids.dtype)
     if kept_groups is not None and kept_groups < num_groups:
-        grouped = choice.view(num_tokens, num_groups, -1)
+        grouped = choice.unflatten(-1, (num_groups, -1))
         group_scores = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
         kept = group_scores.topk(kept_groups, dim=-1).indices
         mask = torch.zeros_like(group_scores, dtype=torch.bool).scatter(-1, kept, True)

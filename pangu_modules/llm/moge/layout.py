@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, PositiveInt, ValidationError, model_validator
@@ -177,25 +178,25 @@ def _validated(kind: type[AnyConfig], values: Mapping[str, Any], name: str) -> A
         raise UsageError(readable(error, name)) from error
 
 
-def layouts(shape: ModelShape, devices: int, dispatches: tuple[str, ...] = ("all_gather",)) -> Iterator[Layout]:
-    """Yield every layout of `devices` devices that divides the model."""
-    parts = _divisors(devices)
-    for dispatch in dispatches if shape.num_experts else dispatches[:1]:
-        for attention_tp in parts:
-            for shared_tp in parts if shape.shared_intermediate or not shape.num_experts else (1,):
-                for expert_ep in parts if shape.num_experts else (1,):
-                    layout = Layout.model_validate(
-                        {
-                            "attention_dp": devices // attention_tp,
-                            "attention_tp": attention_tp,
-                            "expert_tp": devices // expert_ep if shape.num_experts else 1,
-                            "expert_ep": expert_ep,
-                            "shared_tp": shared_tp,
-                            "dispatch": dispatch,
-                        }
-                    )
-                    if _fits(layout, shape):
-                        yield layout
+def layouts(shape: ModelShape, devices: int) -> Iterator[Layout]:
+    """Yield every layout of `devices` devices that divides the model.
+
+    All-to-all is among them where a token visits fewer parts than there are; otherwise it sends what all-gather does.
+    """
+    sparse, parts = bool(shape.num_experts), _divisors(devices)
+    shared_parts = parts if shape.shared_intermediate or not sparse else [1]
+    for attention_tp, shared_tp, expert_ep in product(parts, shared_parts, parts if sparse else [1]):
+        layout = Layout(
+            attention_dp=devices // attention_tp,
+            attention_tp=attention_tp,
+            expert_tp=devices // expert_ep if sparse else 1,
+            expert_ep=expert_ep,
+            shared_tp=shared_tp,
+        )
+        if _fits(layout, shape):
+            yield layout
+            if sparse and expert_ep > shape.top_k:
+                yield layout.derive(dispatch="all_to_all")
 
 
 def _fits(layout: Layout, shape: ModelShape) -> bool:
@@ -218,5 +219,5 @@ def _divisors(number: int) -> list[int]:
     return [part for part in range(1, number + 1) if number % part == 0]
 
 
-def _refused(field: str, value: int, reason: str) -> UsageError:
-    return UsageError(f"layout: {field} {value} {reason}")
+def _refused(name: str, value: int, reason: str) -> UsageError:
+    return UsageError(f"layout: {name} {value} {reason}")

@@ -23,9 +23,11 @@ recipe = Recipe(
         "dwm": DWMReweighting.Config(
             model=DataWeightingModel.Config(encoder="lm"),
             n_stages=3,
-            dwm_steps=6,
-            dwm_lr=1e-2,
+            lm_in_phase_a="real",
+            dwm_steps=5,
+            dwm_lr=5e-3,
             val_batch_size=8,
+            precondition="none",
         )
     },
     trainer={"max_steps": 60, "val_check_interval": 30, "gradient_clip_val": 1.0},

@@ -24,7 +24,14 @@ recipe = Recipe(
     ),
     data=MixtureData.Config(vocab_size=VOCABULARY, sequence_length=64, batch_size=16, eval_batch_size=64),
     callbacks={
-        "dwm": DWMReweighting.Config(model=DataWeightingModel.Config(d_model=64, n_layers=1), dwm_steps=30, dwm_lr=1e-3)
+        "dwm": DWMReweighting.Config(
+            model=DataWeightingModel.Config(d_model=64, n_layers=1),
+            lm_in_phase_a="real",
+            dwm_steps=40,
+            dwm_lr=2e-3,
+            val_batch_size=32,
+            precondition="none",
+        )
     },
     trainer={  # validated at the end of each stage
         "max_steps": 400,

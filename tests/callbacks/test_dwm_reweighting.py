@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import warnings
 
 import lightning
 import pytest
@@ -407,3 +411,40 @@ def test_only_fit_sets_it_up(tmp_path):
 def test_public_names():
     assert DataWeightingModel.Config(vocab_size=5).build().config.d_model == 128
     assert "sample weights" in DWMReweighting.needs
+
+
+def test_two_processes_of_a_trainer_equal_one(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, str(tmp_path)]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert "trained on 2 processes" in child.stdout, child.stderr
+    module = train_together(tmp_path / "one", batch_size=8)
+    two = torch.load(tmp_path / "two" / "module.pt", weights_only=True)
+    for name, value in module.state_dict().items():
+        # measured: 2e-7
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    tables = [
+        json.loads((tmp_path / run / "report_parts" / "dwm-1-domains.json").read_text()) for run in ("one", "two")
+    ]
+    for first, second in zip(tables[0]["rows"], tables[1]["rows"], strict=True):
+        assert first["tokens"] == second["tokens"]
+        assert first["stage 2"] == pytest.approx(second["stage 2"], abs=1e-3)
+    assert abs(tables[0]["rows"][0]["stage 2"] - 1) > 0.01  # the weights are not uniform
+
+
+def train_together(folder, **arguments):
+    """Train by plain SGD with weights over the batches of all processes; returns the module."""
+    module = OwnModule()
+    module.net[1].p = 0.0
+    callback = dwm(sync_weights=True, model={"vocab_size": VOCABULARY}, dwm_lr=0.01, dwm_steps=3, precondition="none")
+    data = MixedData.Config(batch_size=arguments.pop("batch_size")).build()
+    fit(folder, callback, module=module, data=data, **arguments)
+    return module
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    trained = train_together(sys.argv[1] + "/two", batch_size=4, devices=2, strategy="ddp")
+    if trained.global_rank == 0:
+        torch.save(trained.state_dict(), sys.argv[1] + "/two/module.pt")
+        print("trained on 2 processes", flush=True)

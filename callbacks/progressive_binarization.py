@@ -79,7 +79,7 @@ class ProgressiveBinarization(RecipeCallback):
     def _binarize(self, trainer: Trainer, module: PanguModule) -> None:
         settings = self.config.onebit
         for layer in check_weights(module.model, settings):
-            rank_zero_warn(f"callback {self.name!r}: {layer} has a row of zeros, which stays zero: its scale is 0")
+            rank_zero_warn(f"callback {self.name!r}: {layer} has a row of zeros: its scale starts at 0")
         if self.config.measure:
             self.record.measure("dense", trainer, module.model)
         input_scales = {}

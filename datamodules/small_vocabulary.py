@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from datamodules.cache import cached
 from datamodules.reading import read_texts
-from datamodules.text import TextData
+from datamodules.text import TextData, pack
 
 END_OF_TEXT = "<|endoftext|>"
+CHUNK = 16  # windows
 
 
 class SmallVocabularyData(TextData):
@@ -25,11 +28,21 @@ class SmallVocabularyData(TextData):
     """
 
     class Config(TextData.Config):
-        """The size of the vocabulary; `tokenizer` is not used."""
+        """The size of the vocabulary, and a split for one long text; `tokenizer` is not used."""
 
+        split_by: Literal["document", "block", "chunk"] = Field(  # type: ignore[assignment]
+            "chunk",
+            description="Split whole documents at random, one text into blocks in a row, or one text into short "
+            "chunks at random (the same for all seeds), so that all splits are of one kind.",
+        )
         vocab_size: int = Field(1024, ge=257, description="Tokens of the vocabulary: 256 bytes, the end, and merges.")
 
     config: Config
+
+    def _windows(self, documents: Sequence[Tensor]) -> dict[str, Tensor]:
+        if self.config.split_by != "chunk":
+            return super()._windows(documents)
+        return split_chunks(pack(documents, self.config.sequence_length), self.config.fractions())
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -48,6 +61,28 @@ class SmallVocabularyData(TextData):
     def module_arguments(self) -> dict[str, Any]:
         """Return the tokenizer's folder."""
         return {"tokenizer": str(self.tokenizer_folder)}
+
+
+def split_chunks(windows: Tensor, fractions: Mapping[str, float]) -> dict[str, Tensor]:
+    """Return the windows (n, tokens) of each split: chunks of 16 windows in a row, drawn at random with a fixed seed.
+
+    Args:
+        windows: of one text, in its order.
+        fractions: share of each split; what is left is for train.
+    """
+    chunks = windows.split(CHUNK)
+    order = torch.randperm(len(chunks), generator=torch.Generator().manual_seed(0)).tolist()
+    parts: dict[str, Tensor] = {}
+    start = 0
+    for split, share in fractions.items():
+        count = round(share * len(chunks))
+        parts[split] = _joined([chunks[index] for index in sorted(order[start : start + count])], windows)
+        start += count
+    return {**parts, "train": _joined([chunks[index] for index in sorted(order[start:])], windows)}
+
+
+def _joined(chunks: Sequence[Tensor], windows: Tensor) -> Tensor:
+    return torch.cat([windows[:0], *chunks])
 
 
 def save_tokenizer(texts: Sequence[str], vocab_size: int, folder: Path) -> None:

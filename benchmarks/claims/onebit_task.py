@@ -18,6 +18,7 @@ RECIPE = "recipes.onebit_text"
 CALLBACK = "binarize"
 BASE_STEPS, STEPS, INIT_STEPS = 3000, 250, 15
 LAST, CURVE_STEP = 40, 10  # steps of the training loss that is compared, and of a point of the curves
+CURVE = "curve_"
 MODEL = {
     "vocab_size": 1024,
     "hidden_size": 128,
@@ -49,7 +50,7 @@ class OneBitRun(RecipeRun):
         losses, validation = read_losses(folder / "run" / "metrics.csv")
         numbers |= {"train_loss": fmean(losses[-LAST:]), "val/loss": validation}
         for start in range(0, len(losses), CURVE_STEP):
-            numbers[f"curve_{start:04d}"] = fmean(losses[start : start + CURVE_STEP])
+            numbers[f"{CURVE}{start:04d}"] = fmean(losses[start : start + CURVE_STEP])
         return numbers
 
 

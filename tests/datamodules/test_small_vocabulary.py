@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("tokenizers")
 
 from datamodules import SmallVocabularyData
+from datamodules.small_vocabulary import CHUNK, split_chunks
 
 TEXT = "In the beginning was the word, and the word was with the reader.\nÜber 10 % more.\n" * 40
 
@@ -51,3 +53,20 @@ def test_the_module_is_told_where_it_is(source: Path) -> None:
 def test_fewer_tokens_than_bytes_are_refused(source: Path) -> None:
     with pytest.raises(ValueError, match="vocab_size"):
         config(source, vocab_size=200)
+
+
+def test_chunks_are_disjoint_and_the_same_for_all_seeds(source: Path) -> None:
+    windows = torch.arange(100 * 16 + 5).view(-1, 1)
+    parts = split_chunks(windows, {"test": 0.1, "val": 0.05})
+    assert [len(part) for part in (parts["test"], parts["val"])] == [160, 80]
+    assert torch.equal(torch.cat(list(parts.values())).sort(0).values, windows)
+    starts = parts["test"].view(-1, CHUNK)
+    assert torch.equal(starts - starts[:, :1], torch.arange(CHUNK).expand(10, -1))  # windows in a row
+    assert (parts["test"] > 800).any()  # from all over the text
+    assert (parts["test"] < 800).any()
+    sets = []
+    for seed in (0, 1):
+        data = config(source, seed=seed, split_by="chunk", test_fraction=0.3).build()
+        data.setup()
+        sets.append(data.test_dataset.tokens)
+    assert torch.equal(*sets)

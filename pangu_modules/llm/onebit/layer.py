@@ -186,7 +186,7 @@ class EffectiveWeight(Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of W and S_l (section 2.2 of the method: G = gradient).
+        """Return the gradients of W and S_l, with G = gradient (for progressive the true derivative, eq. 5-6).
 
         ``dL/dS_l = sum_j G S_a F``; ``dL/dW = S_l (G F' + sign(W) mean_j[G (F - z F')])``, whose last term is only
         there where S_a is differentiated.

@@ -119,14 +119,18 @@ def load_module(stage: Stage, ckpt_path: Path) -> PanguModule:
 
     What shapes, weights or loss depend on comes from the checkpoint's own configuration, the module's ``free_fields``
     come from the stage.
+
+    Raises:
+        UsageError: the file was not written by a recipe, or by one with another module.
     """
     owner: Any = stage.module.owner
-    stored = torch.load(ckpt_path, map_location="cpu", weights_only=True)["hyper_parameters"]
+    stored = torch.load(ckpt_path, map_location="cpu", weights_only=True).get("hyper_parameters", {})
+    if "config" not in stored:
+        raise UsageError(f"--ckpt_path: {ckpt_path} holds no configuration: give a .ckpt file that fit has written")
     ours = stage.module.plain()
+    config = stored["config"] | {name: ours[name] for name in owner.free_fields}
     with usage_errors("module"):
-        module: PanguModule = owner(
-            **{**stored, "config": stored["config"] | {name: ours[name] for name in owner.free_fields}}
-        )
+        module: PanguModule = owner(**{**stored, "config": config})
     return module
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 from toys import ToyData, ToyModule, Widen
 
 from datamodules import ImageFolderData, TextData
@@ -79,6 +80,15 @@ def test_missing_data_are_named_by_every_command(
         assert failure(toy(hook), [command], capsys) == message
     assert failure(toy(hook), ["fit", "--ckpt_path", "last"], capsys) == message
     assert Path("runs/toy/version_0/checkpoints/last.ckpt").is_file()  # that run did begin
+
+
+def test_a_file_that_fit_has_not_written_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"state_dict": {}}, "other.ckpt")
+    for command in ("fit", "test", "export"):
+        message = failure(toy(), [command, "--ckpt_path", "other.ckpt"], capsys)
+        assert (
+            message == "error: --ckpt_path: other.ckpt holds no configuration: give a .ckpt file that fit has written"
+        )
 
 
 def test_a_callback_and_the_optimizer_are_named_too(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,9 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* Rows are shared among threads only where a row's work outweighs waking them, about 20 microseconds in all. */
-#define WORTH_THREADS(weights) ((weights) >= (1 << 19))
+/* Rows are shared among threads only where that saves more than waking them costs: from about 80 microseconds on. On a
+ * machine with more threads than cores the wait for the last one costs milliseconds. */
+#define WORTH_THREADS(weights) ((weights) >= (1 << 22))
 
 #ifdef __AVX512F__
 #include <immintrin.h>

@@ -36,20 +36,20 @@ def packed_linear(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None)
     """Return ``x @ (scale * signs).T + bias`` from the packed signs, or None where the kernel cannot be built.
 
     Args:
-        x: (tokens, columns) float32, contiguous, on the CPU; columns = 8 * bytes of a row, zeros where rows are padded.
+        x: (..., columns) float32, contiguous, on the CPU; columns = 8 * bytes of a row, zeros where rows are padded.
         packed: (rows, columns / 8) uint8, contiguous; bit j % 8 of byte j // 8 is column j, 1 for plus.
         scale: (rows,) float32, contiguous.
         bias: (rows,) float32, contiguous, or None.
 
     Returns:
-        (tokens, rows) float32.
+        (..., rows) float32, without gradient.
     """
     library = load()
     if library is None:
         return None
-    tokens, columns = x.shape
-    rows = packed.shape[0]
-    y = torch.empty(tokens, rows)
+    columns, rows = x.shape[-1], packed.shape[0]
+    tokens = x.numel() // columns
+    y = torch.empty((*x.shape[:-1], rows))
     failed = library.packed_linear(
         packed.data_ptr(),
         scale.data_ptr(),

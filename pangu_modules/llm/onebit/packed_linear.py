@@ -97,25 +97,20 @@ class PackedBinaryLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the product, (..., out_features), in the type of `x`, (..., in_features); without gradient."""
-        x = x.detach()
-        if self.in_scale is not None:
-            x = x * self.in_scale.to(x.dtype)
+        in_scale, bias = self.in_scale, self.bias
+        if in_scale is not None:
+            x = x * in_scale.to(x.dtype)
         if x.device.type == "cpu" and 0 < x.numel() <= KERNEL_TOKENS * self.in_features:
-            y = self._from_bits(x)
+            values = x.float()
+            if self.in_features % 8:
+                values = F.pad(values, (0, -self.in_features % 8))
+            bias32 = None if bias is None else bias.float()
+            y = kernel.packed_linear(values.contiguous(), self.packed, self.scale.float(), bias32)
             if y is not None:
-                return y
+                return y if x.dtype == torch.float32 else y.to(x.dtype)
         elif x.device.type not in ("cpu", "meta"):
             _tell_unpacking(x.device.type)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.dense_weight().to(x.dtype), bias)
-
-    def _from_bits(self, x: Tensor) -> Tensor | None:
-        tokens = x.reshape(-1, self.in_features).float()
-        if self.in_features % 8:
-            tokens = F.pad(tokens, (0, -self.in_features % 8))
-        bias = None if self.bias is None else self.bias.float()
-        y = kernel.packed_linear(tokens.contiguous(), self.packed, self.scale.float(), bias)
-        return None if y is None else y.view(*x.shape[:-1], self.out_features).to(x.dtype)
+        return F.linear(x.detach(), self.dense_weight().to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     def extra_repr(self) -> str:
         """Return the sizes, as ``nn.Linear`` shows them."""

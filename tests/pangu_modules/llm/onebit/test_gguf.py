@@ -164,7 +164,7 @@ def high_bit_first(rows: np.ndarray, kind: str) -> np.ndarray:
 
 
 def llama_cpp(folder: Path) -> torch.Tensor:
-    """Return the log probabilities after each token of the prompt, (tokens, vocabulary), -inf where they are cut off."""
+    """Return the log probabilities after each token of the prompt, (tokens, vocabulary), -inf where cut off."""
     (file,) = folder.glob("*.gguf")
     (folder / "script.mjs").write_text(NODE_SCRIPT)
     (folder / "node_modules").symlink_to(Path(os.environ["PANGU_NODE_LLAMA_CPP"]) / "node_modules")

@@ -1,4 +1,4 @@
-"""Pangu Light on SmolLM2-135M: fewer layers, channels and KV groups, then distillation (arXiv:2505.20155)."""
+"""Pangu Light on SmolLM2-135M: fewer layers, hidden and FFN channels, then distillation (arXiv:2505.20155)."""
 
 from callbacks import PanguLightPruning
 from pangu_modules import CalibrationConfig, PanguLightConfig, TargetShape

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from pangu_modules.llm.lora import LoRAPlan as LoRAPlan
     from pangu_modules.llm.losses import distillation_loss as distillation_loss
     from pangu_modules.llm.losses import per_sequence_loss as per_sequence_loss
+    from pangu_modules.llm.moge.auxiliary_loss import auxiliary_objective as auxiliary_objective
+    from pangu_modules.llm.moge.block import MoGEBlock as MoGEBlock
+    from pangu_modules.llm.moge.configuration import PanguProMoEConfig as PanguProMoEConfig
+    from pangu_modules.llm.moge.experts import GroupedExperts as GroupedExperts
+    from pangu_modules.llm.moge.modeling import PanguProMoEForCausalLM as PanguProMoEForCausalLM
+    from pangu_modules.llm.moge.router import Router as Router
     from pangu_modules.llm.onebit.config import OneBitConfig as OneBitConfig
     from pangu_modules.llm.onebit.finalize import finalize_module as finalize_module
     from pangu_modules.llm.onebit.packing import load_packed as load_packed
@@ -71,18 +77,23 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "Configurable": "pangu_modules.config",
         "DataWeightingModel": "pangu_modules.llm.weighting.model",
         "GenerationEngine": "pangu_modules.llm.generation",
+        "GroupedExperts": "pangu_modules.llm.moge.experts",
         "ImageClassifier": "pangu_modules.vision.classifier",
         "LayerSizes": "pangu_modules.llm.pruning.shapes",
         "LoRAConfig": "pangu_modules.llm.lora",
         "LoRAPlan": "pangu_modules.llm.lora",
+        "MoGEBlock": "pangu_modules.llm.moge.block",
         "Objective": "pangu_modules.objectives",
         "OneBitConfig": "pangu_modules.llm.onebit.config",
         "OptimizerConfig": "pangu_modules.optim",
         "PanguLightConfig": "pangu_modules.llm.pruning.pangu_light_config",
         "PanguModule": "pangu_modules.module",
         "ParallelAdapter": "pangu_modules.vision.sharing",
+        "PanguProMoEConfig": "pangu_modules.llm.moge.configuration",
+        "PanguProMoEForCausalLM": "pangu_modules.llm.moge.modeling",
         "Plan": "pangu_modules.structure",
         "Recipe": "pangu_modules.recipe",
+        "Router": "pangu_modules.llm.moge.router",
         "RunReport": "pangu_modules.report",
         "SandwichLlamaConfig": "pangu_modules.llm.pruning.sandwich",
         "SandwichLlamaForCausalLM": "pangu_modules.llm.pruning.sandwich",
@@ -99,6 +110,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "added_parameters": "pangu_modules.vision.scalenet",
         "distillation_loss": "pangu_modules.llm.losses",
         "distillation_objective": "pangu_modules.llm.teacher",
+        "auxiliary_objective": "pangu_modules.llm.moge.auxiliary_loss",
         "expand_depth": "pangu_modules.vision.scalenet",
         "finalize_module": "pangu_modules.llm.onebit.finalize",
         "layer_mapping": "pangu_modules.vision.scalenet",

@@ -130,16 +130,13 @@ def test_uniform_weights_change_nothing(tmp_path):
 
 @pytest.mark.parametrize("method", ["perplexity", "dsir", "classifier"])
 def test_offline_scores_keep_what_is_like_the_target(tmp_path, method):
-    seen = weights_of(tmp_path, method=method, keep=0.5)
-    kept = 0
-    for weights, domains in zip(seen.weights, seen.domains, strict=True):
-        if 0 in domains:
-            assert (weights[domains == 1] == 0).all()
-            assert (weights[domains == 0] == 4 / (domains == 0).sum()).all()
-            kept += 1
-        else:
-            assert weights.tolist() == [1] * 4  # nothing is like the target, so all weigh the same
-    assert kept > 6
+    seen = weights_of(tmp_path, method=method, keep=0.4)  # less than the half that is clean
+    chosen = [weights for weights in seen.weights if len(weights.unique()) > 1]  # the others: all kept, or none
+    assert len(chosen) > 6
+    for weights in chosen:
+        assert len(weights[weights > 0].unique()) == 1
+    weights, domains = torch.cat(seen.weights), torch.cat(seen.domains)
+    assert weights[domains == 0].mean() > 3 * weights[domains == 1].mean()  # a batch of noise alone is uniform
 
 
 def test_random_weights_follow_the_stages_of_their_effective_batch(tmp_path):

@@ -42,7 +42,8 @@ def test_contains_the_four_packages_and_no_others(wheel: Path) -> None:
     packages = {name.partition("/")[0] for name in names if ".dist-info" not in name}
     assert packages == {"pangu_modules", "callbacks", "datamodules", "recipes"}
     assert {f"{package}/py.typed" for package in packages} <= set(names)
-    tracked = {path.relative_to(ROOT).as_posix() for path in (ROOT / "pangu_modules").rglob("*.py")}
+    sources = (path for path in (ROOT / "pangu_modules").rglob("*") if path.suffix in (".py", ".c"))
+    tracked = {path.relative_to(ROOT).as_posix() for path in sources}
     assert tracked <= set(names)
 
 

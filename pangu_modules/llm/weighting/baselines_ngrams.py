@@ -76,8 +76,10 @@ class BigramPerplexity:
 class ImportanceRatio:
     """DSIR's log importance weight ``sum over n-grams of log p(gram) / q(gram)``, plus Gumbel noise of the sequence.
 
-    p and q are the shares of hashed unigrams and bigrams in target and raw data, one added to each count. The sequences
-    of largest score are a sample without replacement in proportion to the importance weights. The noise is a function
+    q are the shares of hashed unigrams and bigrams in the raw data, one added to each count; p those in the target, with
+    as many counts as there are buckets added in proportion to q, so that a small target is pulled towards the raw data
+    and not towards rare n-grams (the paper adds no counts to speak of; its targets are large). The sequences of largest
+    score are a sample without replacement in proportion to the importance weights. The noise is a function
     of seed and tokens, so that a sequence has the same score whenever it is seen.
 
     Args:
@@ -89,8 +91,10 @@ class ImportanceRatio:
 
     def __init__(self, target: Sequence[Tensor], raw: Sequence[Tensor], seed: int = 0, buckets: int = BUCKETS) -> None:
         self.seed, self.buckets = seed, buckets
-        shares = [np.asarray(bags(sequences, buckets).sum(0)).ravel() + 1 for sequences in (target, raw)]
-        self.log_ratio = np.log(shares[0] / shares[0].sum()) - np.log(shares[1] / shares[1].sum())
+        counts, raw_counts = (np.asarray(bags(sequences, buckets).sum(0)).ravel() for sequences in (target, raw))
+        raw_shares = (raw_counts + 1) / (raw_counts.sum() + buckets)
+        shares = (counts + buckets * raw_shares) / (counts.sum() + buckets)
+        self.log_ratio = np.log(shares) - np.log(raw_shares)
 
     def score(self, sequences: Sequence[Tensor]) -> np.ndarray:
         """Return the log importance weight with noise of each sequence."""

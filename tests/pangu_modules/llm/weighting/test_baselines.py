@@ -111,13 +111,14 @@ def test_bigram_scores_by_loops():
 def test_importance_ratio_by_loops():
     target, raw = sequences(5, 0, 20), sequences(5, 0, 40, seed=1)
     model = ImportanceRatio(target, raw, seed=4, buckets=16)
-    counts = [bags(rows, 16).toarray().sum(0) + 1 for rows in (target, raw)]
+    seen, q = bags(target, 16).toarray().sum(0), bags(raw, 16).toarray().sum(0) + 1
+    q = q / q.sum()
     for row, score in zip(raw, model.score(raw), strict=True):
         ids, total = row.tolist(), 0.0
         grams = [token % 16 for token in ids]
         grams += [(a * MULTIPLIER + b) % 16 for a, b in itertools.pairwise(ids)]
         for gram in grams:
-            total += math.log(counts[0][gram] / counts[0].sum()) - math.log(counts[1][gram] / counts[1].sum())
+            total += math.log((seen[gram] + 16 * q[gram]) / (seen.sum() + 16)) - math.log(q[gram])
         noise = np.random.default_rng([4, *ids]).gumbel()
         assert score == pytest.approx(total + noise, rel=1e-10)
     assert model.score(raw).tolist() == model.score(raw).tolist()

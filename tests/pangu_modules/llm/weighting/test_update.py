@@ -197,7 +197,7 @@ def test_two_processes_equal_one(tmp_path, encoder):
     children = [
         subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True, env=environment) for rank in (0, 1)
     ]
-    errors = [child.communicate(timeout=120)[1] for child in children]
+    errors = [child.communicate(timeout=300)[1] for child in children]
     assert [child.returncode for child in children] == [0, 0], errors
     whole = run_updates(encoder, Processes(), sync=True)
     parts = [torch.load(tmp_path / f"{encoder}{rank}.pt", weights_only=True) for rank in (0, 1)]

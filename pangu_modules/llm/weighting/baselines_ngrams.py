@@ -76,7 +76,7 @@ class BigramPerplexity:
 class ImportanceRatio:
     """DSIR's log importance weight ``sum over n-grams of log p(gram) / q(gram)``, plus Gumbel noise of the sequence.
 
-    q are the shares of hashed unigrams and bigrams in the raw data, one added to each count; p those in the target, with
+    q are the shares of hashed unigrams and bigrams in the raw data, one added to each count; p those in the target with
     as many counts as there are buckets added in proportion to q, so that a small target is pulled towards the raw data
     and not towards rare n-grams (the paper adds no counts to speak of; its targets are large). The sequences of largest
     score are a sample without replacement in proportion to the importance weights. The noise is a function

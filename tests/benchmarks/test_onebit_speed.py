@@ -27,8 +27,6 @@ def test_layer_races_compare_the_same_layer_and_rotate(short):
     copies = onebit.copies_of(layer)
     assert len(copies) == round(1e5 / (4 * 24 * 72))
     assert len({copy.weight.data_ptr() for copy in copies}) == len(copies)
-    onebit_weight = layer.weight.abs()
-    assert torch.equal(onebit_weight, onebit_weight[:, :1].expand_as(onebit_weight))
 
 
 def test_a_measurement_is_the_time_of_one_forward(short):
@@ -53,7 +51,7 @@ def test_training_races_start_from_the_same_function_and_train_it():
     torch.manual_seed(0)
     model = binarized(new_causal_lm("llama", TINY_LLAMA))
     assert len(binary_layers(model)) == 14
-    assert {float(layer.t) for layer in binary_layers(model).values()} == {pytest.approx(10.4)}
+    assert all(float(layer.t) == pytest.approx(10.4) for layer in binary_layers(model).values())
     before = model.model.layers[0].mlp.up_proj.weight.clone()
     Step(model, token_batch()["input_ids"])()
     assert not torch.equal(model.model.layers[0].mlp.up_proj.weight, before)

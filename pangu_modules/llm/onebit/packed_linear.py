@@ -57,17 +57,18 @@ class PackedBinaryLinear(nn.Module):
         self.register_buffer("in_scale", torch.empty(in_features, device=device) if in_scale else None)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, name: str = "the layer") -> Self:
+    def from_linear(cls, linear: nn.Module, name: str = "the layer") -> Self:
         """Return the packed form of a binarized layer: exact, `to_linear` gives the same weight back.
 
         Args:
-            linear: each row of its weight, at most float32, holds one number and its negative.
+            linear: an `nn.Linear`; each row of its weight, at most float32, holds one number and its negative.
             name: of the layer, for messages.
 
         Raises:
-            ValueError: a row has other values.
+            ValueError: it is another layer, or a row has other values.
         """
         scale = binary_scale(linear, name)
+        assert isinstance(linear, nn.Linear)  # what has a scale
         packed = cls(linear.in_features, linear.out_features, device="meta")
         packed.packed, packed.scale = pack_signs(linear.weight.detach()), scale.clone()
         packed.bias = None if linear.bias is None else linear.bias.detach()

@@ -122,7 +122,7 @@ def distilled(task: Task, name: str, description: str, method: str) -> Arm:
     callbacks = {  # the teacher is taken before the weights change, so its callback comes first
         CALLBACK: None,
         "distill": Distillation.Config(lambda_kd=0.5, lambda_ce=0.5),
-        f"{CALLBACK}_student": ProgressiveBinarization.Config(onebit=onebit),
+        f"{CALLBACK}_student": ProgressiveBinarization.Config(onebit=onebit, measure=False),
     }
     return task.converted(name, description, LR, seeds=1, callbacks=callbacks)
 

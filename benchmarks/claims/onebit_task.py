@@ -31,6 +31,8 @@ MODEL = {
 }
 TEXT = {"sequence_length": 64, "val_fraction": 0.02, "test_fraction": 0.03, "eval_batch_size": 64}
 SMALL_TEXT = {"source": "python_topics", "vocab_size": 300, "sequence_length": 32}
+MEASURED = ("progressive_lr2", "ste_lr2", "continuous", "t_end_10")
+"""Arms that also report losses around binarization, for the arms that take them."""
 PAIR = {"lr1": 1e-3, "lr2": 2e-3}
 FROM_SCRATCH = {"lr2": 2e-3, "lr4": 4e-3}
 
@@ -135,7 +137,8 @@ class Task:
             settings["init_steps"] = 2 if self.miniature else INIT_STEPS
             steps -= settings["init_steps"]
         changes = self._changes(steps, lr)
-        changes["callbacks"] = {CALLBACK: {"onebit": settings}} if callbacks is None else dict(callbacks)
+        own = {CALLBACK: {"onebit": settings, "measure": name in MEASURED}}
+        changes["callbacks"] = own if callbacks is None else dict(callbacks)
         return recipe_arm(name, description, OneBitRun(RECIPE, "binarize", changes, start_from), seeds)
 
     def tuned(self, name: str, description: str, rates: Mapping[str, float] = PAIR, **settings: Any) -> tuple[Arm, ...]:

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.claims import __main__ as command
 from benchmarks.claims import onebit, onebit_figures
 from benchmarks.claims.definitions import ArmInput
-from benchmarks.claims.onebit_task import BestOf, MostSeedsAbove, Taken, read_losses
+from benchmarks.claims.onebit_task import MEASURED, BestOf, MostSeedsAbove, Taken, read_losses
 from pangu_modules import OneBitConfig
 
 METHOD = onebit.benchmark()
@@ -65,6 +65,13 @@ def test_the_better_rate_is_chosen_by_validation(tmp_path):
     }
     assert BestOf(("a", "b"))(0, inputs, tmp_path) == {"val/loss": 3.0, "test/loss": 3.5}
     assert Taken("b", "val/loss")(0, inputs, tmp_path) == {"test/loss": 3.1}
+
+
+def test_taken_losses_are_measured():
+    for arm in METHOD.arms:
+        if isinstance(arm.run, Taken):
+            assert arm.run.arm in MEASURED
+    assert all(METHOD.arm(name).config["recipe"]["callbacks"]["binarize"]["measure"] for name in MEASURED)
 
 
 def test_two_thirds_of_the_seeds():

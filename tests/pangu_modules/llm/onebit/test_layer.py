@@ -161,6 +161,19 @@ def test_finalized_rows_hold_two_values_and_compute_the_tail(method):
     torch.testing.assert_close(final(x), expected, rtol=1e-6, atol=1e-6)
 
 
+def test_the_sign_changes_little_only_after_a_large_t():
+    """The share of |W_t - W_b| in |W_b|: weights with |z| < 1 / t are not saturated."""
+    changes = []
+    for t in (10.0, 104.6):
+        layer = binary(dense(64, 256))
+        layer.set_stage(t)
+        soft = layer.effective_weight().detach()
+        layer.set_stage(t, hard=True)
+        changes.append(float((soft - layer.effective_weight().detach()).abs().sum() / soft.abs().sum()))
+    assert 0.02 < changes[0] < 0.05  # uniform weights, |z| to 2: ln 2 / (2 t) = 0.035
+    assert changes[1] < 0.005  # 0.0033
+
+
 def test_rows_that_do_not_hold_two_values_are_counted():
     linear = dense(4, 8)
     assert rows_with_other_values(linear) == 4

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pangu_modules.config import Config as BaseConfig
 from pangu_modules.config import Configurable
+from pangu_modules.llm.speculation import Speculation, check_assistant, load_assistant, reading_lengths
 from pangu_modules.llm.tokenizers import Message, chat_tokens
 
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -38,6 +39,9 @@ class Completion:
 class GenerationEngine(Configurable):
     """Continues prompts, with random numbers of its own: it neither uses nor moves those of training.
 
+    With an assistant, a drafter, it decodes speculatively, one prompt at a time; `speculation` then counts passes, and
+    drafted and accepted tokens. Greedy continuations are the same with it and without.
+
     Args:
         config: the configuration.
         model: a transformers causal LM; needed unless a server is configured.
@@ -56,6 +60,15 @@ class GenerationEngine(Configurable):
         top_k: NonNegativeInt = Field(0, description="Keep this many of the likeliest tokens; 0 keeps all.")
         seed: NonNegativeInt = Field(0, description="Seed of the sampling.")
         batch_size: PositiveInt = Field(8, description="Prompts continued at the same time.")
+        assistant: str | None = Field(
+            None,
+            description="Drafter of speculative decoding, with the same tokenizer: hub id, folder or 'smollm2'; empty: "
+            "none. Prompts are then continued one at a time.",
+        )
+        assistant_tokens: PositiveInt = Field(5, description="Tokens drafted at most before the model looks at them.")
+        assistant_confidence: float = Field(
+            0.4, ge=0, lt=1, description="Stop drafting after a token of lower probability than this; 0: never."
+        )
         base_url: str | None = Field(
             None, description="OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1; empty: transformers, here."
         )
@@ -72,6 +85,11 @@ class GenerationEngine(Configurable):
                     f"base_url and model name a server and its model: give both or neither, got {self.base_url!r} "
                     f"and {self.model!r}"
                 )
+            if self.assistant is not None and self.base_url is not None:
+                raise ValueError(
+                    f"assistant={self.assistant!r} drafts for a model in this process: leave it empty with base_url, a "
+                    "server is started with a drafter of its own"
+                )
             return self
 
     config: Config
@@ -82,6 +100,7 @@ class GenerationEngine(Configurable):
         self.config = config
         self.model = model
         self.tokenizer = tokenizer
+        self.speculation = Speculation()
 
     def generate(self, prompts: Sequence[Prompt], *, seed: int | None = None) -> list[Completion]:
         """Return one completion for each prompt, in their order.
@@ -105,8 +124,9 @@ class GenerationEngine(Configurable):
         # Prompts of about the same length share a batch, which saves padding.
         order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
         completions: dict[int, Completion] = {}
-        for number, start in enumerate(range(0, len(order), self.config.batch_size)):
-            chosen = order[start : start + self.config.batch_size]
+        size = self.config.batch_size if self.config.assistant is None else 1  # transformers drafts for one prompt
+        for number, start in enumerate(range(0, len(order), size)):
+            chosen = order[start : start + size]
             batch_seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
             written = self._continue([tokens[index] for index in chosen], batch_seed)
             completions |= dict(zip(chosen, written, strict=True))
@@ -134,15 +154,36 @@ class GenerationEngine(Configurable):
         padding = ends[0] if ends else 0
         input_ids, mask = pad_left(prompts, padding)
         settings = {"max_new_tokens": self.config.max_new_tokens, "pad_token_id": padding, "eos_token_id": ends or None}
+        drafter = self._drafter(device)
         # No inference mode: buffers a model renews while it writes (rotary frequencies) must be fit for training.
-        with _evaluating(self.model), isolated_randomness(device, seed), torch.no_grad():
+        with (
+            _evaluating(self.model),
+            isolated_randomness(device, seed),
+            torch.no_grad(),
+            reading_lengths(self.model) as lengths,
+        ):
             written: Tensor = self.model.generate(  # type: ignore[operator]
                 input_ids.to(device),
                 attention_mask=mask.to(device),
                 generation_config=GenerationConfig(**settings, **self._choice()),
+                **({} if drafter is None else {"assistant_model": drafter}),
             )
         rows = written[:, input_ids.shape[1] :].tolist()
+        if drafter is not None:
+            self.speculation.add(len(rows[0]), input_ids.shape[1], lengths)
         return [self._completion(row, ends) for row in rows]
+
+    def _drafter(self, device: torch.device) -> Any:
+        """Return the drafter with its settings, or None without one."""
+        config = self.config
+        if config.assistant is None:
+            return None
+        drafter: Any = load_assistant(config.assistant, next(self.model.parameters()).dtype, device)  # type: ignore[union-attr]
+        check_assistant(config.assistant, drafter, self.model)
+        drafter.generation_config.num_assistant_tokens = config.assistant_tokens
+        drafter.generation_config.num_assistant_tokens_schedule = "constant"
+        drafter.generation_config.assistant_confidence_threshold = config.assistant_confidence
+        return drafter
 
     def _choice(self) -> dict[str, Any]:
         """Return how to choose tokens, in transformers' words."""

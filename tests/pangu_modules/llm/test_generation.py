@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import threading
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 from tiny_llm import tiny_module, word_tokenizer
 
 from pangu_modules.llm.generation import GenerationEngine, pad_left
+from pangu_modules.llm.speculation import load_assistant
 
 
 @pytest.fixture
@@ -211,3 +213,61 @@ def test_missing_and_silent_servers_are_explained(server):
     absent = GenerationEngine.Config(base_url="http://127.0.0.1:9/v1", model="tiny").build()
     with pytest.raises(ConnectionError, match=r"no server at base_url='http://127.0.0.1:9/v1'.*start it"):
         absent.generate(["x"])
+
+
+@pytest.fixture
+def drafter(module, tmp_path):
+    """The model with its last layer gone, which often agrees with it."""
+    small = copy.deepcopy(module.model)
+    del small.model.layers[1]
+    small.config.num_hidden_layers = 1
+    small.save_pretrained(tmp_path / "drafter")
+    load_assistant.cache_clear()
+    return str(tmp_path / "drafter")
+
+
+PROMPTS = [[5, 6, 7], [9], [11, 12, 13, 14, 15]]
+
+
+def test_speculative_decoding_writes_the_same(module, drafter):
+    plain = engine(module, max_new_tokens=20).generate(PROMPTS)
+    fast = engine(module, max_new_tokens=20, assistant=drafter, assistant_confidence=0)
+    assert fast.generate(PROMPTS) == plain
+    counts = fast.speculation
+    assert counts.written == sum(len(completion.token_ids) for completion in plain)
+    assert 0 < counts.accepted < counts.drafted
+    assert counts.passes == counts.written - counts.accepted < counts.written
+    assert counts.acceptance_rate == counts.accepted / counts.drafted
+
+
+def test_accepted_tokens_are_those_the_drafter_gets_right(module, drafter):
+    """Drafting and verifying by hand, without caches, for one prompt."""
+    small, prompt, limit, drafts = load_assistant(drafter, torch.float32, torch.device("cpu")), [5, 6, 7], 20, 5
+    written, passes, drafted = [], 0, 0
+    while len(written) < limit:
+        count = min(drafts, limit - len(written) - 1)
+        proposed = greedy(small, [*prompt, *written], count, ends=[1, 2]) if count else []
+        own = greedy(module.model, [*prompt, *written], count + 1, ends=[1, 2])
+        right = next((i for i, (a, b) in enumerate(zip(proposed, own, strict=False)) if a != b), len(proposed))
+        written += own[: right + 1]
+        passes, drafted = passes + 1, drafted + len(proposed)
+    fast = engine(module, max_new_tokens=limit, assistant=drafter, assistant_tokens=drafts, assistant_confidence=0)
+    assert list(fast.generate([prompt])[0].token_ids) == written
+    assert (fast.speculation.passes, fast.speculation.drafted) == (passes, drafted)
+
+
+def test_a_drafter_equal_to_the_model_is_always_right(module, tmp_path):
+    module.model.save_pretrained(tmp_path / "same")
+    settings = {"assistant_tokens": 3, "assistant_confidence": 0}
+    fast = engine(module, max_new_tokens=12, assistant=str(tmp_path / "same"), **settings)
+    fast.generate([[5, 6, 7]])
+    assert fast.speculation.acceptance_rate == 1
+    assert fast.speculation.tokens_per_pass == 4
+
+
+def test_drafters_that_do_not_fit_are_refused(module, tmp_path):
+    tiny_module(model_args={"vocab_size": 64}).model.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"vocabulary of 64 tokens, the model of 128"):
+        engine(module, assistant=str(tmp_path / "other")).generate([[5]])
+    with pytest.raises(ValidationError, match="assistant='x' drafts for a model in this process"):
+        GenerationEngine.Config(assistant="x", base_url="http://127.0.0.1:1/v1", model="m")

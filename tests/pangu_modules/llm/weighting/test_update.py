@@ -69,6 +69,29 @@ def test_adam_factor_is_the_step_that_adamw_takes():
     assert (adam_factor(torch.zeros(2), {}, 0.9, 1e-6) == 0).all()
 
 
+def test_next_step_moves_as_far_as_the_new_gradient_moves_adamw():
+    """Of two AdamW steps that differ in the gradient alone, the difference is that of two next steps."""
+    torch.manual_seed(0)
+    start = nn.Parameter(torch.randn(6, dtype=torch.float64))
+    history = [torch.randn(6, dtype=torch.float64) for _ in range(3)]
+
+    def after(gradient):
+        value = nn.Parameter(start.detach().clone())
+        optimizer = torch.optim.AdamW([value], lr=0.1, betas=(0.9, 0.9999), eps=1e-12)
+        for earlier in history:
+            value.grad = earlier.clone()
+            optimizer.step()
+        step = next_step(optimizer, [value])
+        moved = -step.lr * step.precondition([gradient])[0] * gradient
+        value.grad = gradient.clone()
+        optimizer.step()
+        return value.detach(), moved
+
+    gradient = torch.randn(6, dtype=torch.float64)
+    (one, one_moved), (other, other_moved) = after(gradient), after(-gradient)  # equal squares, so equal P
+    torch.testing.assert_close(one - other, one_moved - other_moved, rtol=1e-12, atol=1e-14)
+
+
 def test_next_step_reads_the_optimizer():
     layer = nn.Linear(2, 2)
     parameters = list(layer.parameters())

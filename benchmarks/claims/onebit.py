@@ -26,13 +26,13 @@ LR = 2e-3  # of what is compared with progressive_lr2
 T_END_10 = math.log1p(10 / 1.3) / 20  # growth t_b with which t ends at 10
 
 SETUP = (
-    "Llama of width 128 with 4 layers (935,040 parameters, 802,816 of them binarized) on the King James Bible (4.2 MB; "
-    "byte-level BPE of 1024 tokens trained on it), in random chunks of 16 windows: 2 % for validation, 3 % for the test. For each seed a "
-    f"base of its own, pretrained for {BASE_STEPS} steps of 1024 tokens; every arm then takes {STEPS} steps of 8 x 64 "
-    "tokens from it (or from scratch), with the same batches for all arms of a seed. AdamW (0.9, 0.95), weight decay "
-    "0.1, gradients clipped to norm 1, 20 steps of warm-up, cosine to 2 %. Weights alone are quantized. Test losses "
-    "are those of the final, exactly binary model; where an arm is the better of two learning rates, each seed's "
-    "validation loss chose."
+    "Llama of width 128 with 4 layers (935,040 parameters, 802,816 of them binarized) on the King James Bible (4.2 MB, "
+    "byte-level BPE of 1024 tokens trained on it), split in random chunks of 16 windows: 2 % for validation, 3 % for "
+    f"the test. For each seed a base of its own, pretrained for {BASE_STEPS} steps of 1024 tokens; every arm then "
+    f"takes {STEPS} steps of 8 x 64 tokens from it (or from scratch), with the same batches for all arms of a seed. "
+    "AdamW (0.9, 0.95), weight decay 0.1, gradients clipped to norm 1, 20 steps of warm-up, cosine to 2 %. Weights "
+    "alone are quantized. Test losses are those of the final, exactly binary model; where an arm is the better of two learning "
+    "rates, each seed's validation loss chose."
 )
 
 

@@ -1,5 +1,6 @@
 """The schedule against the published numbers, and what it refuses."""
 
+import itertools
 import math
 
 import pytest
@@ -40,7 +41,7 @@ def test_origin_zero_starts_with_plain_training():
 def test_without_phases_t_rises_with_every_step_from_zero():
     found = knobs(101, schedule_steps=100, hard_tail="none", phases=0)
     assert found[0] == 0
-    assert all(one < other for one, other in zip(found, found[1:], strict=False))
+    assert all(one < other for one, other in itertools.pairwise(found))
     assert found[50] == pytest.approx(1.3 * (math.exp(2.2) - 1))
     assert found[100] == pytest.approx(OneBitConfig().t_end)
 
@@ -114,7 +115,10 @@ def test_a_schedule_that_does_not_fit_is_refused():
     [
         ({"schedule_steps": 0.98}, "schedule_steps=0.98 and tail_fraction=0.05 add up to more than 1"),
         ({"method": "bitnet_b1"}, "init='learned' needs a method scaled by row means"),
-        ({"method": "onebit", "init": "none", "scale_grad": True}, "scale_grad=True needs a method scaled by row means"),
+        (
+            {"method": "onebit", "init": "none", "scale_grad": True},
+            "scale_grad=True needs a method scaled by row means",
+        ),
         ({"scales": "learned", "scale_grad": True}, "set scales=dual"),
         ({"method": "onebit", "init": "none", "scale_lr_mult": 2.0}, "scale_lr_mult"),
         ({"exclude": ("(",)}, r"'\(' is no regular expression"),

@@ -31,8 +31,8 @@ SETUP = (
     f"the test. For each seed a base of its own, pretrained for {BASE_STEPS} steps of 1024 tokens; every arm then "
     f"takes {STEPS} steps of 8 x 64 tokens from it (or from scratch), with the same batches for all arms of a seed. "
     "AdamW (0.9, 0.95), weight decay 0.1, gradients clipped to norm 1, 20 steps of warm-up, cosine to 2 %. Weights "
-    "alone are quantized. Test losses are those of the final, exactly binary model; where an arm is the better of two learning "
-    "rates, each seed's validation loss chose."
+    "alone are quantized. Test losses are those of the final, exactly binary model; where an arm is the better of two "
+    "learning rates, each seed's validation loss chose."
 )
 
 

@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from callbacks.distillation import Distillation as Distillation
     from callbacks.dwm_reweighting import DWMReweighting as DWMReweighting
     from callbacks.exact_resume import ExactResume as ExactResume
+    from callbacks.expert_load import ExpertLoad as ExpertLoad
     from callbacks.pangu_light_pruning import PanguLightPruning as PanguLightPruning
     from callbacks.pangu_light_pruning import PostNormAbsorption as PostNormAbsorption
     from callbacks.progressive_binarization import ProgressiveBinarization as ProgressiveBinarization
     from callbacks.resume_checkpoint import ResumeCheckpoint as ResumeCheckpoint
+    from callbacks.router_balancing import RouterBalancing as RouterBalancing
     from callbacks.structured_pruning import LayerDropping as LayerDropping
     from callbacks.structured_pruning import StructuredPruning as StructuredPruning
     from callbacks.weight_average import WeightAverage as WeightAverage
@@ -25,12 +27,14 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "DWMReweighting": "callbacks.dwm_reweighting",
         "Distillation": "callbacks.distillation",
         "ExactResume": "callbacks.exact_resume",
+        "ExpertLoad": "callbacks.expert_load",
         "LayerDropping": "callbacks.structured_pruning",
         "PanguLightPruning": "callbacks.pangu_light_pruning",
         "PostNormAbsorption": "callbacks.pangu_light_pruning",
         "ProgressiveBinarization": "callbacks.progressive_binarization",
         "RecipeCallback": "callbacks.base",
         "ResumeCheckpoint": "callbacks.resume_checkpoint",
+        "RouterBalancing": "callbacks.router_balancing",
         "StructuredPruning": "callbacks.structured_pruning",
         "WeightAverage": "callbacks.weight_average",
     },

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from pangu_modules.llm.moge.experts import GroupedExperts as GroupedExperts
     from pangu_modules.llm.moge.modeling import PanguProMoEForCausalLM as PanguProMoEForCausalLM
     from pangu_modules.llm.moge.router import Router as Router
+    from pangu_modules.llm.moge.statistics import LoadMeter as LoadMeter
+    from pangu_modules.llm.moge.statistics import imbalance_score as imbalance_score
+    from pangu_modules.llm.moge.upcycling import UpcycleConfig as UpcycleConfig
+    from pangu_modules.llm.moge.upcycling import UpcyclePlan as UpcyclePlan
     from pangu_modules.llm.onebit.config import OneBitConfig as OneBitConfig
     from pangu_modules.llm.onebit.finalize import finalize_module as finalize_module
     from pangu_modules.llm.onebit.packing import load_packed as load_packed
@@ -80,6 +84,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "GroupedExperts": "pangu_modules.llm.moge.experts",
         "ImageClassifier": "pangu_modules.vision.classifier",
         "LayerSizes": "pangu_modules.llm.pruning.shapes",
+        "LoadMeter": "pangu_modules.llm.moge.statistics",
         "LoRAConfig": "pangu_modules.llm.lora",
         "LoRAPlan": "pangu_modules.llm.lora",
         "MoGEBlock": "pangu_modules.llm.moge.block",
@@ -106,6 +111,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "SlimLLMConfig": "pangu_modules.llm.pruning.slimllm",
         "Stage": "pangu_modules.recipe",
         "TargetShape": "pangu_modules.llm.pruning.target",
+        "UpcycleConfig": "pangu_modules.llm.moge.upcycling",
+        "UpcyclePlan": "pangu_modules.llm.moge.upcycling",
         "absorb_post_norms": "pangu_modules.llm.pruning.absorb",
         "added_parameters": "pangu_modules.vision.scalenet",
         "distillation_loss": "pangu_modules.llm.losses",
@@ -113,6 +120,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "auxiliary_objective": "pangu_modules.llm.moge.auxiliary_loss",
         "expand_depth": "pangu_modules.vision.scalenet",
         "finalize_module": "pangu_modules.llm.onebit.finalize",
+        "imbalance_score": "pangu_modules.llm.moge.statistics",
         "layer_mapping": "pangu_modules.vision.scalenet",
         "load_causal_lm": "pangu_modules.llm.loading",
         "load_packed": "pangu_modules.llm.onebit.packing",

@@ -25,6 +25,7 @@ PLAN_MODULES: dict[str, str] = {
     "absorb": "pangu_modules.llm.pruning.absorb",
     "lora": "pangu_modules.llm.lora",
     "binarize": "pangu_modules.llm.onebit.plan",
+    "upcycle": "pangu_modules.llm.moge.upcycling",
 }
 
 

@@ -1,0 +1,186 @@
+"""Upcycling: a dense Llama becomes a mixture of grouped experts, as a plan of structure.
+
+The SwiGLU of each layer is split, not copied, so the parameters stay almost the same and a token uses fewer of them: its
+largest channels become the shared expert, the others N experts of equal width. Channels whose gates look in the same
+direction share an expert, and the router starts as each expert's mean direction, so that it prefers experts whose
+channels a token would open; its logits are small, so that gates, which the experts' factors multiply by N, are near 1.
+No data is needed, and with K = N and even gates the model is the dense one. The paper trains from scratch (arXiv:2505.21411); the split is a choice of this library.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from pangu_modules.config import Config
+from pangu_modules.module import PanguModule
+from pangu_modules.structure import Plan
+
+ROUNDS = 3  # of moving the clusters' directions; the assignment hardly changes afterwards
+
+
+class UpcycleConfig(Config):
+    """Shape of the mixture, and how its router starts."""
+
+    num_experts: PositiveInt = Field(32, description="Routed experts of each layer (N).")
+    num_groups: PositiveInt = Field(8, description="Groups of experts (M), one or more per device.")
+    experts_per_token: PositiveInt = Field(16, description="Experts each token is sent to (K); MoGE: K/M per group.")
+    shared_intermediate_size: NonNegativeInt = Field(
+        768, description="FFN channels that all tokens use, as the shared expert; the rest is split evenly."
+    )
+    router: Literal["moge", "topk", "deepseek"] = Field("moge", description="How tokens choose; others are baselines.")
+    router_start: NonNegativeFloat = Field(
+        0.05,
+        description="Norm of each expert's first router row: enough to choose by, too little to make gates uneven; 0: "
+        "even gates, and the first experts of each group for all tokens.",
+    )
+    routed_scale: PositiveFloat = Field(
+        1.0, description="First output of an evenly gated expert, in units of what its channels gave in the dense FFN."
+    )
+
+
+class UpcyclePlan(Plan):
+    """Llama to PanguProMoE; give it in ``CausalLM.Config(model=..., structure=(UpcyclePlan(...),))``."""
+
+    kind: Literal["upcycle"] = "upcycle"
+    upcycle: UpcycleConfig = Field(UpcycleConfig(), description="Shape of the mixture.")
+
+    def apply(self, module: PanguModule) -> None:  # type: ignore[override]
+        """Replace ``module.model`` by the mixture.
+
+        Raises:
+            ValueError: the model is no Llama without MLP biases, or the sizes do not fit.
+        """
+        kernel = str(getattr(module.config, "attn_implementation", "sdpa"))
+        module.model = upcycle(module.model, self.upcycle, attn_implementation=kernel)
+
+
+@torch.no_grad()
+def upcycle(dense: nn.Module, config: UpcycleConfig, *, attn_implementation: str = "sdpa") -> nn.Module:
+    """Return a `PanguProMoEForCausalLM` made of a `LlamaForCausalLM`, which is used up: attention and norms move over.
+
+    The type and device of the weights stay; on the meta device only shapes are made.
+
+    Raises:
+        ValueError: the model is no Llama without MLP biases, or the sizes do not fit.
+    """
+    from transformers import AutoModelForCausalLM
+
+    moge_config = upcycled_config(dense.config, config)
+    first = next(dense.parameters())
+    with torch.device("meta"):
+        options = {"dtype": first.dtype, "attn_implementation": attn_implementation}
+        model: Any = AutoModelForCausalLM.from_config(moge_config, **options)
+    old: Any = dense
+    model.lm_head, model.model.embed_tokens = old.lm_head, old.model.embed_tokens
+    model.model.norm, model.model.rotary_emb = old.model.norm, old.model.rotary_emb
+    for sparse, layer in zip(model.model.layers, old.model.layers, strict=True):
+        sparse.self_attn = layer.self_attn
+        sparse.self_attn.config = model.config  # it looks up the attention kernel there
+        sparse.input_layernorm, sparse.post_attention_layernorm = layer.input_layernorm, layer.post_attention_layernorm
+        sparse.mlp.to_empty(device=first.device)
+        if first.device.type != "meta":
+            _split(layer.mlp, sparse.mlp, config)
+    model.generation_config = old.generation_config
+    return model.train(dense.training)
+
+
+def upcycled_config(dense: Any, config: UpcycleConfig) -> Any:
+    """Return the mixture's transformers configuration.
+
+    Raises:
+        ValueError: see `upcycle`.
+    """
+    from pangu_modules.llm.moge.modeling import PanguProMoEConfig  # makes transformers know the model
+
+    if dense.model_type != "llama" or getattr(dense, "mlp_bias", False) or dense.hidden_act != "silu":
+        raise ValueError(
+            f"upcycle: the model is of type {dense.model_type!r}; a Llama with SiLU and without MLP biases can be "
+            "upcycled (e.g. 'smollm2')"
+        )
+    rest = dense.intermediate_size - config.shared_intermediate_size
+    if rest < config.num_experts or rest % config.num_experts:
+        near = dense.intermediate_size - max(1, rest // config.num_experts) * config.num_experts
+        raise ValueError(
+            f"upcycle: intermediate_size={dense.intermediate_size} less shared_intermediate_size="
+            f"{config.shared_intermediate_size} leaves {rest} channels, which num_experts={config.num_experts} must "
+            + (f"divide: shared_intermediate_size={near} would do" if near >= 0 else "divide: take fewer experts")
+        )
+    copied = (
+        "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+        "attention_bias", "attention_dropout", "max_position_embeddings", "rope_parameters", "rms_norm_eps",
+        "initializer_range", "tie_word_embeddings", "bos_token_id", "pad_token_id", "eos_token_id",
+    )  # fmt: skip
+    return PanguProMoEConfig(
+        **{name: getattr(dense, name) for name in copied},
+        num_experts=config.num_experts,
+        num_groups=config.num_groups,
+        num_experts_per_tok=config.experts_per_token,
+        moe_intermediate_size=rest // config.num_experts,
+        shared_expert_intermediate_size=config.shared_intermediate_size,
+        router=config.router,
+        router_scale=True,
+    )
+
+
+def _split(dense: Any, block: Any, config: UpcycleConfig) -> None:
+    """Fill a block with the channels of a dense SwiGLU."""
+    gate, up, down = (layer.weight.detach() for layer in (dense.gate_proj, dense.up_proj, dense.down_proj))
+    shared, experts = assign_channels(gate, up, down, config.shared_intermediate_size, config.num_experts)
+    if block.shared_expert is not None:
+        block.shared_expert.gate_proj.weight.copy_(gate[shared])
+        block.shared_expert.up_proj.weight.copy_(up[shared])
+        block.shared_expert.down_proj.weight.copy_(down[:, shared])
+    block.experts.gate_up_proj.copy_(torch.cat((gate[experts], up[experts]), dim=1))
+    block.experts.down_proj.copy_(down[:, experts].transpose(0, 1))
+    directions = F.normalize(gate[experts].float(), dim=-1).mean(1)
+    directions = directions - directions.mean(0)  # what all experts have in common chooses none of them
+    norm = directions.norm(dim=-1).mean().clamp(min=1e-12)
+    block.gate.weight.copy_(config.router_start * directions / norm)
+    block.router_scale.fill_(config.routed_scale * config.num_experts)  # even gates are 1/N
+    if block.gate.e_score_correction_bias is not None:
+        block.gate.e_score_correction_bias.zero_()
+
+
+def assign_channels(
+    gate: Tensor, up: Tensor, down: Tensor, shared_size: int, num_experts: int
+) -> tuple[Tensor, Tensor]:
+    """Return which channels become the shared expert, (shared,), and each routed one, (N, width), all int64.
+
+    Shared are the channels of the largest product of norms. The others are clustered by the direction of their gates
+    into clusters of equal size: in turn, each cluster takes the free channel closest to its direction.
+
+    Args:
+        gate: (I, h).
+        up: (I, h).
+        down: (h, I).
+        shared_size: channels of the shared expert.
+        num_experts: N, divides the rest.
+    """
+    size = gate.float().norm(dim=1) * up.float().norm(dim=1) * down.float().norm(dim=0)
+    order = size.argsort(descending=True, stable=True)
+    shared, rest = order[:shared_size].sort().values, order[shared_size:].sort().values
+    directions = F.normalize(gate[rest].float(), dim=1)
+    # Evenly spaced channels start the clusters; the result depends on weights alone.
+    centers = directions[torch.linspace(0, len(rest) - 1, num_experts).round().long()]
+    for _ in range(ROUNDS):
+        members = balanced_assignment(directions @ centers.T)
+        centers = F.normalize(directions[members].mean(1), dim=1)
+    return shared, rest[members].sort(dim=1).values
+
+
+def balanced_assignment(similarity: Tensor) -> Tensor:
+    """Return (N, n / N) int64: each cluster's members, chosen in turn by largest similarity (n, N) among the free."""
+    num_members, num_clusters = similarity.shape
+    free = similarity.T.clone()  # (N, n)
+    members = torch.empty(num_clusters, num_members // num_clusters, dtype=torch.int64, device=similarity.device)
+    for turn in range(members.shape[1]):
+        for cluster in range(num_clusters):
+            chosen = free[cluster].argmax()
+            members[cluster, turn] = chosen
+            free[:, chosen] = -torch.inf
+    return members

@@ -10,11 +10,12 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from callbacks.dwm_figures import CAPTION, draw_stages
 from pangu_modules.llm.losses import count_targets, labels_of
 from pangu_modules.llm.weighting.model import effective_batch_size
 from pangu_modules.llm.weighting.update import UpdateResult, Weighed
 from pangu_modules.module import batch_size
-from pangu_modules.report_parts import leave_table
+from pangu_modules.report_parts import leave_figure, leave_table
 
 Sums = dict[str, list[float]]
 """By ``stage/domain``: sequences, target tokens, their weights (1 is uniform) and the squares of these, added up."""
@@ -122,8 +123,10 @@ class Record:
         total, folder = self.total(), trainer.default_root_dir
         if trainer.is_global_zero and total:
             title = f"{self.name}: mean weight by domain and stage (1 is uniform)"
-            leave_table(folder, f"{self.name}-1-domains", title, preference_rows(total, domain_names(trainer)))
-            leave_table(folder, f"{self.name}-2-stages", f"{self.name}: stages", stage_rows(self.stages))
+            domains, stages = preference_rows(total, domain_names(trainer)), stage_rows(self.stages)
+            leave_table(folder, f"{self.name}-1-domains", title, domains)
+            leave_table(folder, f"{self.name}-2-stages", f"{self.name}: stages", stages)
+            leave_figure(folder, f"{self.name}-3-weights", CAPTION, draw_stages(domains, stages))
 
 
 def preference_rows(total: Sums, names: Sequence[str] = ()) -> list[dict[str, Any]]:

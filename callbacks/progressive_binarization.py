@@ -22,6 +22,7 @@ from pangu_modules.llm.onebit.finalize import finalize_module
 from pangu_modules.llm.onebit.initialization import binary_aware_init, set_input_scales
 from pangu_modules.llm.onebit.plan import BinarizePlan, binary_layers, check_weights
 from pangu_modules.llm.onebit.schedule import Timeline, moment, timeline
+from pangu_modules.llm.onebit.sizes import sizes_of
 from pangu_modules.module import PanguModule
 from pangu_modules.objectives import Batch
 from pangu_modules.structure import find_plan
@@ -45,6 +46,15 @@ class ProgressiveBinarization(RecipeCallback):
         measure: bool = Field(
             True, description="Report the test loss of the dense model, of its sign, at the start, and at the end."
         )
+
+        def planned_figures(self, model: nn.Module) -> dict[str, int]:
+            """Return what `plan` shows of the binary model: weights of one bit, scales, bytes of the packed file."""
+            sizes = sizes_of(model, self.onebit)
+            return {
+                "binarized_weights": sizes.binarized,
+                "row_scales": sizes.row_scales,
+                "packed_file_bytes": sizes.packed_bytes,
+            }
 
     config: Config
 

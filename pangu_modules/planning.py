@@ -33,7 +33,8 @@ def plan_recipe(recipe: Recipe) -> dict[str, Any]:
 def plan_stage(stage: Stage) -> dict[str, Any]:
     """Return parameter counts, FLOPs of a forward pass per sample (and token of text), and bytes in fp32.
 
-    ``training_bytes`` counts parameters, gradients and AdamW's two moments; activations are not in it.
+    ``training_bytes`` counts parameters, gradients and AdamW's two moments; activations are not in it. A callback that
+    changes the model adds what its configuration's ``planned_figures(model)`` returns, if it has one.
     """
     module = meta_module(stage)
     parameters = list(module.model.parameters())
@@ -41,6 +42,9 @@ def plan_stage(stage: Stage) -> dict[str, Any]:
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     flops, samples, tokens = forward_flops(module)
     per_token = {"forward_flops_per_token": flops // tokens} if tokens else {}
+    changes: dict[str, int] = {}
+    for callback in stage.active_callbacks.values():
+        changes |= getattr(callback, "planned_figures", lambda model: {})(module.model)
     return {
         "model": type(module).__name__,
         "parameters": total,
@@ -50,6 +54,7 @@ def plan_stage(stage: Stage) -> dict[str, Any]:
         **per_token,
         "inference_bytes": BYTES_FP32 * total,
         "training_bytes": BYTES_FP32 * (total + 3 * trainable),
+        **changes,
     }
 
 

@@ -35,7 +35,7 @@ recipe = Recipe(
         "gradient_clip_val": 1.0,
     },
     cost="paper scale",
-    reference={"parameters": 134_515_008},
+    reference={"parameters": 134_515_008, "binarized_weights": 106_168_320, "row_scales": 155_520},
 )
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ recipe = base.derive(
     module={"model_args": OPEN_LLAMA_3B, "gradient_checkpointing": True},
     data={"tokenizer": "openlm-research/open_llama_3b", "batch_size": 1},
     trainer={"accumulate_grad_batches": 128},
-    reference={"parameters": 3_426_473_600},
+    reference={"parameters": 3_426_473_600, "binarized_weights": 3_221_504_000, "row_scales": 865_280},
 )
 
 if __name__ == "__main__":

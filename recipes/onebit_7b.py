@@ -16,7 +16,7 @@ LLAMA2_7B = {
 recipe = base.derive(
     module={"model_args": LLAMA2_7B},
     data={"tokenizer": "meta-llama/Llama-2-7b-hf"},
-    reference={"parameters": 6_738_415_616},
+    reference={"parameters": 6_738_415_616, "binarized_weights": 6_476_005_376, "row_scales": 1_359_872},
 )
 
 if __name__ == "__main__":

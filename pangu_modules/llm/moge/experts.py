@@ -272,7 +272,7 @@ class _SortedExperts(torch.autograd.Function):
         slope = torch.addcmul(sigmoid + silu, silu, sigmoid, value=-1)  # of silu: s + z s - z s^2, s = sigmoid(z)
         torch.mul(grad_inner.mul_(up), slope, out=grad_gate)
         grad_gate_up = matmul(grad_projected, tokens.index_select(0, order.tokens)) if need_gate_up else None
-        grad_tokens = _combine(matmul(grad_projected, gate_up), order) if need_tokens else None
+        grad_tokens = combine_rows(matmul(grad_projected, gate_up), order) if need_tokens else None
         grad_weights = None if grad_scale is None else _from_rows(grad_scale, order, weights.shape[1])
         return grad_tokens, grad_weights, grad_gate_up, grad_down, None, None
 
@@ -291,7 +291,7 @@ def _sorted_forward(
     gate, up = projected.chunk(2, dim=-1)
     # The gate multiplies before `down`, where rows are narrower than behind it.
     inner = F.silu(gate).mul_(up).mul_(_to_rows(weights, order)[:, None])
-    return _combine(matmul(inner, down.transpose(1, 2)), order), projected
+    return combine_rows(matmul(inner, down.transpose(1, 2)), order), projected
 
 
 def _to_rows(weights: Tensor, order: RowOrder) -> Tensor:
@@ -305,7 +305,7 @@ def _from_rows(row_weights: Tensor, order: RowOrder, num_choices: int) -> Tensor
     return flat.view(num_choices, order.num_tokens).t()
 
 
-def _combine(rows: Tensor, order: RowOrder) -> Tensor:
+def combine_rows(rows: Tensor, order: RowOrder) -> Tensor:
     """Add up the rows of each token, (S, h) to (T, h)."""
     if rows.is_cpu and rows.dtype in (torch.float32, torch.float64):
         return rows.new_zeros(order.num_tokens, rows.shape[1]).index_add_(0, order.tokens, rows)

@@ -12,19 +12,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.claims.output import claims_table
-from benchmarks.speed.output import ratios_table
+from benchmarks.claims.output import measured_text
 from pangu_modules.catalogue import catalogue
 from pangu_modules.files import write_atomically
-from pangu_modules.report_markdown import escape, markdown_table
+from pangu_modules.report_markdown import markdown_table
 from pangu_modules.report_tables import table_of
+
+WHAT = {"claims": "claims", "speed": "races"}
 
 
 def results_section(folder: Path) -> str:
-    """Return the tables of all claims and all races whose result files lie in `folder`."""
-    claims = [_read(path) for path in sorted((folder / "claims").glob("*.json"))]
-    speeds = [_read(path) for path in sorted((folder / "speed").glob("*.json"))]
-    parts = [_claims_part(result) for result in claims] + [_speed_part(result) for result in speeds]
+    """Return an overview of all claims and one of all races whose result files lie in `folder`."""
+    claims = [_claims_row(_read(path)) for path in sorted((folder / "claims").glob("*.json"))]
+    speeds = [_speed_row(_read(path)) for path in sorted((folder / "speed").glob("*.json"))]
+    parts = []
+    for kind, rows in (("claims", claims), ("speed", speeds)):
+        if rows:
+            files = (path.stem for path in sorted((folder / kind).glob("*.json")))
+            links = ", ".join(f"[{name}](benchmarks/results/{kind}/{name}.md)" for name in files)
+            parts += [markdown_table(table_of(rows)), f"All {WHAT[kind]}, with arms and raw numbers: {links}."]
     return "\n\n".join(parts) if parts else "No results yet."
 
 
@@ -79,20 +85,34 @@ def _read(path: Path) -> dict[str, Any]:
     return result
 
 
-def _claims_part(result: dict[str, Any]) -> str:
-    name = result["method"]
-    more = (
-        f"[Details, arms and raw numbers](benchmarks/results/claims/{name}.md); again with `make claims NAME={name}`."
-    )
-    table = markdown_table(table_of(*claims_table(result)))
-    return f"**{escape(result['title'])}** ({escape(result['source'])})\n\n{table}\n\n{more}"
+def _claims_row(result: dict[str, Any]) -> dict[str, str | None]:
+    """Return a method's row: its first claim as an example, how many hold, and each that does not."""
+    claims = result["claims"]
+    first = claims[0]
+    others = [claim for claim in claims if claim["verdict"] != "holds"]
+    return {
+        "method": f"{result['title']} ({result['source']})",
+        "e.g.": f"{first['statement']}: {measured_text(first)}",
+        "claims that hold": f"{len(claims) - len(others)} of {len(claims)}",
+        "the others": "; ".join(f"{each['statement']}: {measured_text(each)} ({each['verdict']})" for each in others)
+        or None,
+        "again with": f"make claims NAME={result['method']}",
+    }
 
 
-def _speed_part(result: dict[str, Any]) -> str:
-    name = result["method"]
-    more = f"[Details](benchmarks/results/speed/{name}.md); again with `make speed NAME={name}`."
-    table = markdown_table(table_of(*ratios_table(result)))
-    return f"**{escape(result['title'])}** (ratio peer / ours: above 1 ours is better)\n\n{table}\n\n{more}"
+def _speed_row(result: dict[str, Any]) -> dict[str, str | None]:
+    """Return a benchmark's row: how many targets are met, and each that is not."""
+    aimed = [entry for entry in result["ratios"] if entry["target"] is not None]
+    missed = [entry for entry in aimed if not entry["met"]]
+    return {
+        "race": result["title"],
+        "targets met": f"{len(aimed) - len(missed)} of {len(aimed)}",
+        "missed (ratio peer / ours)": "; ".join(
+            f"{entry['title']}: {entry['ratio']:.2f}, target {entry['target']:.2f}" for entry in missed
+        )
+        or None,
+        "again with": f"make speed NAME={result['method']}",
+    }
 
 
 if __name__ == "__main__":

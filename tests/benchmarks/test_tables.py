@@ -62,12 +62,10 @@ def command(project, *arguments):
 def test_both_sections_are_written_between_their_markers_only(project):
     assert command(project) == 0
     text = (project / "README.md").read_text()
-    assert text.startswith("# Title\n\n<!-- results:begin -->\n**Toy\\_** (arXiv:1)\n\n| claim |")
-    assert "| Better \\| deeper | +7.42 points | +2.6 ± 1.7 points | 3 | holds |" in text
-    assert (
-        "| training step, against 24 blocks | 2.000 s | 2.100 s | 1.050 (1.000 to 1.100) | at least 0.926 | yes |"
-        in text
-    )
+    assert text.startswith("# Title\n\n<!-- results:begin -->\n| method |")
+    assert "| Toy\\_ (arXiv:1) | Better \\| deeper: +2.6 ± 1.7 points | 1 of 1 | - | make claims NAME=toy |" in text
+    assert "| Fast | 1 of 1 | - | make speed NAME=toy |" in text
+    assert "[toy](benchmarks/results/speed/toy.md)" in text
     assert "\n<!-- results:end -->\nbetween \\1\n<!-- recipes:begin -->\n| recipe |" in text
     assert text.endswith("| toy | A toy. | 1 minute |\n<!-- recipes:end -->\nend\n")
 
@@ -80,6 +78,19 @@ def test_check_changes_nothing_and_tells_what_is_old(project, capsys):
     assert command(project, "--check") == 0
     (project / "recipes" / "toy.py").write_text('"""Another."""\nrecipe = Recipe()\n')
     assert command(project, "--check") == 1
+
+
+def test_what_does_not_hold_and_what_is_missed_is_named(project):
+    lost = {**CLAIM, "statement": "Smaller", "verdict": "does not hold"}
+    result = {"method": "toy", "title": "Toy", "source": "arXiv:1", "claims": [CLAIM, lost]}
+    (project / "results" / "claims" / "toy.json").write_text(json.dumps(result))
+    slow = {**RATIO, "title": "decoding", "ratio": 0.5, "met": False}
+    (project / "results" / "speed" / "toy.json").write_text(
+        json.dumps({"method": "toy", "title": "Fast", "ratios": [RATIO, slow, {**RATIO, "target": None, "met": None}]})
+    )
+    text = results_section(project / "results")
+    assert "| 1 of 2 | Smaller: +2.6 ± 1.7 points (does not hold) |" in text
+    assert "| 1 of 2 | decoding: 0.50, target 0.93 |" in text
 
 
 def test_nothing_measured_yet_is_said(tmp_path):

@@ -27,7 +27,7 @@ from pangu_modules.objectives import Batch
 class RouterBalancing(RecipeCallback):
     """Adds the auxiliary loss (arXiv:2505.21411, section 2) and, if asked for, the router's z-loss as objectives.
 
-    They have the names ``<callback>`` and ``<callback>_z``. Routers of kind "deepseek" are balanced without a loss, too:
+    Their names are ``<callback>`` and ``<callback>_z``. Routers of kind "deepseek" are balanced without a loss, too:
     after each optimizer step their selection bias moves against the load (arXiv:2412.19437, section 2.1.2), by the
     model's ``bias_update_speed``; 0 there leaves the bias alone.
     """

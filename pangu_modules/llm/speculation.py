@@ -1,7 +1,8 @@
 """Speculative decoding: a small drafter proposes tokens, the model accepts or replaces them in one pass.
 
-The written text follows the model's own distribution (Leviathan et al. 2023, arXiv:2211.17192); how much it saves is the
-share of drafted tokens that are accepted. transformers does the work; here are the drafter's loading and the counts.
+The written text follows the model's own distribution (Leviathan et al. 2023, arXiv:2211.17192); how much is saved
+depends on the share of drafted tokens that are accepted. transformers does the work; here are the drafter's loading and
+the counts.
 """
 
 from __future__ import annotations

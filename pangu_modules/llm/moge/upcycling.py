@@ -1,10 +1,11 @@
 """Upcycling: a dense Llama becomes a mixture of grouped experts, as a plan of structure.
 
-The SwiGLU of each layer is split, not copied, so the parameters stay almost the same and a token uses fewer of them: its
+The SwiGLU of each layer is split, not copied: the parameters stay almost the same, and a token uses fewer of them. Its
 largest channels become the shared expert, the others N experts of equal width. Channels whose gates look in the same
 direction share an expert, and the router starts as each expert's mean direction, so that it prefers experts whose
-channels a token would open; its logits are small, so that gates, which the experts' factors multiply by N, are near 1.
-No data is needed, and with K = N and even gates the model is the dense one. The paper trains from scratch (arXiv:2505.21411); the split is a choice of this library.
+channels a token would open. Its first logits are small: gates, which the experts' factors multiply by N, are near 1. No
+data is needed, and with K = N and even gates the model is the dense one. The paper trains from scratch
+(arXiv:2505.21411); the split is a choice of this library.
 """
 
 from __future__ import annotations

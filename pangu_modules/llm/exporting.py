@@ -23,6 +23,9 @@ REMEDIES = {
 }
 """What to do with a model of an architecture of this library, so that it can be exported."""
 
+RELEASED_LAYOUTS = ("PanguProMoE",)
+"""Architectures of this library with a layout that its authors released, so that others read the folder too."""
+
 
 @runtime_checkable
 class ModelWriter(Protocol):
@@ -68,7 +71,8 @@ def write_plain_model(model: Any, folder: Path) -> None:
     Raises:
         ValueError: they do not, or the architecture is known to this library alone.
     """
-    refuse_own_architecture(model.config.model_type)
+    if model.config.model_type not in RELEASED_LAYOUTS:
+        refuse_own_architecture(model.config.model_type)
     differences = shape_differences(model)
     if differences:
         raise ValueError(

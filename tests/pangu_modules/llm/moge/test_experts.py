@@ -58,7 +58,7 @@ def test_equals_one_token_at_a_time(implementation: ExpertsImplementation, num_g
     want = gradients(one_at_a_time, inputs)
     got = gradients(experts_forward, inputs, implementation=implementation, num_groups=num_groups)
     for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-14)  # seen 2e-15
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-14)  # values to 7; seen 3e-15
 
 
 @pytest.mark.parametrize(("hidden", "inner"), [(16, 8), (10, 6)])
@@ -73,7 +73,7 @@ def test_grouped_mm_equals_the_reference(implementation: ExpertsImplementation, 
     want = gradients(experts_forward, inputs, implementation="reference")
     got = gradients(experts_forward, inputs, implementation=implementation, num_groups=4)
     for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=2e-6)  # seen 4e-7
+        torch.testing.assert_close(a, b, rtol=0, atol=5e-6)  # values to 7; seen 1.4e-6
 
 
 def test_gradcheck() -> None:
@@ -154,9 +154,9 @@ def test_grouped_matmul_keeps_its_contract(implementation: ExpertsImplementation
     forward = torch.cat((rows[:4] @ other[0], rows[4:] @ other[2]))
     outer = torch.stack((rows[:4].t() @ grads[:4], torch.zeros(8, 16), rows[4:].t() @ grads[4:]))
     got = grouped_matmul(rows, other, ends, implementation=implementation)
-    torch.testing.assert_close(got, forward, rtol=0, atol=2e-6)  # seen 5e-7
+    torch.testing.assert_close(got, forward, rtol=0, atol=4e-6)  # values to 16; seen 0, two roundings allowed
     torch.testing.assert_close(
-        grouped_matmul(rows, grads, ends, implementation=implementation), outer, rtol=0, atol=2e-6
+        grouped_matmul(rows, grads, ends, implementation=implementation), outer, rtol=0, atol=4e-6
     )
 
 

@@ -120,7 +120,7 @@ def test_a_released_checkpoint_comes_back_byte_by_byte_with_the_right_logits(tmp
     assert saved == (tmp_path / "released" / "model.safetensors").read_bytes()
     ids = [5, 9, 60, 2, 2, 31, 17]
     logits = model.float().eval()(torch.tensor([ids])).logits[0]
-    torch.testing.assert_close(logits.double(), naive_logits(state, ids), rtol=0, atol=1e-4)  # values to 30; seen 1e-5
+    torch.testing.assert_close(logits.double(), naive_logits(state, ids), rtol=0, atol=1e-5)  # values to 2; seen 4e-7
 
 
 def test_shards_are_read_and_written(tmp_path: Path) -> None:
@@ -178,9 +178,10 @@ def test_every_implementation_gives_the_same_logits() -> None:
     want = ours.double()(ids).logits
     for name in ("eager", "batched_mm", "moge"):
         ours.set_experts_implementation(name)
-        torch.testing.assert_close(ours(ids).logits, want, rtol=0, atol=1e-12)  # values to 8; seen 4e-14
+        # Values to 6; seen 0: norms round to float32, which swallows differences of 1e-15, or makes one of 1e-6.
+        torch.testing.assert_close(ours(ids).logits, want, rtol=0, atol=1e-5)
     ours.float().set_experts_implementation("grouped_mm")  # no float64
-    torch.testing.assert_close(ours(ids).logits, want.float(), rtol=0, atol=1e-4)  # seen 9e-6
+    torch.testing.assert_close(ours(ids).logits, want.float(), rtol=0, atol=5e-5)  # seen 6e-6
     with pytest.raises(ValueError, match="not supported"):
         ours.set_experts_implementation("magic")
 
@@ -277,3 +278,16 @@ def test_baseline_routers_train_and_have_as_many_active_parameters(router: str) 
     assert module.active_parameters() == trainee().active_parameters()
     module.compute_outputs({"input_ids": torch.randint(4, 64, (2, 6))})["logits"].sum().backward()
     assert module.model.model.layers[0].mlp.gate.weight.grad.abs().max() > 0
+
+
+@torch.no_grad()
+def test_export_writes_the_released_layout(tmp_path: Path) -> None:
+    module = trainee()
+    module.export(tmp_path / "exported")
+    names = load_file(tmp_path / "exported" / "model.safetensors").keys()
+    assert names == split_experts(module.model.state_dict()).keys()
+    again = PanguProMoEForCausalLM.from_pretrained(tmp_path / "exported")
+    ids = torch.randint(0, 64, (2, 9))
+    assert torch.equal(again(ids).logits, module.model.eval()(ids).logits)
+    with pytest.raises(ValueError, match="transformers does not know the architecture 'PanguProMoE'"):
+        module.export(tmp_path / "gguf", "gguf")

@@ -14,8 +14,8 @@ recipe = Recipe(
         "distill": Distillation.Config(teacher="smollm2"),
         "prune": LayerDropping.Config(method=ShortGPTConfig(dropped_layers=22)),
     },
-    trainer={"max_steps": 80, "limit_val_batches": 0, "limit_test_batches": 6, "gradient_clip_val": 1.0},
-    cost="5 minutes on two cores",
+    trainer={"max_steps": 60, "limit_val_batches": 0, "limit_test_batches": 6, "gradient_clip_val": 1.0},
+    cost="4 minutes on two cores",
 )
 
 if __name__ == "__main__":

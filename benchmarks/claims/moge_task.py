@@ -103,8 +103,8 @@ class ExpertTime:
     devices: int = 4
     tokens: int = 2048
     hidden_size: int = 256
-    intermediate_size: int = 512
-    repeats: int = 5
+    intermediate_size: int = 1024
+    repeats: int = 9
 
     def __call__(self, seed: int, inputs: Mapping[str, ArmInput], folder: Path) -> dict[str, float]:
         """Return the step of top-K over MoGE's in rows and in CPU time, and how far the two ratios are apart."""

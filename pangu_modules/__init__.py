@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pangu_modules.llm.moge.router import Router as Router
     from pangu_modules.llm.moge.statistics import LoadMeter as LoadMeter
     from pangu_modules.llm.moge.statistics import imbalance_score as imbalance_score
+    from pangu_modules.llm.moge.strategy import ExpertParallelStrategy as ExpertParallelStrategy
     from pangu_modules.llm.moge.upcycling import UpcycleConfig as UpcycleConfig
     from pangu_modules.llm.moge.upcycling import UpcyclePlan as UpcyclePlan
     from pangu_modules.llm.onebit.config import OneBitConfig as OneBitConfig
@@ -80,6 +81,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "Config": "pangu_modules.config",
         "Configurable": "pangu_modules.config",
         "DataWeightingModel": "pangu_modules.llm.weighting.model",
+        "ExpertParallelStrategy": "pangu_modules.llm.moge.strategy",
         "GenerationEngine": "pangu_modules.llm.generation",
         "GroupedExperts": "pangu_modules.llm.moge.experts",
         "ImageClassifier": "pangu_modules.vision.classifier",

@@ -43,12 +43,12 @@ class ExpertParallelConfig(Config):
 class ExpertParallelStrategy(ModelParallelStrategy):
     """Trains ``module.model`` with its experts spread over processes; the arguments are `ExpertParallelConfig`'s.
 
-    In a recipe: ``trainer={"strategy": {"class_path": "pangu_modules.llm.moge.strategy.ExpertParallelStrategy",
-    "init_args": {"ep_size": 8}}}``. A checkpoint of one file continues on any number of processes, under any strategy
-    that reads whole tensors; a folder continues under this strategy, on any number of processes.
+    In a recipe: ``trainer={"strategy": {"class_path": "pangu_modules.ExpertParallelStrategy", "init_args": {"ep_size":
+    8}}}``. A checkpoint of one file continues on any number of processes, under any strategy that reads whole tensors;
+    a folder continues under this strategy, on any number of processes.
 
     Each process builds the whole model before it keeps its part. All processes must run the model equally often:
-    `predict` with generation of different lengths is not for this strategy.
+    `predict` with generation of different lengths is not for this strategy. Export from a checkpoint of one file.
 
     Args:
         ep_size: see `ExpertParallelConfig`.

@@ -6,7 +6,15 @@ import torch
 from pydantic import ValidationError
 
 from datamodules import Domain, MixtureData
-from datamodules.corruptions import BOILERPLATE, CORRUPTIONS, PYTHON_CODE, corrupt, domain_texts
+from datamodules.corruptions import (
+    BOILERPLATE,
+    CORRUPTIONS,
+    PYTHON_CODE,
+    corrupt,
+    domain_texts,
+    sections,
+    shuffled_tokens,
+)
 from datamodules.mixture import limited, mixture_counts, trained_tokenizer
 from datamodules.ngrams import shared_ngrams
 
@@ -67,8 +75,25 @@ def test_a_corruption_keeps_the_length_and_follows_its_generator(corruption):
     made = [corrupt(text, corruption, np.random.default_rng(seed)) for seed in (0, 0, 1)]
     assert made[0] == made[1]
     assert abs(len(made[0]) - len(text)) <= max(len(sentence) for sentence in BOILERPLATE) + 1
-    assert (made[0] == made[2]) == (corruption in ("none", "cipher"))
-    assert (made[0] == text) == (corruption == "none")
+    assert (made[0] == made[2]) == (corruption in ("none", "cipher", "shuffled_tokens"))
+    assert (made[0] == text) == (corruption in ("none", "shuffled_tokens"))  # tokens are shuffled later
+
+
+def test_shuffled_tokens_stay_in_their_window():
+    windows = torch.arange(60).reshape(3, 20)
+    made = [shuffled_tokens(windows, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(made[0], made[1])
+    assert not torch.equal(made[0], made[2])
+    assert torch.equal(made[0].sort(dim=1).values, windows)
+    assert all(not torch.equal(row, before) for row, before in zip(made[0], windows, strict=True))
+
+
+def test_one_long_text_is_cut_at_line_ends():
+    text = "".join(f"line {number}\n" for number in range(100))
+    pieces = sections(text, characters=50)
+    assert "".join(pieces) == text
+    assert all(50 <= len(piece) < 60 and piece.endswith("\n") for piece in pieces[:-1])
+    assert sections("one line", characters=50) == ["one line"]
 
 
 def test_literal_corruptions():

@@ -17,6 +17,8 @@ from pangu_modules.run_folder import RUN_DIR_VARIABLE
 ENTRIES = {entry.name: entry for entry in catalogue(Path(__file__).parents[2] / "recipes")}
 PAPER_SCALE = [name for name, entry in ENTRIES.items() if entry.cost == "paper scale"]
 EMBEDDED = [name for name in ENTRIES if name not in PAPER_SCALE]
+# Of the recipes on the real LLM two stay in the fast tests; the others take minutes each.
+SLOW = ("drafter_smollm2", "dwm_smollm2", "moge_upcycle_smollm2", "onebit_smollm2")
 # Parameters of the 2x expansions: 12 d^2 + 13 d a block, 2 d r + r + d an adapter, 4 d the norms of an added block.
 SCALENET = {"scalenet_deit_t": 6_031_528, "scalenet_deit_s": 22_678_120, "scalenet_deit_b": 89_002_216}
 
@@ -45,7 +47,9 @@ def test_is_described_and_short(name: str) -> None:
     assert len(ENTRIES[name].description) <= 120
 
 
-@pytest.mark.parametrize("name", EMBEDDED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in EMBEDDED]
+)
 def test_trains_a_batch(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", [f"{name}.py"])
     recipe = load(name)

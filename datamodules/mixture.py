@@ -37,7 +37,8 @@ class Domain(BaseConfig):
     corruption: Corruption = Field(
         "none",
         description="What is done to the text: none, shuffled_words, shuffled_tokens (within each window), boilerplate "
-        "(eight sentences repeated), cipher (an invented language), random_characters, or records (sentences of one form, easy but no noise).",
+        "(eight sentences repeated), cipher (an invented language), random_characters, or records (sentences of one "
+        "form, easy but no noise).",
     )
     share: NonNegativeFloat = Field(
         1.0, description="Share of the training windows, relative to the others'; 0: held-out text alone."

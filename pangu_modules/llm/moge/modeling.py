@@ -96,6 +96,11 @@ class PanguProMoEModel(LlamaModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # transformers remembers the answer on the class, and a Llama that was asked before has answered no for us too.
+        return True
+
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
         """Return the implementation to use: ours where none is requested."""
         return super().get_correct_experts_implementation(requested_experts or DEFAULT_EXPERTS)
@@ -135,6 +140,11 @@ class PanguProMoEForCausalLM(LlamaForCausalLM):
         model, info = loaded
         check_router_scale(set(info["missing_keys"]), set(info["unexpected_keys"]))
         return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # transformers remembers the answer on the class, and a Llama that was asked before has answered no for us too.
+        return True
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
         """Return the implementation to use: ours where none is requested."""

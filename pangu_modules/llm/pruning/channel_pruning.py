@@ -1,8 +1,15 @@
-"""Pruning the channels of one FFN on the stream of the already pruned layers below (SlimLLM, arXiv:2505.22689)."""
+"""Pruning the channels of one FFN on the stream of the already pruned layers below (SlimLLM, arXiv:2505.22689).
+
+The whole output is a sum over channels, ``y = u + r``, of what the kept and what the removed ones add. Once y is known,
+the pruned output u needs only the smaller of both parts: at SlimLLM's ratios a quarter of the FFN. Besides the stream
+one more copy of its size is held: y, then u.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,22 +54,20 @@ def prune_channels(
     Raises:
         ValueError: an activation is not finite.
     """
-    mlp: Any = layer.mlp
     outputs, statistics = _observe(layer, layer_index, stream, needs_covariance=criterion == "feature_space")
     statistics.taylor, statistics.generator = taylor, generator
-    kept = select_channels(channel_scores(criterion, mlp, statistics), num_keep, keep_least_fraction)
-    surgery.keep_channels(layer, kept)
+    kept = select_channels(channel_scores(criterion, layer.mlp, statistics), num_keep, keep_least_fraction)
     if recovery == "full_ridge":
+        surgery.keep_channels(layer, kept)
         _solve_ridge(layer, stream, outputs, ridge)
-    if recovery in ("none", "full_ridge"):
-        for index in range(len(stream)):
-            stream.hidden[index] = stream.hidden[index] + mlp(_normed(layer, stream, index))
+        stream.pass_ffn(layer)
         return kept
-    slope, intercept = _fit(layer, stream, outputs, recovery)
-    fold_affine(mlp.down_proj, slope, intercept)
-    for index, output in enumerate(outputs):
-        repaired = slope.to(output.device) * output + intercept.to(output.device)
-        stream.hidden[index] = stream.hidden[index] + repaired.to(output.dtype)
+    pruned_output = _prune(layer, kept)
+    if recovery == "none":
+        for index, output in enumerate(outputs):
+            stream.hidden[index] += pruned_output(_normed(layer, stream, index), output)
+    else:
+        _regress(layer, stream, outputs, pruned_output, recovery)
     return kept
 
 
@@ -86,10 +91,10 @@ def _normed(layer: Any, stream: Stream, index: int) -> Tensor:
 
 
 def _observe(
-    layer: nn.Module, layer_index: int, stream: Stream, needs_covariance: bool
+    layer: Any, layer_index: int, stream: Stream, needs_covariance: bool
 ) -> tuple[list[Tensor], ChannelStatistics]:
     """Run the FFN; return its outputs per batch and the statistics of its input, activation and output."""
-    mlp: Any = layer.mlp
+    mlp = layer.mlp
     device = mlp.down_proj.weight.device
     hidden, channels = mlp.down_proj.weight.shape
     statistics = ChannelStatistics(ColumnMoments(hidden, device), ColumnMoments(channels, device))
@@ -99,7 +104,7 @@ def _observe(
     for index in range(len(stream)):
         normed = _normed(layer, stream, index)
         activation = caught_input(mlp.down_proj, mlp, normed)
-        output = mlp.down_proj(activation)
+        output = stream.keep(index, mlp.down_proj(activation))
         statistics.inputs.update(stream.tokens(index, normed))
         statistics.activations.update(stream.tokens(index, activation))
         if statistics.outputs is not None:
@@ -110,19 +115,50 @@ def _observe(
     return outputs, statistics
 
 
-def _fit(layer: nn.Module, stream: Stream, outputs: list[Tensor], recovery: Recovery) -> tuple[Tensor, Tensor]:
-    """Fit the whole outputs on the pruned ones; `outputs` holds the pruned ones afterwards."""
+def _prune(layer: nn.Module, kept: list[int]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Keep these channels; return a function from the FFN's input and whole output to the pruned output.
+
+    Half precision takes no difference: y is rounded there, and the rounding of a large y would be left in a small u.
+    """
     mlp: Any = layer.mlp
-    regression = ColumnRegression(mlp.down_proj.out_features, mlp.down_proj.weight.device)
-    for index, whole in enumerate(outputs):
-        pruned = mlp(_normed(layer, stream, index))
-        regression.update(stream.tokens(index, pruned), stream.tokens(index, whole))
-        outputs[index] = pruned
-    return fit(recovery, regression.moments)
+    channels = mlp.down_proj.in_features
+    removed = sorted(set(range(channels)) - set(kept))
+    if len(removed) > len(kept) or mlp.down_proj.weight.dtype.itemsize < 4:
+        surgery.keep_channels(layer, kept)
+        return lambda normed, whole: mlp(normed)
+    # Surgery replaces weights, it does not change them: the copy may start with the layer's own.
+    rest: Any = copy.deepcopy(layer, {id(weight): weight for weight in layer.parameters()})
+    surgery.keep_channels(rest, removed)
+    surgery.keep_channels(layer, kept)
+    rest.mlp.down_proj.bias = None
+    return lambda normed, whole: whole - rest.mlp(normed)
 
 
-def _solve_ridge(layer: nn.Module, stream: Stream, outputs: list[Tensor], ridge: float) -> None:
-    mlp: Any = layer.mlp
+def _regress(
+    layer: Any,
+    stream: Stream,
+    outputs: list[Tensor],
+    pruned_output: Callable[[Tensor, Tensor], Tensor],
+    recovery: Literal["bias", "affine"],
+) -> None:
+    """Fit the whole outputs on the pruned ones, fold the fit into `down_proj` and move the stream past the FFN."""
+    down = layer.mlp.down_proj
+    regression = ColumnRegression(down.out_features, down.weight.device)
+    for index, output in enumerate(outputs):
+        pruned = pruned_output(_normed(layer, stream, index), output)
+        regression.update(stream.tokens(index, pruned), stream.tokens(index, output))
+        output.copy_(pruned)
+    slope, intercept = fit(recovery, regression.moments)
+    fold_affine(down, slope, intercept)
+    for index, output in enumerate(outputs):
+        values = wide(output)
+        repaired = torch.addcmul(intercept.to(values), slope.to(values), values)
+        stream.hidden[index] += repaired.to(output.dtype)
+
+
+def _solve_ridge(layer: Any, stream: Stream, outputs: list[Tensor], ridge: float) -> None:
+    """Fit a new `down_proj` from the kept activations to the whole outputs."""
+    mlp = layer.mlp
     down = mlp.down_proj
     squares = StreamingCovariance(down.in_features, down.weight.device)
     products = StreamingCovariance(down.in_features, down.weight.device, down.out_features)

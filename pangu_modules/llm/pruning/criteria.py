@@ -85,12 +85,23 @@ def _matrix(linear: Any, like: Tensor) -> Tensor:
     return linear.weight.detach().to(like)
 
 
+ROWS = 256
+"""Rows that are widened to float64 at a time; all channels at once would take several times the FFN's weights."""
+
+
+def _row_norms(matrix: Tensor, factor: Tensor, basis: Tensor | None = None) -> Tensor:
+    """Return the norms of the rows of ``(matrix basis) * factor``, (rows,), in the factor's precision."""
+    norms = []
+    for rows in matrix.detach().split(ROWS):
+        rows = rows.to(factor)
+        norms.append(((rows if basis is None else rows @ basis) * factor).norm(dim=1))
+    return torch.cat(norms)
+
+
 def _input_terms(mlp: Any, statistics: ChannelStatistics) -> Tensor:
     """I_gate + I_up: norms of the rows of W * |x|_c with |x|_c the norm of input column c."""
     norm = statistics.inputs.norm
-    return sum(
-        ((_matrix(linear, norm) * norm).norm(dim=1) for linear in (mlp.gate_proj, mlp.up_proj)), norm.new_zeros(())
-    )
+    return _row_norms(mlp.gate_proj.weight, norm) + _row_norms(mlp.up_proj.weight, norm)
 
 
 def _wanda_down(mlp: Any, statistics: ChannelStatistics) -> Tensor:
@@ -108,8 +119,8 @@ def _feature_space(mlp: Any, statistics: ChannelStatistics) -> Tensor:
     eigenvalues, eigenvectors = torch.linalg.eigh(statistics.outputs.covariance)
     eigenvalues = eigenvalues.abs()
     weights = torch.sigmoid(eigenvalues / eigenvalues.mean().clamp_min(torch.finfo(torch.float64).tiny))
-    directions = _matrix(mlp.down_proj, eigenvectors).T @ eigenvectors
-    return _input_terms(mlp, statistics) + statistics.activations.norm * (directions * weights).norm(dim=1)
+    down_term = statistics.activations.norm * _row_norms(mlp.down_proj.weight.T, weights, eigenvectors)
+    return _input_terms(mlp, statistics) + down_term
 
 
 def _three_term(mlp: Any, statistics: ChannelStatistics) -> Tensor:

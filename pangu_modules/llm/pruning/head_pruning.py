@@ -77,7 +77,7 @@ def prune_heads(
         fold_affine(attention.o_proj, *_repair(recovery, gram, kept, attention.o_proj))
     for index, values in enumerate(inputs):
         output = attention.o_proj(values.index_select(-1, columns.to(values.device)))
-        stream.hidden[index] = stream.hidden[index] + output
+        stream.hidden[index] += output
     heads = [int(start) // shape.head_dim for start in columns[:: shape.head_dim]]
     return heads, gram.similarity(kept) / gram.gram.shape[0]
 
@@ -95,7 +95,7 @@ def _observe(layer: nn.Module, layer_index: int, stream: Stream) -> tuple[list[T
         tokens = wide(stream.tokens(index, values))
         covariance.update(tokens)
         norms += tokens.unflatten(1, (shape.num_heads, -1)).norm(dim=2).sum(0).to(norms)
-        inputs.append(values)
+        inputs.append(stream.keep(index, values))
     if not bool(covariance.products.isfinite().all()):
         raise not_finite(layer_index, "attention output")
     return inputs, HeadStatistics(shape=shape, inputs=covariance, norms=norms)

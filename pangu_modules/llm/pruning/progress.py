@@ -52,7 +52,7 @@ class WalkProgress:
             layers[index].load_state_dict(load_file(self._layer_file(index)))
         saved = load_file(self._stream_file(len(self._records)))
         for number, hidden in enumerate(stream.hidden):
-            stream.hidden[number] = saved[str(number)].to(hidden)
+            hidden.copy_(saved[str(number)])
         return [record["data"] for record in self._records]
 
     def save(self, layer: nn.Module, data: Mapping[str, Any], stream: Stream) -> None:

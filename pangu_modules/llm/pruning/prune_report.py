@@ -15,7 +15,8 @@ class LayerReport:
 
     Attributes:
         index: number of the layer in the unpruned model.
-        similarity: mean cosine between the layer's input and output in the unpruned model (c_l).
+        similarity: mean cosine between the layer's input and output in the unpruned model (c_l); None where nothing
+            depended on it.
         ratio: requested ratio of heads and channels to remove (rho_l).
         kept_heads: kept query heads, numbered as in the unpruned layer.
         num_heads: query heads before.
@@ -27,7 +28,7 @@ class LayerReport:
     """
 
     index: int
-    similarity: float
+    similarity: float | None
     ratio: float
     kept_heads: tuple[int, ...]
     num_heads: int

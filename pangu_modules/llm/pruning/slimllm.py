@@ -21,7 +21,6 @@ from pangu_modules.config import Config
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.calibration import CalibrationConfig
 from pangu_modules.llm.pruning.channel_pruning import prune_channels
-from pangu_modules.llm.pruning.channel_regression import prune_and_regress_channels
 from pangu_modules.llm.pruning.criteria import ChannelCriterion, HeadCriterion
 from pangu_modules.llm.pruning.head_pruning import prune_heads
 from pangu_modules.llm.pruning.layer_ratios import (
@@ -160,14 +159,15 @@ def _walk(
     """Prune layer after layer, from the first one that an earlier run did not finish."""
     layers = surgery.decoder_layers(model)
     similarities, finished = _similarities(model, config, stream, progress)
-    ratios = _ratios(similarities, config)
+    ratios = _ratios(similarities or [0.0] * len(layers), config)
     pruned = _pruned_layers(ratios)
     reports = [LayerReport.from_plain(record) for record in finished]
     for index in range(len(reports), len(layers)):
         # The stream stands in front of the first pruned layer; nobody needs what leaves the last one.
         visited = stream if index in pruned else None
+        similarity = similarities[index] if similarities else None
         report = _prune_layer(
-            layers[index], index, visited, config, similarities[index], ratios[index], taylor[index] if taylor else None
+            layers[index], index, visited, config, similarity, ratios[index], taylor[index] if taylor else None
         )
         reports.append(report)
         progress.save(layers[index], {"report": asdict(report), "similarities": similarities}, stream)
@@ -176,20 +176,31 @@ def _walk(
 
 def _similarities(
     model: nn.Module, config: SlimLLMConfig, stream: Stream, progress: WalkProgress
-) -> tuple[list[float], list[dict[str, Any]]]:
-    """Return the dense model's layer similarities and the reports of layers that an earlier run finished.
+) -> tuple[list[float] | None, list[dict[str, Any]]]:
+    """Return the dense model's layer similarities, if needed, and the reports of layers that an earlier run finished.
 
     The stream stands in front of the first layer that is pruned afterwards.
     """
     records = progress.restore(model, stream)
-    if not records:
-        first = lambda similarities: _pruned_layers(_ratios(similarities, config)).start  # noqa: E731
-        return layer_similarities(model, stream, first), []
-    return records[0]["similarities"], [record["report"] for record in records]
+    if records:
+        return records[0]["similarities"], [record["report"] for record in records]
+    if _same_everywhere(config, len(surgery.decoder_layers(model))):
+        return None, []
+    first = lambda similarities: _pruned_layers(_ratios(similarities, config)).start  # noqa: E731
+    return layer_similarities(model, stream, first), []
+
+
+def _same_everywhere(config: SlimLLMConfig, num_layers: int) -> bool:
+    """Whether every layer is pruned by the base ratio, so that a pass through the dense model would tell nothing."""
+    return config.alpha == 0 and _num_pruned(config, num_layers) == num_layers
+
+
+def _num_pruned(config: SlimLLMConfig, num_layers: int) -> int:
+    return config.pruned_layers or max(1, rounded(26 / 32 * num_layers))
 
 
 def _ratios(similarities: list[float], config: SlimLLMConfig) -> list[float]:
-    num_pruned = config.pruned_layers or max(1, rounded(26 / 32 * len(similarities)))
+    num_pruned = _num_pruned(config, len(similarities))
     return layer_ratios(similarities, config.base_ratio, num_pruned, config.alpha, config.max_layer_ratio)
 
 
@@ -204,7 +215,7 @@ def _prune_layer(
     index: int,
     stream: Stream | None,
     config: SlimLLMConfig,
-    similarity: float,
+    similarity: float | None,
     ratio: float,
     taylor: LayerTaylor | None,
 ) -> LayerReport:
@@ -270,16 +281,18 @@ def _prune_ffn(
     taylor: LayerTaylor | None,
     generator: torch.Generator,
 ) -> list[int]:
-    shared: dict[str, Any] = {
-        "num_keep": num_keep,
-        "criterion": _channel_criterion(config),
-        "keep_least_fraction": config.keep_least_fraction,
-        "taylor": taylor.channels if taylor else None,
-        "generator": generator,
-    }
-    if config.recovery == "full_ridge":
-        return prune_channels(layer, index, stream, recovery="full_ridge", ridge=config.ridge, **shared)
-    return prune_and_regress_channels(layer, index, stream, recovery=config.recovery, **shared)
+    return prune_channels(
+        layer,
+        index,
+        stream,
+        num_keep=num_keep,
+        criterion=_channel_criterion(config),
+        keep_least_fraction=config.keep_least_fraction,
+        recovery=config.recovery,
+        ridge=config.ridge,
+        taylor=taylor.channels if taylor else None,
+        generator=generator,
+    )
 
 
 def _counts(layer: nn.Module, index: int, config: SlimLLMConfig, ratio: float) -> tuple[int, int]:

@@ -1,7 +1,9 @@
 """The residual stream of the calibration tokens, carried layer by layer through a decoder.
 
 The inputs of the first layer are caught once; from there every layer is run on its own, so a model is walked at the
-price of one forward pass however often its layers change.
+price of one forward pass however often its layers change. Two blocks of memory hold hidden states, whatever the depth:
+the stream, which is changed in place, and what one sub-layer after the other keeps. Both are large enough for the
+allocator to return them at once; of tensors freed batch by batch it returns little.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ class Stream:
         self.valid = valid
         self.arguments = arguments
         self.kinds = kinds
+        self._memory = torch.empty(0)
 
     def __len__(self) -> int:
         return len(self.hidden)
@@ -56,6 +59,18 @@ class Stream:
         flat = values.flatten(0, 1)
         valid = self.valid[index]
         return flat if valid is None else flat[valid]
+
+    def keep(self, index: int, values: Tensor) -> Tensor:
+        """Copy values (batch, seq, size) of batch `index` to where they stay until the next sub-layer keeps its own.
+
+        Every sub-layer keeps one tensor of each batch, all of one size.
+        """
+        counts = [hidden.shape[:-1].numel() for hidden in self.hidden]
+        size = values.shape[-1]
+        if self._memory.numel() < sum(counts) * size:
+            self._memory = values.new_empty(sum(counts) * size)
+        start = sum(counts[:index]) * size
+        return self._memory[start : start + values.numel()].view(values.shape).copy_(values)
 
     def run_attention(self, layer: Any, layer_index: int, index: int) -> Tensor:
         """Return the attention sub-layer's output for batch `index`, (batch, seq, hidden), residual not added."""
@@ -122,18 +137,22 @@ def catch_stream(model: nn.Module, batches: Iterable[Batch]) -> Stream:
     layers = surgery.decoder_layers(model)
     kinds = list(getattr(decoder.config, "layer_types", None) or ["full_attention"] * len(layers))
     device = next(model.parameters()).device
+    batches = list(batches)
+    if not batches:
+        raise ValueError(
+            "there is no calibration batch: is the calibration text shorter than one window? Give more text or a "
+            "shorter calibration seq_len"
+        )
+    sizes = [batch["input_ids"].numel() for batch in batches]
+    parts: tuple[Tensor, ...] = ()
     stream = Stream([], [], [], kinds)
     for number, batch in enumerate(batches):
         ids, mask = batch["input_ids"].to(device), batch.get("attention_mask")
         stream.valid.append(_valid_tokens(ids, mask, decoder.config, number))
         hidden, arguments = _catch(decoder, ids, None if mask is None else mask.to(device), kinds)
-        stream.hidden.append(hidden)
-        stream.arguments.append(arguments)
-    if not stream.hidden:
-        raise ValueError(
-            "there is no calibration batch: is the calibration text shorter than one window? Give more text or a "
-            "shorter calibration seq_len"
-        )
+        parts = parts or hidden.new_empty(sum(sizes), hidden.shape[-1]).split(sizes)
+        stream.hidden.append(parts[number].view(hidden.shape).copy_(hidden))
+        stream.arguments.append(_shared(arguments, stream.arguments[-1]) if stream.arguments else arguments)
     return stream
 
 
@@ -157,12 +176,13 @@ def layer_similarities(
     sums = [0.0] * len(layers)
     # The layer that the first batch's similarities name is nearly always the one that all batches' name: what reaches
     # it is kept, and need not be computed again.
-    named, reached = 0, [stream.hidden[0]]
+    named = 0
+    reached = list(stream.hidden)
     for index in range(len(stream)):
         hidden = stream.hidden[index]
         for number, layer in enumerate(layers):
-            if index > 0 and number == named:
-                reached.append(hidden)
+            if index > 0 and number == named > 0:
+                reached[index] = stream.keep(index, hidden)
             after = stream.run_layer(layer, number, index, hidden)
             cosines = nn.functional.cosine_similarity(
                 wide(stream.tokens(index, hidden)), wide(stream.tokens(index, after)), dim=-1
@@ -171,7 +191,7 @@ def layer_similarities(
             hidden = after
         if index == 0 and next_needed is not None:
             named = min(next_needed([total / len(cosines) for total in sums]), len(layers) - 1)
-            reached[0] = stream.run_layers(layers, 0, named, 0, stream.hidden[0])
+            reached[0] = stream.keep(0, stream.run_layers(layers, 0, named, 0, stream.hidden[0]))
     for number, total in enumerate(sums):
         if not torch.isfinite(torch.tensor(total)):
             raise not_finite(number, "output")
@@ -179,7 +199,7 @@ def layer_similarities(
     needed = 0 if next_needed is None else next_needed(similarities)
     start = named if named <= needed else 0
     for index, hidden in enumerate(reached if named <= needed else stream.hidden):
-        stream.hidden[index] = stream.run_layers(layers, start, needed, index, hidden)
+        stream.hidden[index].copy_(stream.run_layers(layers, start, needed, index, hidden))
     return similarities
 
 
@@ -204,6 +224,21 @@ def _valid_tokens(ids: Tensor, mask: Tensor | None, config: Any, number: int) ->
     if not bool(mask.any()):
         raise ValueError(f"calibration batch {number} has no real token: its attention_mask is all zero")
     return None if bool(mask.all()) else (mask != 0).flatten().to(ids.device)
+
+
+def _shared(arguments: dict[str, dict[str, Any]], earlier: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Take what is equal from the batch before: the rotary embeddings of equal lengths are held once."""
+    shared = {}
+    for kind, named in arguments.items():
+        old = earlier[kind]
+        shared[kind] = {name: old[name] if _equal(value, old.get(name)) else value for name, value in named.items()}
+    return shared
+
+
+def _equal(value: Any, other: Any) -> bool:
+    if isinstance(value, tuple) and isinstance(other, tuple) and len(value) == len(other):
+        return all(_equal(a, b) for a, b in zip(value, other, strict=True))
+    return isinstance(value, Tensor) and isinstance(other, Tensor) and torch.equal(value, other)
 
 
 def _catch(

@@ -235,6 +235,17 @@ def test_full_ridge_repairs_heads_as_least_squares(tiny_model):
     np.testing.assert_allclose(got, want, atol=1e-5)  # measured 1e-7: the ridge of 1e-9
 
 
+def test_one_ratio_for_all_layers_needs_no_dense_pass(tiny_model, monkeypatch):
+    config = CONFIG.derive(alpha=0, pruned_layers=4)
+    reference, kept = slow_slimllm(tiny_model("llama"), calibration(), config)
+    monkeypatch.delattr(slimllm, "layer_similarities")
+    model = tiny_model("llama")
+    report = prune_slimllm(model, config, calibration())
+    assert [(list(entry.kept_heads), list(entry.kept_channels)) for entry in report.layers] == kept
+    assert {(entry.similarity, entry.ratio) for entry in report.layers} == {(None, config.base_ratio)}
+    torch.testing.assert_close(logits_of(model), logits_of(reference), rtol=0, atol=1e-6)  # measured below 1e-9
+
+
 def test_query_heads_go_in_equal_numbers_from_every_group(tiny_model):
     model = tiny_model("llama")
     report = prune_slimllm(model, CONFIG.derive(head_unit="query", base_ratio=0.5, alpha=0), calibration())

@@ -1,4 +1,4 @@
-"""The stream ends where it is needed, with what the layers before pass on, however the first batch misleads."""
+"""The stream ends where it is needed, with what the layers before pass on, and holds no more than it needs."""
 
 from __future__ import annotations
 
@@ -34,3 +34,28 @@ def test_the_stream_stays_where_it_is_if_nothing_is_asked(tiny_model):
     with torch.no_grad():
         layer_similarities(model, stream)
     assert all(torch.equal(a, b) for a, b in zip(stream.hidden, before, strict=True))
+
+
+def test_sublayers_keep_their_values_in_the_same_memory(tiny_model):
+    stream = catch_stream(tiny_model("llama"), BATCHES)
+    wide = [torch.full((2, 12, 48), float(index)) for index in range(3)]
+    kept = [stream.keep(index, values.double()) for index, values in enumerate(wide)]
+    assert all(torch.equal(a, b.double()) for a, b in zip(kept, wide, strict=True))
+    narrow = [torch.full((2, 12, 24), -1.0 - index) for index in range(3)]
+    again = [stream.keep(index, values.double()) for index, values in enumerate(narrow)]
+    assert all(torch.equal(a, b.double()) for a, b in zip(again, narrow, strict=True))
+    assert len({values.untyped_storage().data_ptr() for values in kept + again}) == 1
+    assert len({hidden.untyped_storage().data_ptr() for hidden in stream.hidden}) == 1
+
+
+def test_rotary_embeddings_of_equal_batches_are_held_once(tiny_model):
+    short = {"input_ids": BATCHES[0]["input_ids"][:, :7]}
+    mask = torch.ones(2, 12, dtype=torch.long)
+    mask[1, 8:] = 0
+    padded = BATCHES[1] | {"attention_mask": mask}
+    stream = catch_stream(tiny_model("qwen2"), [BATCHES[0], BATCHES[1], padded, short])
+    for kind in set(stream.kinds):
+        first, second, third, fourth = (named[kind] for named in stream.arguments)
+        assert first["position_embeddings"] is second["position_embeddings"] is third["position_embeddings"]
+        assert fourth["position_embeddings"][0].shape[1] == 7
+        assert third["attention_mask"] is not second["attention_mask"]

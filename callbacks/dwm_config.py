@@ -37,7 +37,21 @@ class DWMConfig(StageSchedule):
     frozen: str | None = Field(
         None, description="Folder of an earlier run whose weighting models are used stage by stage, without updates."
     )
+    keep_encoder: bool = Field(
+        False,
+        description="Keep the trained model beside each stage's weighting model, so that with encoder 'lm' it can "
+        "weigh another model's data (frozen), for a forward pass of the kept one.",
+    )
     seed: NonNegativeInt = Field(0, description="Seed of the weighting model and of the batches of its updates.")
+
+    @model_validator(mode="after")
+    def _kept_encoder_is_read(self) -> Self:
+        if self.keep_encoder and self.model.encoder != "lm":
+            raise ValueError(
+                f"keep_encoder=True keeps what encoder='lm' reads, but model.encoder={self.model.encoder!r}, which needs "
+                "no other model: leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _target_is_not_reported(self) -> Self:

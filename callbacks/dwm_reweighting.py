@@ -20,6 +20,7 @@ among a stage's virtual updates repeats them. With gradient accumulation, weight
 from __future__ import annotations
 
 from collections.abc import MutableMapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -32,10 +33,10 @@ from callbacks.dwm_checks import check_run, complete_config, steps_of
 from callbacks.dwm_config import DWMConfig
 from callbacks.dwm_learner import Learner
 from callbacks.dwm_report import Record
-from pangu_modules.llm.weighting.features import HiddenStates
+from pangu_modules.llm.weighting.features import HiddenStates, KeptModel, is_kept, keep_model
 from pangu_modules.llm.weighting.model import DataWeightingModel
 from pangu_modules.llm.weighting.processes import Processes
-from pangu_modules.llm.weighting.saving import load_stages, save_weighting_model, stage_file
+from pangu_modules.llm.weighting.saving import encoder_folder, load_stages, save_weighting_model, stage_file
 from pangu_modules.llm.weighting.update import UpdateResult, Weighed, weigh
 from pangu_modules.module import batch_size
 
@@ -45,7 +46,8 @@ class DWMReweighting(RecipeCallback):
 
     It runs on any `PanguModule`, and on any LightningModule with ``sequence_losses(batch)`` (see
     `pangu_modules.llm.weighting.protocol`). Each stage's weighting model is saved as ``dwm_stage{k}.safetensors`` in
-    the run's folder; `frozen` uses those of another run. Mean weights by domain and stage go to the run's report.
+    the run's folder; `frozen` uses those of another run, with the models it kept (`keep_encoder`) where their encoder
+    is 'lm'. Mean weights by domain and stage go to the run's report.
     """
 
     class Config(DWMConfig):
@@ -61,6 +63,7 @@ class DWMReweighting(RecipeCallback):
         self.model: DataWeightingModel | None = None  # of the current stage
         self.learner: Learner | None = None  # while training; none with frozen models
         self._frozen: dict[int, DataWeightingModel] = {}
+        self._kept: KeptModel | None = None  # what the frozen model of the current stage reads
         self._hidden: HiddenStates | None = None
         self._last_online = -1  # optimizer step of the last update
         self._loaded: dict[str, Any] | None = None
@@ -84,7 +87,7 @@ class DWMReweighting(RecipeCallback):
         if self.config.frozen is not None:
             self._frozen = load_stages(self.config.frozen)
             config = next(iter(self._frozen.values())).config
-        self._hidden = HiddenStates(pl_module) if config.encoder == "lm" else None
+        self._hidden = HiddenStates(pl_module) if config.encoder == "lm" and not self._kept_folders() else None
         config = complete_config(config, pl_module, self._hidden)
         if self.config.frozen is None:
             with isolate_rng():
@@ -104,7 +107,7 @@ class DWMReweighting(RecipeCallback):
         if self.model is not None and not self._frozen:
             self.model.to(trainer.strategy.root_device)
             self.learner = Learner(self.model, self.config, self.name, trainer, pl_module, self._hidden)
-        self._restore()
+        self._restore(trainer)
 
     # Training.
 
@@ -134,15 +137,26 @@ class DWMReweighting(RecipeCallback):
     def _enter(self, trainer: Trainer, stage: int) -> None:
         """Leave a stage and begin the next."""
         self._save(trainer)
+        if self.config.mode == "online":
+            self._keep(trainer)
         self.stage, self.updates_in_stage = stage, 0
         self._record.begin(stage)
-        self._choose_frozen()
+        self._choose_frozen(trainer)
 
-    def _choose_frozen(self) -> None:
+    def _choose_frozen(self, trainer: Trainer) -> None:
         """Take the frozen model of the stage, or the last one before it; none in the warm-up of that run."""
-        if self._frozen:
-            earlier = [number for number in self._frozen if number <= self.stage]
-            self.model = self._frozen[max(earlier)] if earlier else None
+        if not self._frozen:
+            return
+        earlier = [number for number in self._frozen if number <= self.stage]
+        self.model = self._frozen[max(earlier)] if earlier else None
+        if earlier and max(earlier) in self._kept_folders():
+            with isolate_rng():
+                self._kept = KeptModel(self._kept_folders()[max(earlier)]).to(trainer.strategy.root_device)
+
+    def _kept_folders(self) -> dict[int, Path]:
+        """Return the language models that the run in `frozen` kept, by stage."""
+        folders = {stage: encoder_folder(str(self.config.frozen), stage) for stage in self._frozen}
+        return {stage: folder for stage, folder in folders.items() if is_kept(folder)}
 
     def _learn(self, learner: Learner, trainer: Trainer, batch: Any) -> None:
         """Take the updates that are due before this batch."""
@@ -158,6 +172,7 @@ class DWMReweighting(RecipeCallback):
         self.updates_in_stage += len(self._results)
         if self._results and config.mode == "staged" and self.updates_in_stage == config.dwm_steps:
             self._save(trainer)
+            self._keep(trainer)
 
     def _write_weights(self, model: DataWeightingModel, batch: MutableMapping[str, Any]) -> None:
         """Write the weights now, or, where they need the trained model's forward pass, in its middle."""
@@ -170,7 +185,7 @@ class DWMReweighting(RecipeCallback):
         # Losses are weighted after the forward pass; filled in place, the weights reach copies of the batch too.
         batch["sample_weight"] = torch.ones(batch_size(batch), device=next(model.parameters()).device)
         if self._hidden is None:
-            write(None)
+            write(None if self._kept is None else self._kept(batch))
         else:
             self._hidden.expect(write)
 
@@ -199,12 +214,20 @@ class DWMReweighting(RecipeCallback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last stage's weighting model and leave the tables for the report."""
         self._save(trainer)
+        if self.config.mode == "online":
+            self._keep(trainer)
         self._record.leave(trainer)
 
     def _save(self, trainer: Trainer) -> None:
         """Write the weighting model of the current stage to the run's folder."""
         if self.learner is not None and self.stage >= self.config.warmup_stages and trainer.is_global_zero:
             save_weighting_model(self.learner.model, stage_file(trainer.default_root_dir, self.stage))
+
+    def _keep(self, trainer: Trainer) -> None:
+        """Keep the trained model as the weighting model of the current stage has just read it, if it is to be kept."""
+        learned = self.learner is not None and self.stage >= self.config.warmup_stages
+        if self.config.keep_encoder and learned and trainer.is_global_zero:
+            keep_model(trainer.lightning_module, encoder_folder(trainer.default_root_dir, self.stage))
 
     # Checkpoints.
 
@@ -224,7 +247,7 @@ class DWMReweighting(RecipeCallback):
         """Keep a stored state until training starts, when model and optimizer are on their device."""
         self._loaded = state_dict
 
-    def _restore(self) -> None:
+    def _restore(self, trainer: Trainer) -> None:
         state, self._loaded = self._loaded, None
         if state is None:
             return
@@ -238,4 +261,4 @@ class DWMReweighting(RecipeCallback):
         self._record.load_state_dict(state["record"])
         if self.learner is not None:
             self.learner.load_state_dict(state["learner"])
-        self._choose_frozen()
+        self._choose_frozen(trainer)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -21,6 +23,7 @@ from torch.utils.data import Dataset
 from callbacks import DWMReweighting, ExactResume
 from datamodules import DataModule
 from pangu_modules import DataWeightingModel
+from pangu_modules.errors import UsageError
 from pangu_modules.llm.weighting.saving import load_weighting_model
 from pangu_modules.objectives import weighted_mean
 
@@ -261,6 +264,48 @@ def test_frozen_stages_weigh_a_wider_model(tmp_path):
     same(resumed, wider)
     with pytest.raises(ValueError, match="had frozen weighting models; resume it with the same `frozen`"):
         fit(folder, dwm(), module=wider, ckpt=folder / "last.ckpt")
+
+
+class Clones(Callback):
+    """Keeps the trained model as it is before each batch."""
+
+    def __init__(self):
+        self.models = []
+
+    def on_train_batch_start(self, trainer, module, *_):
+        self.models.append(copy.deepcopy(module.model).eval())
+
+
+@pytest.mark.parametrize("schedule", [{"lm_in_phase_a": "real"}, {"lm_in_phase_a": "virtual"}, {"mode": "online"}])
+def test_a_kept_encoder_weighs_a_wider_model(tmp_path, schedule):
+    clones = Clones()
+    options = {"keep_encoder": True, "dwm_lr": 0.05, "model": {"encoder": "lm"}, "dwm_every": 1, **schedule}
+    fit(tmp_path / "first", dwm(**options), extra=[clones])
+    callback, seen = dwm(frozen=str(tmp_path / "first")), Seen()
+    fit(tmp_path / "second", callback, module=tiny_module(model_args={"hidden_size": 64}), extra=[seen])
+    # Batches 3 to 5 are stage 1. Its last update reads the model before batch 4 where both train (batches 3 and 4 have
+    # an update each), before batch 3 where the model waits; online the model is kept when the stage ends.
+    kept = {"real": clones.models[4], "virtual": clones.models[3]}.get(schedule.get("lm_in_phase_a"), clones.models[6])
+    data, model = MixedData.Config().build(), load_weighting_model(tmp_path / "first" / "dwm_stage1.safetensors")
+    data.setup()
+    for index, batch in list(enumerate(data.train_dataloader()))[3:6]:
+        with torch.no_grad():
+            hidden = kept.get_decoder()(input_ids=batch["input_ids"]).last_hidden_state.mean(1)
+            torch.testing.assert_close(seen.weights[index], 4 * model.weights(model(features=hidden)))
+    assert (seen.weights[4] - 1).abs().max() > 1e-3
+    shutil.rmtree(tmp_path / "first" / "dwm_stage1_encoder")
+    shutil.rmtree(tmp_path / "first" / "dwm_stage2_encoder")
+    with pytest.raises(UsageError, match="keep_encoder=true in the run that learns"):
+        fit(
+            tmp_path / "third",
+            dwm(frozen=str(tmp_path / "first")),
+            module=tiny_module(model_args={"hidden_size": 64}),
+        )
+
+
+def test_only_the_encoder_that_reads_the_model_keeps_it():
+    with pytest.raises(ValidationError, match="keep_encoder=True .* model.encoder='tiny'"):
+        dwm(keep_encoder=True)
 
 
 class OwnModule(LightningModule):

@@ -1,11 +1,16 @@
-"""The trained model's last hidden states, taken from a forward pass that happens anyway (encoder 'lm')."""
+"""Last hidden states for the encoder 'lm': of the trained model, from a pass that happens anyway, or of a kept one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from pangu_modules.llm.files import MODEL_FILE, atomic_model_folder
+from pangu_modules.llm.loading import load_causal_lm
 
 
 class HiddenStates:
@@ -46,3 +51,40 @@ class HiddenStates:
         if handle is not None:
             handle.remove()
         return handle is not None
+
+
+class KeptModel(nn.Module):
+    """A language model as it was at a stage's updates, by whose hidden states another model's data are weighed.
+
+    Features of one model mean nothing to the weighting model of another, so the model goes with it. It costs its own
+    forward pass, without the output layer.
+
+    Args:
+        folder: transformers folder, see `keep_model`.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        model: Any = load_causal_lm(str(folder))
+        self.size = int(model.config.hidden_size)
+        self.backbone: nn.Module = model.get_decoder().eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return the last hidden states of a batch, (batch, seq, hidden)."""
+        output: Any = self.backbone(
+            input_ids=batch["input_ids"], attention_mask=batch.get("attention_mask"), use_cache=False
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+
+def keep_model(module: Any, folder: Path) -> None:
+    """Write ``module.model``, a transformers model, to a folder for `KeptModel`, atomically."""
+    with atomic_model_folder(folder, replace=True) as temporary:
+        module.model.save_pretrained(temporary)
+
+
+def is_kept(folder: Path) -> bool:
+    """Return whether `keep_model` wrote to this folder."""
+    return (folder / MODEL_FILE).is_file()

@@ -17,6 +17,11 @@ def stage_file(folder: str | Path, stage: int) -> Path:
     return Path(folder) / f"dwm_stage{stage}.safetensors"
 
 
+def encoder_folder(folder: str | Path, stage: int) -> Path:
+    """Return where a run keeps the language model whose hidden states the weighting model of a stage reads."""
+    return Path(folder) / f"dwm_stage{stage}_encoder"
+
+
 def save_weighting_model(model: DataWeightingModel, path: str | Path) -> Path:
     """Write weights and configuration to one safetensors file, atomically; returns its path."""
     from safetensors.torch import save

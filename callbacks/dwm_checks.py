@@ -62,8 +62,8 @@ def complete_config(
         if config.feature_size not in (None, hidden.size):
             raise UsageError(
                 f"encoder='lm': the weighting model knows hidden states of size {config.feature_size}, this model has "
-                f"{hidden.size}: features of one model mean nothing to another; for transfer set keep_encoder=true in the "
-                "run that learns, or take encoder='tiny'"
+                f"{hidden.size}: features of one model mean nothing to another; for transfer set keep_encoder=true in "
+                "the run that learns, or take encoder='tiny'"
             )
         return config.derive(feature_size=hidden.size)
     if config.encoder != "tiny":

@@ -48,8 +48,8 @@ class DWMConfig(StageSchedule):
     def _kept_encoder_is_read(self) -> Self:
         if self.keep_encoder and self.model.encoder != "lm":
             raise ValueError(
-                f"keep_encoder=True keeps what encoder='lm' reads, but model.encoder={self.model.encoder!r}, which needs "
-                "no other model: leave it out"
+                f"keep_encoder=True keeps what encoder='lm' reads, but model.encoder={self.model.encoder!r}, which "
+                "needs no other model: leave it out"
             )
         return self
 

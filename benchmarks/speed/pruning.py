@@ -18,17 +18,20 @@ if TYPE_CHECKING:
 
 WINDOWS, LENGTH = 128, 512  # of the memory; five pairs of times on them would take an hour of CPU time
 TIMED_WINDOWS = 32
-BATCH = 2  # larger batches take as long per token on a CPU, and more memory
+BATCH = 1  # larger batches take no less time per token on a CPU, and more memory
 PRUNE_TARGET = 1 / 1.5  # at most 1.5 times the forward passes
 MEMORY_TARGET = 1 / 1.6
 PEERS = {"optipfair": "optipfair", "modelopt": "ModelOpt", "torch_pruning": "Torch-Pruning"}
 SETUP = (
     "SmolLM2-135M on the CPU in float32 with all cores. Pruning is SlimLLM's published 20 % setting, whole "
     f"(statistics, selection, surgery, repair), calibrated on windows of {LENGTH} tokens of Python's "
-    "reference texts; its peer is one forward pass over the same tokens without the head. The method has two: the "
-    "layer ratios need the whole dense model, then every layer is pruned on what the pruned ones below pass on. Peak "
-    "memory is the resident memory of a process of its own, less what Python and its libraries take before the model "
-    "is loaded. Models raced for their speed are cut without regard to importance, which costs no speed."
+    "reference texts, one at a time; its peer is one forward pass over the same tokens without the head. The method "
+    "has two: the layer ratios need the whole dense model, then every layer is pruned on what the pruned ones below "
+    "pass on; one ratio for all layers saves the first. Peak memory is the resident memory of a process of its own, "
+    "less what it held besides the model's parameters when pruning began, a tiny model having been pruned before so "
+    "that the libraries are in memory. The parameters are the process's own: of a model mapped from its file the "
+    "replaced weights count until the whole mapping is given up. Models raced for their speed are cut without regard "
+    "to importance, which costs no speed."
 )
 
 
@@ -61,9 +64,10 @@ def whole_contest() -> Contest:
 
     dense, batches = smollm2(), text_batches(TIMED_WINDOWS, LENGTH, BATCH)
 
-    def prune(tokens: Sequence[dict[str, Tensor]]) -> float:
+    def prune(tokens: Sequence[dict[str, Tensor]], **changes: Any) -> float:
         model = copy.deepcopy(dense)
-        return timed(lambda: SlimLLMConfig(pruned_layers=24).prune(model, tokens))()
+        config = SlimLLMConfig(**{"pruned_layers": 24} | changes)
+        return timed(lambda: config.prune(model, tokens))()
 
     def check() -> tuple[float, float]:
         whole = copy.deepcopy(dense)
@@ -78,6 +82,13 @@ def whole_contest() -> Contest:
             warmed_by_a_part(lambda tokens: timed(lambda: forward(dense, tokens))(), batches),
             "the forward passes alone",
             target=PRUNE_TARGET,
+        ),
+        Race(
+            "prune_time_one_ratio",
+            f"calibrating on {TIMED_WINDOWS} x {LENGTH} tokens and pruning by one ratio in all layers",
+            warmed_by_a_part(lambda tokens: prune(tokens, alpha=0, pruned_layers=30), batches),
+            warmed_by_a_part(lambda tokens: timed(lambda: forward(dense, tokens))(), batches),
+            "the forward passes alone",
         ),
         Race(
             "prune_memory",
@@ -102,27 +113,46 @@ def warmed_by_a_part(
 
 
 def peak_of_child() -> float:
-    """Return `peak_megabytes`, measured in a new process."""
+    """Return `peak_megabytes`, measured in a new process; the tokenizer stays in this one."""
     import multiprocessing
 
+    batches = text_batches(WINDOWS, LENGTH, BATCH)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(peak_megabytes)
+        return pool.apply(peak_megabytes, ([batch["input_ids"].tolist() for batch in batches],))
 
 
-def peak_megabytes() -> float:
-    """Prune in this process; return the most memory it held, less what it held before the model was loaded, in MB."""
-    import torch  # noqa: F401
-    import transformers  # noqa: F401
+def peak_megabytes(batches: list[list[list[int]]]) -> float:
+    """Prune in this process on batches of windows of tokens.
+
+    Returns:
+        The most memory it held, less what it held besides the model's parameters when pruning began, in MB.
+    """
+    import torch
 
     from pangu_modules.llm.pruning.slimllm import SlimLLMConfig
 
-    batches = text_batches(WINDOWS, LENGTH, BATCH)
-    before = resident("VmRSS")
-    model = smollm2()
+    calibration = [{"input_ids": torch.tensor(batch)} for batch in batches]
+    prune_tiny()
+    # The copy lies in the process's own memory, as weights do once they were trained; the mapped file is given up.
+    model = copy.deepcopy(smollm2())
+    held = resident("VmRSS") - megabytes(model)
     with open("/proc/self/clear_refs", "w") as file:  # the peak counts from here
         file.write("5")
-    SlimLLMConfig(pruned_layers=24).prune(model, batches)
-    return resident("VmHWM") - before
+    SlimLLMConfig(pruned_layers=24).prune(model, calibration)
+    return resident("VmHWM") - held
+
+
+def prune_tiny() -> None:
+    """Prune a tiny random Llama, which brings into memory what libraries need for it."""
+    import torch
+
+    from pangu_modules.llm.loading import new_causal_lm
+    from pangu_modules.llm.pruning.slimllm import SlimLLMConfig
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 64}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    model = new_causal_lm("llama", sizes | heads)
+    SlimLLMConfig(pruned_layers=2).prune(model, [{"input_ids": torch.arange(3, 64).expand(8, -1)}])
 
 
 def resident(field: str) -> float:

@@ -304,7 +304,7 @@ def test_a_kept_encoder_weighs_a_wider_model(tmp_path, schedule):
 
 
 def test_only_the_encoder_that_reads_the_model_keeps_it():
-    with pytest.raises(ValidationError, match="keep_encoder=True .* model.encoder='tiny'"):
+    with pytest.raises(ValidationError, match=r"keep_encoder=True .* model.encoder='tiny'"):
         dwm(keep_encoder=True)
 
 

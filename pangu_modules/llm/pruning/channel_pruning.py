@@ -100,19 +100,23 @@ def _observe(
     statistics = ChannelStatistics(ColumnMoments(hidden, device), ColumnMoments(channels, device))
     if needs_covariance:
         statistics.outputs = StreamingCovariance(hidden, device)
-    outputs = []
-    for index in range(len(stream)):
-        normed = _normed(layer, stream, index)
-        activation = caught_input(mlp.down_proj, mlp, normed)
-        output = stream.keep(index, mlp.down_proj(activation))
-        statistics.inputs.update(stream.tokens(index, normed))
-        statistics.activations.update(stream.tokens(index, activation))
-        if statistics.outputs is not None:
-            statistics.outputs.update(stream.tokens(index, output))
-        outputs.append(output)
+    outputs = [_observe_batch(layer, stream, index, statistics) for index in range(len(stream))]
     if not bool(statistics.activations.square_sum.isfinite().all()):
         raise not_finite(layer_index, "FFN activation")
     return outputs, statistics
+
+
+def _observe_batch(layer: Any, stream: Stream, index: int, statistics: ChannelStatistics) -> Tensor:
+    """Run the FFN on one batch and add it to the statistics; return its output, which the stream keeps."""
+    down = layer.mlp.down_proj
+    normed = _normed(layer, stream, index)
+    activation = caught_input(down, layer.mlp, normed)
+    output = stream.keep(index, down(activation))
+    statistics.inputs.update(stream.tokens(index, normed))
+    statistics.activations.update(stream.tokens(index, activation))
+    if statistics.outputs is not None:
+        statistics.outputs.update(stream.tokens(index, output))
+    return output
 
 
 def _prune(layer: nn.Module, kept: list[int]) -> Callable[[Tensor, Tensor], Tensor]:

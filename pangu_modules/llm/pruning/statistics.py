@@ -111,7 +111,7 @@ class StreamingCovariance:
     @property
     def products(self) -> Tensor:
         """Sums over tokens of the products of shifted columns, (size, other_size)."""
-        return self._products.triu() + self._products.triu(1).T if self._symmetric else self._products
+        return self._products.triu().add_(self._products.triu(1).T) if self._symmetric else self._products
 
     @property
     def means(self) -> tuple[Tensor, Tensor]:
@@ -123,7 +123,7 @@ class StreamingCovariance:
     @property
     def covariance(self) -> Tensor:
         """The matrix ``mean_t (x - mean x)(y - mean y)^T``, (size, other_size)."""
-        return self.products / self.count - torch.outer(self.sum_x, self.sum_y) / self.count**2
+        return (self.products / self.count).sub_(torch.outer(self.sum_x, self.sum_y) / self.count**2)
 
     @property
     def second_moment(self) -> Tensor:

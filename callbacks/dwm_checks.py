@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from pangu_modules.errors import UsageError
-from pangu_modules.llm.weighting.features import HiddenStates
+from pangu_modules.llm.weighting.features import FeatureReader
 from pangu_modules.llm.weighting.hypergradient import Engine, check_engine
 from pangu_modules.llm.weighting.model import DataWeightingModel
 from pangu_modules.llm.weighting.processes import Processes
@@ -51,21 +51,21 @@ def check_run(callback: Any, trainer: Trainer, module: LightningModule, engine: 
 
 
 def complete_config(
-    config: DataWeightingModel.Config, module: Any, hidden: HiddenStates | None
+    config: DataWeightingModel.Config, module: Any, reader: FeatureReader | None
 ) -> DataWeightingModel.Config:
     """Return the weighting model's configuration with the sizes of the trained module.
 
     Raises:
         UsageError: a size is unknown, or the configuration is for another vocabulary or hidden size.
     """
-    if hidden is not None:
-        if config.feature_size not in (None, hidden.size):
+    if reader is not None:
+        if config.feature_size not in (None, reader.size):
             raise UsageError(
                 f"encoder='lm': the weighting model knows hidden states of size {config.feature_size}, this model has "
-                f"{hidden.size}: features of one model mean nothing to another; for transfer set keep_encoder=true in "
+                f"{reader.size}: features of one model mean nothing to another; for transfer set keep_encoder=true in "
                 "the run that learns, or take encoder='tiny'"
             )
-        return config.derive(feature_size=hidden.size)
+        return config.derive(feature_size=reader.size)
     if config.encoder != "tiny":
         return config
     vocabulary = getattr(getattr(getattr(module, "model", None), "config", None), "vocab_size", None)

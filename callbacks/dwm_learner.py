@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.dwm_batches import DrawnBatches, data_source, target_batches, training_batches
 from callbacks.dwm_config import DWMConfig
-from pangu_modules.llm.weighting.features import HiddenStates
+from pangu_modules.llm.weighting.features import FeatureReader
 from pangu_modules.llm.weighting.model import DataWeightingModel
 from pangu_modules.llm.weighting.preconditioning import next_step
 from pangu_modules.llm.weighting.processes import Processes
@@ -29,7 +29,7 @@ class Learner:
         name: the callback's name, for messages.
         trainer: the trainer, with its optimizers.
         module: the module it trains.
-        hidden_states: for the encoder 'lm'.
+        reader: for the encoders 'lm' and 'losses'.
 
     Raises:
         UsageError: the target or the training data cannot be used.
@@ -42,10 +42,10 @@ class Learner:
         name: str,
         trainer: Trainer,
         module: LightningModule,
-        hidden_states: HiddenStates | None,
+        reader: FeatureReader | None,
     ) -> None:
         self.model, self.config, self.name, self.trainer = model, config, name, trainer
-        self.hidden_states = hidden_states
+        self.reader = reader
         self.updates = 0  # of the whole run; update n uses batches n
         self.skipped = 0  # updates whose hypergradient was not finite
         self.skipped_in_row = 0
@@ -91,7 +91,7 @@ class Learner:
             engine=config.engine,
             fd_scale=config.fd_scale,
             normalize_h=config.normalize_h,
-            hidden_states=self.hidden_states,
+            reader=self.reader,
             processes=self.processes,
             sync_weights=config.sync_weights,
         )

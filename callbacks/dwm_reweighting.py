@@ -33,7 +33,7 @@ from callbacks.dwm_checks import check_run, complete_config, steps_of
 from callbacks.dwm_config import DWMConfig
 from callbacks.dwm_learner import Learner
 from callbacks.dwm_report import Record
-from pangu_modules.llm.weighting.features import HiddenStates, KeptModel, is_kept, keep_model
+from pangu_modules.llm.weighting.features import READERS, FeatureReader, KeptModel, is_kept, keep_model
 from pangu_modules.llm.weighting.model import DataWeightingModel
 from pangu_modules.llm.weighting.processes import Processes
 from pangu_modules.llm.weighting.saving import encoder_folder, load_stages, save_weighting_model, stage_file
@@ -64,7 +64,7 @@ class DWMReweighting(RecipeCallback):
         self.learner: Learner | None = None  # while training; none with frozen models
         self._frozen: dict[int, DataWeightingModel] = {}
         self._kept: KeptModel | None = None  # what the frozen model of the current stage reads
-        self._hidden: HiddenStates | None = None
+        self._reader: FeatureReader | None = None
         self._last_online = -1  # optimizer step of the last update
         self._loaded: dict[str, Any] | None = None
         self._weighed: Weighed | None = None  # the current batch
@@ -87,8 +87,9 @@ class DWMReweighting(RecipeCallback):
         if self.config.frozen is not None:
             self._frozen = load_stages(self.config.frozen)
             config = next(iter(self._frozen.values())).config
-        self._hidden = HiddenStates(pl_module) if config.encoder == "lm" and not self._kept_folders() else None
-        config = complete_config(config, pl_module, self._hidden)
+        if config.encoder in READERS and not self._kept_folders():
+            self._reader = READERS[config.encoder](pl_module)
+        config = complete_config(config, pl_module, self._reader)
         if self.config.frozen is None:
             with isolate_rng():
                 torch.manual_seed(self.config.seed)
@@ -106,7 +107,7 @@ class DWMReweighting(RecipeCallback):
             model.to(trainer.strategy.root_device)
         if self.model is not None and not self._frozen:
             self.model.to(trainer.strategy.root_device)
-            self.learner = Learner(self.model, self.config, self.name, trainer, pl_module, self._hidden)
+            self.learner = Learner(self.model, self.config, self.name, trainer, pl_module, self._reader)
         self._restore(trainer)
 
     # Training.
@@ -177,17 +178,17 @@ class DWMReweighting(RecipeCallback):
     def _write_weights(self, model: DataWeightingModel, batch: MutableMapping[str, Any]) -> None:
         """Write the weights now, or, where they need the trained model's forward pass, in its middle."""
 
-        def write(hidden_states: Tensor | None) -> None:
+        def write(features: Tensor | None) -> None:
             with torch.no_grad():
-                self._weighed = weigh(model, batch, hidden_states, self._group)
+                self._weighed = weigh(model, batch, features, self._group)
                 batch["sample_weight"].copy_(self._weighed.sample_weight)
 
         # Losses are weighted after the forward pass; filled in place, the weights reach copies of the batch too.
         batch["sample_weight"] = torch.ones(batch_size(batch), device=next(model.parameters()).device)
-        if self._hidden is None:
+        if self._reader is None:
             write(None if self._kept is None else self._kept(batch))
         else:
-            self._hidden.expect(write)
+            self._reader.expect(batch, write)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -197,7 +198,7 @@ class DWMReweighting(RecipeCallback):
         Raises:
             RuntimeError: the module did not run the model whose hidden states the weights need.
         """
-        if self._hidden is not None and self._hidden.forget():
+        if self._reader is not None and self._reader.forget():
             raise RuntimeError(
                 f"callback {self.name!r}: training_step did not run module.model, from which encoder='lm' weighs the "
                 "batch: take encoder='tiny'"

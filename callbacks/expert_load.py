@@ -143,7 +143,9 @@ class ExpertLoad(RecipeCallback):
         return self.summary
 
     def _log(self, module: LightningModule, stage: str, summary: LoadSummary) -> None:
-        module.log_dict({f"{stage}/{self.name}/{name}": value for name, value in summary.scalars().items()})
+        # Totals are those of all ranks already; sync_dist averages equal numbers, and without it Lightning warns.
+        values = {f"{stage}/{self.name}/{name}": value for name, value in summary.scalars().items()}
+        module.log_dict(values, sync_dist=True)
 
     def _new_meter(self, module: LightningModule) -> LoadMeter:
         block = first_block(module, self.name)

@@ -37,11 +37,26 @@ def per_sequence_loss(
     Raises:
         ValueError: shapes differ.
     """
+    losses, counted = token_losses(logits, labels, ignore_index, chunk_tokens=chunk_tokens)
+    return _mean_over_targets(losses, counted)
+
+
+def token_losses(
+    logits: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX, *, chunk_tokens: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the next-token cross-entropy at each position, and where there is one; arguments as `per_sequence_loss`.
+
+    Returns:
+        losses (batch, seq), float32 or float64, 0 where the next token is no target, and (batch, seq) bool.
+
+    Raises:
+        ValueError: shapes differ.
+    """
     _check_labels(logits, labels, ignore_index)
     targets = next_tokens(labels, ignore_index)
     chunk = chunk_tokens or _default_chunk(logits)
     losses = _CrossEntropy.apply(logits.flatten(0, 1), targets.flatten(), ignore_index, chunk)
-    return _mean_over_targets(losses.view(labels.shape), targets != ignore_index)
+    return losses.view(labels.shape), targets != ignore_index
 
 
 def distillation_loss(

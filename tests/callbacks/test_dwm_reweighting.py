@@ -24,6 +24,7 @@ from callbacks import DWMReweighting, ExactResume
 from datamodules import DataModule
 from pangu_modules import DataWeightingModel
 from pangu_modules.errors import UsageError
+from pangu_modules.llm.weighting.features import loss_profile
 from pangu_modules.llm.weighting.saving import load_weighting_model
 from pangu_modules.objectives import weighted_mean
 
@@ -212,7 +213,7 @@ def test_weights_of_hidden_states_are_those_of_the_same_forward_pass(tmp_path):
     fit(tmp_path, callback=Check(), extra=[callback, seen], steps=4)
     assert checked == [4]
     assert not torch.allclose(seen.weights[-1], torch.ones(4), atol=1e-3)
-    assert not callback._hidden._backbone._forward_hooks
+    assert not callback._reader._part._forward_hooks
 
 
 def test_it_learns_to_prefer_what_helps_the_target(tmp_path):
@@ -264,6 +265,21 @@ def test_frozen_stages_weigh_a_wider_model(tmp_path):
     same(resumed, wider)
     with pytest.raises(ValueError, match="had frozen weighting models; resume it with the same `frozen`"):
         fit(folder, dwm(), module=wider, ckpt=folder / "last.ckpt")
+
+
+def test_losses_of_the_wider_model_itself_are_what_a_frozen_one_reads(tmp_path):
+    fit(tmp_path / "first", dwm(dwm_lr=0.05, model={"encoder": "losses"}))
+    seen, clones = Seen(), Clones()
+    callback = dwm(frozen=str(tmp_path / "first"))
+    fit(tmp_path / "second", callback, module=tiny_module(model_args={"hidden_size": 64}), extra=[clones, seen])
+    data, model = MixedData.Config().build(), load_weighting_model(tmp_path / "first" / "dwm_stage1.safetensors")
+    data.setup()
+    for index, batch in list(enumerate(data.train_dataloader()))[3:6]:
+        with torch.no_grad():
+            logits = clones.models[index](input_ids=batch["input_ids"]).logits
+            expected = model.weights(model(features=loss_profile(logits, batch["input_ids"])))
+        torch.testing.assert_close(seen.weights[index], 4 * expected)
+    assert (seen.weights[4] - 1).abs().max() > 1e-3
 
 
 class Clones(Callback):
@@ -408,7 +424,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
         fit(tmp_path, dwm(), module=BoringModel())
     with pytest.raises(ValueError, match="tells no vocabulary"):
         fit(tmp_path, dwm(), module=OwnModule())
-    with pytest.raises(ValueError, match="hidden states of a transformers model"):
+    with pytest.raises(ValueError, match="forward pass of a transformers model"):
         fit(tmp_path, dwm(model={"encoder": "lm"}), module=OwnModule())
     with pytest.raises(ValueError, match=r"'dwm' and 'other' both write batch\['sample_weight'\]"):
         fit(tmp_path, dwm(), extra=[DWMReweighting.Config().build(name="other")])

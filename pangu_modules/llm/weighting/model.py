@@ -35,10 +35,11 @@ class DataWeightingModel(Configurable, nn.Module):
     class Config(BaseConfig):
         """Encoder, size, and how scores become weights."""
 
-        encoder: Literal["tiny", "lm", "features"] = Field(
+        encoder: Literal["tiny", "lm", "losses", "features"] = Field(
             "tiny",
-            description="What a sequence is seen by: 'tiny': a small transformer over its tokens, which transfers to "
-            "other models; 'lm': mean of the trained model's last hidden states; 'features': batch['features'].",
+            description="What a sequence is seen by: 'tiny': a small transformer over its tokens; 'lm': mean of the "
+            "trained model's last hidden states; 'losses': mean, deviation and quantiles of its token losses; "
+            "'features': batch['features'].",
         )
         d_model: PositiveInt = Field(128, description="Width of encoder and mixing layers.")
         n_layers: NonNegativeInt = Field(2, description="Transformer layers over the tokens, encoder 'tiny' only.")
@@ -50,7 +51,7 @@ class DataWeightingModel(Configurable, nn.Module):
             None, description="Tokens that the encoder 'tiny' knows; empty: the trained model's."
         )
         feature_size: PositiveInt | None = Field(
-            None, description="Length of a sequence's features; empty: hidden size of the trained model (encoder 'lm')."
+            None, description="Length of a sequence's features; empty: what the encoder 'lm' or 'losses' gives."
         )
 
         @model_validator(mode="after")
@@ -76,7 +77,8 @@ class DataWeightingModel(Configurable, nn.Module):
             raise ValueError(f"encoder={config.encoder!r} needs feature_size, the length of a sequence's features")
         else:
             feature_size = config.feature_size
-        self.input_norm = nn.LayerNorm(feature_size)
+        # Losses are on one scale already, and their level is what tells.
+        self.input_norm = nn.Identity() if config.encoder == "losses" else nn.LayerNorm(feature_size)
         self.input_projection = nn.Linear(feature_size, config.d_model)
         self.mixing = nn.ModuleList(_layer(config) for _ in range(config.n_mix))
         self.output_norm = nn.LayerNorm(config.d_model)

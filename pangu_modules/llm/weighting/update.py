@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pangu_modules.llm.weighting.features import HiddenStates
+from pangu_modules.llm.weighting.features import FeatureReader
 from pangu_modules.llm.weighting.hypergradient import Engine, Parameters, hypergradient
-from pangu_modules.llm.weighting.model import DataWeightingModel, mean_over_tokens, model_inputs
+from pangu_modules.llm.weighting.model import DataWeightingModel, model_inputs
 from pangu_modules.llm.weighting.preconditioning import NextStep
 from pangu_modules.llm.weighting.processes import Processes
 from pangu_modules.llm.weighting.protocol import sequences_with_targets
@@ -56,22 +56,20 @@ class UpdateResult:
 
 
 def weigh(
-    model: DataWeightingModel, batch: Batch, hidden_states: Tensor | None = None, group: Processes | None = None
+    model: DataWeightingModel, batch: Batch, features: Tensor | None = None, group: Processes | None = None
 ) -> Weighed:
     """Return the weights of a batch, differentiable with respect to the weighting model's parameters.
 
     Args:
         model: the weighting model.
         batch: batch of this process.
-        hidden_states: (batch, seq, hidden) of the trained model, for the encoder 'lm'.
+        features: (batch, size) of the trained model's forward pass, for the encoders 'lm' and 'losses'.
         group: processes whose batches are weighed as one; None for this one's alone.
 
     Raises:
         ValueError: fewer than two sequences, or none with a target.
     """
     group = group or Processes()
-    mask = batch.get("attention_mask")
-    features = None if hidden_states is None else mean_over_tokens(hidden_states, mask)
     valid = sequences_with_targets(batch)
     device = next(model.parameters()).device
     with torch.autocast(device.type, enabled=False):  # weights are computed in float32 wherever they are asked for
@@ -93,7 +91,7 @@ def update_weighting_model(
     engine: Engine = "fd",
     fd_scale: float = 1e-2,
     normalize_h: bool = False,
-    hidden_states: HiddenStates | None = None,
+    reader: FeatureReader | None = None,
     processes: Processes | None = None,
     sync_weights: bool = False,
 ) -> UpdateResult:
@@ -113,19 +111,19 @@ def update_weighting_model(
         engine: see `hypergradient`.
         fd_scale: see `hypergradient`.
         normalize_h: ``h <- (h - mean) / (deviation + 1e-8)``.
-        hidden_states: for the encoder 'lm'.
+        reader: for the encoders 'lm' and 'losses'.
         processes: those that train together.
         sync_weights: whether all processes' batches are weighed as one.
     """
     processes = processes or Processes()
     group = processes if sync_weights else Processes()
     weighed: list[Weighed] = []
-    hidden: list[Tensor] = []
-    if hidden_states is not None:
-        hidden_states.expect(hidden.append)
+    features: list[Tensor] = []
+    if reader is not None:
+        reader.expect(train_batch, features.append)
 
     def weights() -> Tensor:
-        weighed.append(weigh(model, train_batch, hidden[0] if hidden else None, group))
+        weighed.append(weigh(model, train_batch, features[0] if features else None, group))
         # Apart from a common group, each process has its own batch, and the step is the mean of theirs.
         return weighed[0].own * (group.world_size / processes.world_size)
 

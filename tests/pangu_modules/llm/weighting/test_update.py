@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,7 +14,7 @@ from tiny_llm import tiny_module, token_batch
 from torch import nn
 
 from pangu_modules.llm.losses import per_sequence_loss
-from pangu_modules.llm.weighting.features import HiddenStates
+from pangu_modules.llm.weighting.features import READERS, HiddenStates, TokenLosses, loss_profile
 from pangu_modules.llm.weighting.hypergradient import hypergradient
 from pangu_modules.llm.weighting.model import DataWeightingModel
 from pangu_modules.llm.weighting.preconditioning import NextStep, adam_factor, next_step
@@ -203,17 +204,44 @@ def test_hidden_states_come_from_the_forward_pass_of_the_losses():
             token_batch(2),
             STEP,
             engine=engine,
-            hidden_states=states,
+            reader=states,
         )
         torch.testing.assert_close(result.weights, expected)
-    torch.testing.assert_close(weigh(model, batch, hidden).own, expected)
+    torch.testing.assert_close(weigh(model, batch, means).own, expected)
     assert not states.forget()
+
+
+def test_profiles_of_token_losses_by_hand():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(4, 12, 30) * 2, torch.randint(30, (4, 12))
+    labels[1, 6:] = -100
+    labels[2] = -100
+    labels[3, 2:] = -100  # one target
+    found = loss_profile(logits, labels)
+    for row, count in ((0, 11), (1, 5), (3, 1)):
+        losses = [-logits[row, t].log_softmax(0)[labels[row, t + 1]].item() for t in range(count)]
+        figures = [np.mean(losses), np.std(losses), *np.quantile(losses, [0.1, 0.3, 0.5, 0.7, 0.9])]
+        np.testing.assert_allclose(found[row], (np.array(figures) - 4) / 2, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found[2], torch.zeros(7))
+
+
+def test_losses_are_those_of_the_same_forward_pass():
+    losses_of, parameters = trained()
+    reader = TokenLosses(losses_of.module)
+    model = weighting_model(encoder="losses", feature_size=reader.size)
+    batch = token_batch(4)
+    logits = losses_of.module.compute_outputs(batch)["logits"].detach()
+    expected = weigh(model, batch, loss_profile(logits, batch["input_ids"])).own
+    adam = torch.optim.AdamW(weighting_model(encoder="losses", feature_size=7).parameters())
+    result = update_weighting_model(model, adam, losses_of, parameters, batch, token_batch(2), STEP, reader=reader)
+    torch.testing.assert_close(result.weights, expected.detach())
+    assert not reader.forget()
 
 
 # Two processes.
 
 
-@pytest.mark.parametrize("encoder", ["tiny", "lm"])
+@pytest.mark.parametrize("encoder", ["tiny", "lm", "losses"])
 def test_two_processes_equal_one(tmp_path, encoder):
     command = [sys.executable, __file__, str(tmp_path), encoder]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -243,7 +271,7 @@ def test_two_processes_equal_one(tmp_path, encoder):
 
 def run_updates(encoder, processes, sync):
     losses_of, parameters = trained()
-    states = HiddenStates(losses_of.module) if encoder == "lm" else None
+    states = READERS[encoder](losses_of.module) if encoder in READERS else None
     model = weighting_model(encoder=encoder, feature_size=states.size if states else None)
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
     for number in range(2):
@@ -257,7 +285,7 @@ def run_updates(encoder, processes, sync):
             share(target, processes),
             STEP,
             engine="dot",  # fd would enlarge the rounding of sums in another order
-            hidden_states=states,
+            reader=states,
             processes=processes,
             sync_weights=sync,
         )

@@ -21,13 +21,12 @@ recipe = Recipe(
     ),
     callbacks={
         "dwm": DWMReweighting.Config(
-            model=DataWeightingModel.Config(encoder="lm"),
+            model=DataWeightingModel.Config(encoder="losses", floor=0.0),
             n_stages=3,
             lm_in_phase_a="real",
             dwm_steps=5,
             dwm_lr=5e-3,
             val_batch_size=8,
-            precondition="none",
         )
     },
     trainer={"max_steps": 60, "val_check_interval": 30, "gradient_clip_val": 1.0},

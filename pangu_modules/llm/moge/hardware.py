@@ -6,6 +6,7 @@ figures per device without sparsity; what software reaches of them is `Efficienc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ class Source(Config):
     """Where a constant comes from."""
 
     document: str = Field(description="Title of the public document, or what the figure was derived from.")
-    verified: bool = Field(False, description="Read in the document for this table; otherwise quoted from memory.")
+    verified: bool = Field(False, description="Read in this document for the table; otherwise quoted from memory.")
 
 
 class Card(Config):
@@ -89,15 +90,23 @@ class Efficiency(Config):
     overlap: float = Field(0.0, ge=0, le=1, description="Fraction of communication hidden behind computation.")
 
 
-def _card(document: str, links: str, **fields: Any) -> Card:
-    """Make a card whose compute and memory figures are quoted from `document`, and its link figures from `links`."""
+def _card(document: str, links: str, read: Mapping[str, str] | None = None, **fields: Any) -> Card:
+    """Make a card whose compute and memory figures are quoted from `document`, and its link figures from `links`.
+
+    `read` names, by figure, a public page in which it was read for this table.
+    """
     sources = {name: Source(document=links if name in NUMBERS[4:] else document) for name in NUMBERS}
     sources["link_latency_us"] = Source(document="estimate of the order of magnitude, in no datasheet")
+    sources |= {name: Source(document=page, verified=True) for name, page in (read or {}).items()}
     return Card(sources={name: source for name, source in sources.items() if fields.get(name) is not None}, **fields)
 
 
 _ATLAS_800I = "Huawei, Atlas 800I A2 inference server, product page and user guide"
 _ATLAS_DUO = "Huawei, Atlas 300I Duo inference card, product page and user guide"
+_LOCKWOOD_A100 = "glennklockwood.com/garden/processors/A100, which quotes NVIDIA's datasheet"
+_LOCKWOOD_H100 = "glennklockwood.com/garden/processors/h100, which quotes NVIDIA's figures"
+_DUO_PAGES = "3dnews.ru/1131049 and elektronikpraxis.de on the Atlas 300I Duo: two processors"
+_MI300X_PAGE = "aiwiki.ai/wiki/amd_instinct_mi300x"
 
 _CARDS = (
     _card(
@@ -131,6 +140,11 @@ _CARDS = (
     _card(
         f"{_ATLAS_DUO}: 140 TFLOPS fp16, 280 TOPS int8, 96 GB and 408 GB/s over two processors",
         f"{_ATLAS_DUO}: PCIe 4.0 x16 (32 GB/s in one direction) shared by two processors",
+        {
+            "tops_int8": f"{_DUO_PAGES}, 280 TOPS together",
+            "memory_gb": f"{_DUO_PAGES}, 48 GB each",
+            "memory_gb_per_s": f"{_DUO_PAGES}, 408 GB/s together, about 204 each",
+        },
         name="ascend_300i_duo",
         title="Ascend 300I Duo (96 GB)",
         tflops_16bit=70,
@@ -145,6 +159,7 @@ _CARDS = (
     _card(
         "NVIDIA A100 Tensor Core GPU datasheet",
         "NVIDIA A100 Tensor Core GPU datasheet: NVLink 600 GB/s in both directions",
+        dict.fromkeys(NUMBERS[:5], _LOCKWOOD_A100),
         name="a100_80gb",
         title="NVIDIA A100 SXM 80 GB",
         tflops_16bit=312,
@@ -159,6 +174,7 @@ _CARDS = (
     _card(
         "NVIDIA H100 Tensor Core GPU datasheet",
         "NVIDIA H100 Tensor Core GPU datasheet: NVLink 900 GB/s in both directions",
+        dict.fromkeys(NUMBERS[:5], _LOCKWOOD_H100),
         name="h100_sxm",
         title="NVIDIA H100 SXM 80 GB",
         tflops_16bit=989,
@@ -213,6 +229,7 @@ _CARDS = (
     _card(
         "AMD Instinct MI300X data sheet",
         "AMD Instinct MI300X data sheet: 7 Infinity Fabric links of 128 GB/s in both directions",
+        {"memory_gb": _MI300X_PAGE, "memory_gb_per_s": _MI300X_PAGE},
         name="mi300x",
         title="AMD Instinct MI300X",
         tflops_16bit=1307,

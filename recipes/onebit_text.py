@@ -43,7 +43,7 @@ recipe = Recipe(
             start_from="base",
         ),
     },
-    cost="6 minutes on two cores",
+    cost="8 minutes on two cores",
 )
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ setup: .venv/.installed ## Create .venv and install everything
 list: ## Every recipe with its description and cost
 	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m pangu_modules.catalogue
 
-test: .venv/.installed ## The fast tests
-	$(PY) -m pytest -q -n 2 --dist loadfile
+test: .venv/.installed ## The fast tests: two workers of one thread each, since threads of both would wait for cores
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
 
 test-slow: .venv/.installed ## The slow tests
 	$(PY) -m pytest -q -m slow

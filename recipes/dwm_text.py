@@ -11,7 +11,6 @@ LLAMA = {
     "intermediate_size": 352,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
-    "num_key_value_heads": 4,
     "max_position_embeddings": 64,
     "tie_word_embeddings": True,
     "initializer_range": 0.06,  # transformers' 0.02 is for wider models: attention would stay even for half of this run

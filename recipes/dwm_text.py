@@ -53,7 +53,7 @@ recipe = Recipe(
         "check_val_every_n_epoch": None,
         "gradient_clip_val": 1.0,
     },
-    cost="5 minutes on two cores",
+    cost="6 minutes on two cores",
 )
 
 if __name__ == "__main__":

@@ -61,9 +61,9 @@ def complete_config(
     if reader is not None:
         if config.feature_size not in (None, reader.size):
             raise UsageError(
-                f"encoder='lm': the weighting model knows hidden states of size {config.feature_size}, this model has "
-                f"{reader.size}: features of one model mean nothing to another; for transfer set keep_encoder=true in "
-                "the run that learns, or take encoder='tiny'"
+                f"encoder={config.encoder!r}: the weighting model knows {config.feature_size} features, this model "
+                f"gives {reader.size}: hidden states of one model mean nothing to another; for transfer set "
+                "keep_encoder=true in the run that learns, or take encoder='losses'"
             )
         return config.derive(feature_size=reader.size)
     if config.encoder != "tiny":

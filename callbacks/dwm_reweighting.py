@@ -137,9 +137,7 @@ class DWMReweighting(RecipeCallback):
 
     def _enter(self, trainer: Trainer, stage: int) -> None:
         """Leave a stage and begin the next."""
-        self._save(trainer)
-        if self.config.mode == "online":
-            self._keep(trainer)
+        self._leave(trainer)
         self.stage, self.updates_in_stage = stage, 0
         self._record.begin(stage)
         self._choose_frozen(trainer)
@@ -157,7 +155,14 @@ class DWMReweighting(RecipeCallback):
     def _kept_folders(self) -> dict[int, Path]:
         """Return the language models that the run in `frozen` kept, by stage."""
         folders = {stage: encoder_folder(str(self.config.frozen), stage) for stage in self._frozen}
-        return {stage: folder for stage, folder in folders.items() if is_kept(folder)}
+        kept = {stage: folder for stage, folder in folders.items() if is_kept(folder)}
+        if kept and len(kept) < len(folders):
+            missing = ", ".join(folder.name for stage, folder in folders.items() if stage not in kept)
+            raise ValueError(
+                f"callback {self.name!r}: {self.config.frozen!r} lacks {missing}: its run did not finish; finish it, "
+                "or remove the weighting models of those stages"
+            )
+        return kept
 
     def _learn(self, learner: Learner, trainer: Trainer, batch: Any) -> None:
         """Take the updates that are due before this batch."""
@@ -214,10 +219,14 @@ class DWMReweighting(RecipeCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last stage's weighting model and leave the tables for the report."""
+        self._leave(trainer)
+        self._record.leave(trainer)
+
+    def _leave(self, trainer: Trainer) -> None:
+        """Save what the stage learned to its end."""
         self._save(trainer)
         if self.config.mode == "online":
             self._keep(trainer)
-        self._record.leave(trainer)
 
     def _save(self, trainer: Trainer) -> None:
         """Write the weighting model of the current stage to the run's folder."""

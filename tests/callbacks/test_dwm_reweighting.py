@@ -310,6 +310,8 @@ def test_a_kept_encoder_weighs_a_wider_model(tmp_path, schedule):
             torch.testing.assert_close(seen.weights[index], 4 * model.weights(model(features=hidden)))
     assert (seen.weights[4] - 1).abs().max() > 1e-3
     shutil.rmtree(tmp_path / "first" / "dwm_stage1_encoder")
+    with pytest.raises(ValueError, match="lacks dwm_stage1_encoder: its run did not finish"):
+        fit(tmp_path / "third", dwm(frozen=str(tmp_path / "first")))
     shutil.rmtree(tmp_path / "first" / "dwm_stage2_encoder")
     with pytest.raises(UsageError, match="keep_encoder=true in the run that learns"):
         fit(

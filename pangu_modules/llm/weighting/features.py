@@ -161,7 +161,6 @@ class KeptModel(nn.Module):
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
         model: Any = load_causal_lm(str(folder))
-        self.size = HiddenStates.size_of(model)
         self.backbone: nn.Module = HiddenStates.part_of(model).eval().requires_grad_(False)
 
     @torch.no_grad()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
-import shutil
 import subprocess
 import sys
 import warnings
@@ -13,108 +11,17 @@ import warnings
 import lightning
 import pytest
 import torch
+from dwm_runs import MixedData, Mixture, Seen, StopAt, dwm, fit, same
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.demos.boring_classes import BoringModel
 from pydantic import ValidationError
 from tiny_llm import VOCABULARY, tiny_module
 from torch import nn
-from torch.utils.data import Dataset
 
-from callbacks import DWMReweighting, ExactResume
-from datamodules import DataModule
+from callbacks import DWMReweighting
 from pangu_modules import DataWeightingModel
-from pangu_modules.errors import UsageError
-from pangu_modules.llm.weighting.features import loss_profile
 from pangu_modules.llm.weighting.saving import load_weighting_model
 from pangu_modules.objectives import weighted_mean
-
-SMALL = {"d_model": 16, "n_layers": 1, "n_heads": 2}
-
-
-class Mixture(Dataset):
-    """Sequences of two domains: 0 repeats one token, 1 is random."""
-
-    def __init__(self, size: int, seed: int, noise: bool = True) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.tokens = torch.randint(3, VOCABULARY, (size, 12), generator=generator)
-        self.domain = torch.arange(size) % 2 if noise else torch.zeros(size, dtype=torch.long)
-        clean = torch.randint(3, 20, (size, 1), generator=generator).expand(size, 12)
-        self.tokens = torch.where(self.domain[:, None] == 0, clean, self.tokens)
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __getitem__(self, index: int) -> dict:
-        return {"input_ids": self.tokens[index], "domain": self.domain[index]}
-
-
-class MixedData(DataModule):
-    """32 training sequences, 8 clean ones for validation."""
-
-    class Config(DataModule.Config):
-        batch_size: int = 4
-        eval_batch_size: int = 4
-
-    domain_names = ("clean", "noise")
-
-    def setup(self, stage=None):
-        self.train_dataset, self.val_dataset = Mixture(32, 1), Mixture(8, 2, noise=False)
-        self.calibration_dataset = Mixture(8, 3, noise=False)
-
-
-class Seen(Callback):
-    """Keeps the weights of every batch."""
-
-    def __init__(self):
-        self.weights, self.order = [], []
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        self.weights.append(batch["sample_weight"].clone() if "sample_weight" in batch else None)
-        self.order.append(batch["input_ids"][:, :2].tolist() if "input_ids" in batch else None)
-
-
-class StopAt(Callback):
-    """Break off before a batch, after a checkpoint of the batch before."""
-
-    def __init__(self, batch, path):
-        self.batch, self.path, self.count = batch, path, 0
-
-    def on_train_batch_end(self, trainer, *_):
-        self.count += 1
-        if self.count == self.batch:
-            trainer.save_checkpoint(self.path)
-            raise ZeroDivisionError
-
-
-def dwm(**fields):
-    fields = {"n_stages": 3, "dwm_steps": 2, "val_batch_size": 4, **fields}
-    if "frozen" not in fields:
-        fields["model"] = {**SMALL, **fields.get("model", {})}
-    return DWMReweighting.Config(**fields).build(name="dwm")
-
-
-def fit(folder, callback=None, *, module=None, data=None, extra=(), ckpt=None, steps=9, **arguments):
-    trainer = lightning.Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        max_steps=steps,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[*([callback] if callback else []), ExactResume.Config().build(name="exact_resume"), *extra],
-        **{"limit_val_batches": 0, **arguments},
-    )
-    module = tiny_module() if module is None else module
-    data = MixedData.Config().build() if data is None else data
-    resumed = {"ckpt_path": ckpt, "weights_only": True} if ckpt else {}
-    trainer.fit(module, datamodule=data, **resumed)
-    return trainer
-
-
-def same(first, second):
-    for (name, value), other in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
-        assert torch.equal(value, other), name
 
 
 def test_virtual_stages(tmp_path):
@@ -237,93 +144,6 @@ def test_uniform_throughout_is_ordinary_training(tmp_path):
     fit(tmp_path / "plain", module=plain)
     fit(tmp_path / "dwm", dwm(warmup_stages=3), module=warm)
     same(warm, plain)
-
-
-def test_frozen_stages_weigh_a_wider_model(tmp_path):
-    first = dwm(dwm_lr=0.05)
-    fit(tmp_path / "first", first)
-    callback, seen = dwm(frozen=str(tmp_path / "first")), Seen()
-    wider = tiny_module(model_args={"hidden_size": 64})
-    fit(tmp_path / "second", callback, module=wider, extra=[seen])
-    assert callback.learner is None
-    assert not list((tmp_path / "second").glob("*.safetensors"))
-    batches, model = MixedData.Config().build(), load_weighting_model(tmp_path / "first" / "dwm_stage1.safetensors")
-    batches.setup()
-    batch = list(batches.train_dataloader())[4]
-    torch.testing.assert_close(seen.weights[4], 4 * model.weights(model(batch["input_ids"])).detach())
-    assert seen.weights[2] is None
-    # and resumes in the middle of a stage
-    folder, resumed = tmp_path / "third", tiny_module(seed=1, model_args={"hidden_size": 64})
-    with pytest.raises(ZeroDivisionError):
-        fit(
-            folder,
-            dwm(frozen=str(tmp_path / "first")),
-            module=tiny_module(model_args={"hidden_size": 64}),
-            extra=[StopAt(5, folder / "last.ckpt")],
-        )
-    fit(folder, dwm(frozen=str(tmp_path / "first")), module=resumed, ckpt=folder / "last.ckpt")
-    same(resumed, wider)
-    with pytest.raises(ValueError, match="had frozen weighting models; resume it with the same `frozen`"):
-        fit(folder, dwm(), module=wider, ckpt=folder / "last.ckpt")
-
-
-def test_losses_of_the_wider_model_itself_are_what_a_frozen_one_reads(tmp_path):
-    fit(tmp_path / "first", dwm(dwm_lr=0.05, model={"encoder": "losses"}))
-    seen, clones = Seen(), Clones()
-    callback = dwm(frozen=str(tmp_path / "first"))
-    fit(tmp_path / "second", callback, module=tiny_module(model_args={"hidden_size": 64}), extra=[clones, seen])
-    data, model = MixedData.Config().build(), load_weighting_model(tmp_path / "first" / "dwm_stage1.safetensors")
-    data.setup()
-    for index, batch in list(enumerate(data.train_dataloader()))[3:6]:
-        with torch.no_grad():
-            logits = clones.models[index](input_ids=batch["input_ids"]).logits
-            expected = model.weights(model(features=loss_profile(logits, batch["input_ids"])))
-        torch.testing.assert_close(seen.weights[index], 4 * expected)
-    assert (seen.weights[4] - 1).abs().max() > 1e-3
-
-
-class Clones(Callback):
-    """Keeps the trained model as it is before each batch."""
-
-    def __init__(self):
-        self.models = []
-
-    def on_train_batch_start(self, trainer, module, *_):
-        self.models.append(copy.deepcopy(module.model).eval())
-
-
-@pytest.mark.parametrize("schedule", [{"lm_in_phase_a": "real"}, {"lm_in_phase_a": "virtual"}, {"mode": "online"}])
-def test_a_kept_encoder_weighs_a_wider_model(tmp_path, schedule):
-    clones = Clones()
-    options = {"keep_encoder": True, "dwm_lr": 0.05, "model": {"encoder": "lm"}, "dwm_every": 1, **schedule}
-    fit(tmp_path / "first", dwm(**options), extra=[clones])
-    callback, seen = dwm(frozen=str(tmp_path / "first")), Seen()
-    fit(tmp_path / "second", callback, module=tiny_module(model_args={"hidden_size": 64}), extra=[seen])
-    # Batches 3 to 5 are stage 1. Its last update reads the model before batch 4 where both train (batches 3 and 4 have
-    # an update each), before batch 3 where the model waits; online the model is kept when the stage ends.
-    kept = {"real": clones.models[4], "virtual": clones.models[3]}.get(schedule.get("lm_in_phase_a"), clones.models[6])
-    data, model = MixedData.Config().build(), load_weighting_model(tmp_path / "first" / "dwm_stage1.safetensors")
-    data.setup()
-    for index, batch in list(enumerate(data.train_dataloader()))[3:6]:
-        with torch.no_grad():
-            hidden = kept.get_decoder()(input_ids=batch["input_ids"]).last_hidden_state.mean(1)
-            torch.testing.assert_close(seen.weights[index], 4 * model.weights(model(features=hidden)))
-    assert (seen.weights[4] - 1).abs().max() > 1e-3
-    shutil.rmtree(tmp_path / "first" / "dwm_stage1_encoder")
-    with pytest.raises(ValueError, match="lacks dwm_stage1_encoder: its run did not finish"):
-        fit(tmp_path / "third", dwm(frozen=str(tmp_path / "first")))
-    shutil.rmtree(tmp_path / "first" / "dwm_stage2_encoder")
-    with pytest.raises(UsageError, match="keep_encoder=true in the run that learns"):
-        fit(
-            tmp_path / "third",
-            dwm(frozen=str(tmp_path / "first")),
-            module=tiny_module(model_args={"hidden_size": 64}),
-        )
-
-
-def test_only_the_encoder_that_reads_the_model_keeps_it():
-    with pytest.raises(ValidationError, match=r"keep_encoder=True .* model.encoder='tiny'"):
-        dwm(keep_encoder=True)
 
 
 class OwnModule(LightningModule):

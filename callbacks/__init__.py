@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from callbacks.dwm_reweighting import DWMReweighting as DWMReweighting
     from callbacks.exact_resume import ExactResume as ExactResume
     from callbacks.expert_load import ExpertLoad as ExpertLoad
+    from callbacks.influence_selection import InfluenceSelection as InfluenceSelection
     from callbacks.pangu_light_pruning import PanguLightPruning as PanguLightPruning
     from callbacks.pangu_light_pruning import PostNormAbsorption as PostNormAbsorption
     from callbacks.progressive_binarization import ProgressiveBinarization as ProgressiveBinarization
@@ -28,6 +29,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "Distillation": "callbacks.distillation",
         "ExactResume": "callbacks.exact_resume",
         "ExpertLoad": "callbacks.expert_load",
+        "InfluenceSelection": "callbacks.influence_selection",
         "LayerDropping": "callbacks.structured_pruning",
         "PanguLightPruning": "callbacks.pangu_light_pruning",
         "PostNormAbsorption": "callbacks.pangu_light_pruning",

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 
 from callbacks.dwm_batches import DrawnBatches, data_source, target_batches, training_batches
 from callbacks.dwm_config import DWMConfig
@@ -58,12 +59,7 @@ class Learner:
         if config.mode == "staged" and config.lm_in_phase_a == "virtual":
             self.training = training_batches(source, config.seed, **share)
         self.losses_of = LossesOf(module)
-        trained = {id(value) for group in trainer.optimizers[0].param_groups for value in group["params"]}
-        self.parameters = {
-            name: value
-            for name, value in self.losses_of.named_parameters()
-            if value.requires_grad and id(value) in trained
-        }
+        self.parameters = trained_parameters(trainer, self.losses_of)
         self._said_fallback = False
 
     def update(self, batch: Any = None) -> UpdateResult:
@@ -119,3 +115,9 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         for name, value in state["counters"].items():
             setattr(self, name, value)
+
+
+def trained_parameters(trainer: Trainer, losses_of: LossesOf) -> dict[str, nn.Parameter]:
+    """Return the parameters that the trainer's first optimizer trains, by their names in `losses_of`."""
+    trained = {id(value) for group in trainer.optimizers[0].param_groups for value in group["params"]}
+    return {name: value for name, value in losses_of.named_parameters() if value.requires_grad and id(value) in trained}

@@ -105,6 +105,11 @@ def arms(miniature: bool) -> tuple[Arm, ...]:
         ),
         only_reported("perplexity", "half of lowest perplexity under bigrams", run("perplexity", noise=NOISE)),
         only_reported("dsir", "half drawn by n-gram importance (DSIR)", run("dsir", noise=NOISE)),
+        only_reported(
+            "influence",
+            "half of largest predicted influence, chosen in each stage (as MATES)",
+            WeighedRun(TEXT, text_changes({}, False, miniature), influence={"n_stages": STAGES}, noise=NOISE),
+        ),
         only_reported("classifier", "half a classifier takes for the target", run("classifier", noise=NOISE)),
     )
     return gated + others + (() if miniature else smollm2_arms())
@@ -238,6 +243,7 @@ def reported() -> tuple[Claim, ...]:
         "loss_low": "weights by loss, low ones preferred",
         "perplexity": "keeping the half of lowest perplexity",
         "dsir": "n-gram importance (DSIR)",
+        "influence": "the half of largest predicted influence, chosen anew in each stage (as MATES)",
         "classifier": "a classifier's half",
     }
     return (

@@ -67,6 +67,7 @@ class WeighedRun:
         recipe: module that holds ``recipe``, whose callback ``dwm`` weighs.
         changes: what `Recipe.derive` takes; seeds of run, data and weighting are the arm's.
         weighting: fields of `BatchWeighting`, which then replaces ``dwm``; None keeps ``dwm``.
+        influence: fields of `InfluenceSelection`, likewise.
         ess_from: arm whose effective batch sizes random weights take over, stage by stage.
         frozen_from: arm whose weighting models are used, without updates.
         noise: domains whose mean weight is ``noise_weight``, from the third stage on.
@@ -78,6 +79,7 @@ class WeighedRun:
     recipe: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     weighting: Mapping[str, Any] | None = None
+    influence: Mapping[str, Any] | None = None
     ess_from: str | None = None
     frozen_from: str | None = None
     noise: tuple[str, ...] = ()
@@ -86,7 +88,7 @@ class WeighedRun:
 
     def derived(self, seed: int, inputs: Mapping[str, ArmInput] | None = None) -> Recipe:
         """Return the recipe that runs with this seed; without `inputs` what depends on other arms is left out."""
-        from callbacks import BatchWeighting
+        from callbacks import BatchWeighting, InfluenceSelection
 
         recipe: Recipe = importlib.import_module(self.recipe).recipe
         changes = {**self.changes, "seed": seed, "data": {**self.changes.get("data", {}), "seed": seed}}
@@ -96,6 +98,8 @@ class WeighedRun:
             if self.ess_from and inputs is not None:
                 fields["ess"] = ess_by_stage(inputs[self.ess_from].values)
             callbacks = {"dwm": None, "weighting": BatchWeighting.Config(**fields)}
+        elif self.influence is not None:
+            callbacks = {"dwm": None, "weighting": InfluenceSelection.Config(**self.influence, seed=seed)}
         else:
             frozen = {"frozen": str(inputs[self.frozen_from].folder / "run")} if self.frozen_from and inputs else {}
             callbacks["dwm"] = {**callbacks.get("dwm", {}), **frozen, "seed": seed}
@@ -105,7 +109,7 @@ class WeighedRun:
         """Train and test in `folder`."""
         recipe = self.derived(seed, inputs)
         run = recipe.fit(run_dir=folder / "run", quiet=True)
-        name = "dwm" if self.weighting is None else "weighting"
+        name = "dwm" if self.weighting is None and self.influence is None else "weighting"
         values = {**run.metrics, "parameters": run.parameters, "train_seconds": run.seconds}
         values |= self.numbers(*(read_rows(folder / "run", f"{name}-{part}") for part in ("1-domains", "2-stages")))
         if self.time_overhead:

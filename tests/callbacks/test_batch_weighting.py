@@ -5,101 +5,20 @@ from __future__ import annotations
 import json
 import math
 
-import lightning
 import pytest
 import torch
-from lightning.pytorch import Callback
 from pydantic import ValidationError
-from tiny_llm import VOCABULARY, tiny_module
-from torch.utils.data import Dataset
+from tiny_llm import tiny_module
+from weighted_runs import Seen, StopAt, fit
 
-from callbacks import BatchWeighting, DWMReweighting, ExactResume
-from callbacks.batch_weighting import sequences_of
-from datamodules import DataModule
+from callbacks import BatchWeighting, DWMReweighting
+from callbacks.recorded_weighting import sequences_of
 from pangu_modules.errors import UsageError
 from pangu_modules.llm.weighting.model import effective_batch_size
-from pangu_modules.llm.weighting.protocol import per_sequence_losses
-
-
-class Mixture(Dataset):
-    """Domain 0 counts upwards, domain 1 is random."""
-
-    def __init__(self, size, seed, noise=True):
-        generator = torch.Generator().manual_seed(seed)
-        self.domain = torch.arange(size) % 2 if noise else torch.zeros(size, dtype=torch.long)
-        start = torch.randint(3, 60, (size, 1), generator=generator)
-        noisy = torch.randint(3, VOCABULARY, (size, 16), generator=generator)
-        self.tokens = torch.where(self.domain[:, None] == 0, start + torch.arange(16), noisy)
-
-    def __len__(self):
-        return len(self.tokens)
-
-    def __getitem__(self, index):
-        return {"input_ids": self.tokens[index], "domain": self.domain[index]}
-
-
-class Mixed(DataModule):
-    """48 training sequences, 16 of the target."""
-
-    class Config(DataModule.Config):
-        batch_size: int = 4
-        eval_batch_size: int = 8
-        target: bool = True
-
-    domains = ("clean", "noise")
-
-    def setup(self, stage=None):
-        self.train_dataset = Mixture(48, 1)
-        self.val_dataset = Mixture(16, 2, noise=False) if self.config.target else None
-
-
-class Seen(Callback):
-    """Keeps weights, domains and losses of every batch, the losses as they were before the step."""
-
-    def __init__(self):
-        self.weights, self.domains, self.losses, self.before = [], [], [], None
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        with torch.no_grad():
-            self.losses.append(per_sequence_losses(module, batch))
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        self.weights.append(batch["sample_weight"].clone())
-        self.domains.append(batch["domain"])
-
-
-class StopAt(Callback):
-    """Break off after a batch, with a checkpoint."""
-
-    def __init__(self, batch, path):
-        self.batch, self.path, self.count = batch, path, 0
-
-    def on_train_batch_end(self, trainer, *_):
-        self.count += 1
-        if self.count == self.batch:
-            trainer.save_checkpoint(self.path)
-            raise ZeroDivisionError
 
 
 def weighting(**fields):
     return BatchWeighting.Config(**fields).build(name="weighting")
-
-
-def fit(folder, *callbacks, steps=12, module=None, ckpt_path=None, **data):
-    trainer = lightning.Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        max_steps=steps,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        callbacks=[*callbacks, ExactResume.Config().build(name="exact_resume")],
-    )
-    module = module or tiny_module()
-    trainer.fit(module, datamodule=Mixed.Config(**data).build(), ckpt_path=ckpt_path, weights_only=bool(ckpt_path))
-    return trainer
 
 
 def weights_of(folder, **fields):
@@ -194,7 +113,9 @@ def test_padding_is_no_part_of_a_sequence():
 def test_refusals(tmp_path):
     with pytest.raises(UsageError, match=r"'weighting' and 'dwm' both write"):
         fit(tmp_path, weighting(method="uniform"), DWMReweighting.Config().build(name="dwm"))
-    with pytest.raises(ValueError, match=r"method='dsir' needs the target, val_dataset of the datamodule, and Mixed"):
+    with pytest.raises(
+        ValueError, match=r"'weighting': scoring sequences needs the target, val_dataset of the datamodule, and Mixed"
+    ):
         fit(tmp_path, weighting(method="dsir"), target=False)
     for ess in ((), (0.5, 0.0), (1.5,)):
         with pytest.raises(ValidationError, match="a share of the batch"):

@@ -120,19 +120,21 @@ class QualityClassifier:
         from sklearn.linear_model import LogisticRegression
 
         self.buckets = buckets
-        features = vstack([self._features(target), self._features(raw)])
+        features = vstack([shares(target, buckets), shares(raw, buckets)])
         labels = np.repeat([1, 0], [len(target), len(raw)])
         self.model = LogisticRegression(class_weight="balanced", C=10.0, max_iter=200).fit(features, labels)
 
     def score(self, sequences: Sequence[Tensor]) -> np.ndarray:
         """Return the logit of each sequence."""
-        logits: np.ndarray = self.model.decision_function(self._features(sequences))
+        logits: np.ndarray = self.model.decision_function(shares(sequences, self.buckets))
         return logits
 
-    def _features(self, sequences: Sequence[Tensor]) -> Any:
-        counts = bags(sequences, self.buckets)
-        totals = np.maximum(np.asarray(counts.sum(1)), 1)
-        return counts.multiply(1 / totals).sqrt().tocsr()
+
+def shares(sequences: Sequence[Tensor], buckets: int) -> Any:
+    """Return the square roots of the shares of each sequence's hashed n-grams, sparse rows of length 1."""
+    counts = bags(sequences, buckets)
+    totals = np.maximum(np.asarray(counts.sum(1)), 1)
+    return counts.multiply(1 / totals).sqrt().tocsr()
 
 
 def bags(sequences: Sequence[Tensor], buckets: int) -> Any:

@@ -1,0 +1,119 @@
+"""InfluenceSelection: keeps the data whose influence on the target a small model predicts to be largest (as MATES)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from callbacks.dwm_batches import DrawnBatches, data_source, target_batches, training_batches
+from callbacks.dwm_checks import check_run
+from callbacks.dwm_learner import trained_parameters
+from callbacks.recorded_weighting import RecordedWeighting, sequences_of
+from pangu_modules.errors import UsageError
+from pangu_modules.llm.weighting import baselines
+from pangu_modules.llm.weighting.baselines_influence import InfluenceModel, measured_influences
+from pangu_modules.llm.weighting.preconditioning import next_step
+from pangu_modules.llm.weighting.protocol import LossesOf
+from pangu_modules.module import batch_size
+
+
+class InfluenceSelection(RecordedWeighting):
+    """At the start of each part of training but the first, measures influences, fits a model, and selects by it.
+
+    The measure is DWM's own (fd, and the optimizer's moments), so that the two differ in what they do with it: here
+    each sequence is judged alone, by its n-grams, and kept or not. The target is the validation data. Training steps
+    are those of plain training; the measurements come on top, each about 2.7 of them per batch.
+    """
+
+    class Config(RecordedWeighting.Config):
+        """How much is measured and kept."""
+
+        probes: PositiveInt = Field(
+            480, description="Training sequences that are measured at the start of each part; at least two batches."
+        )
+        val_batch_size: PositiveInt = Field(32, description="Sequences of the target in a measurement.")
+        keep: float = Field(0.5, gt=0, le=1, description="Share of the training data that is kept.")
+        alpha: PositiveFloat = Field(1.0, description="Strength of the ridge penalty of the regression.")
+
+    config: Config
+    needs: ClassVar[frozenset[str]] = frozenset({"sample weights", "displaced weights"})
+
+    def __init__(self, config: Config, *, name: str = "influence") -> None:
+        super().__init__(config, name=name)
+        self._model: InfluenceModel | None = None
+        self._threshold = 0.0
+        self._raw: list[Tensor] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot be combined, and read the training data's tokens.
+
+        Raises:
+            TypeError: the module offers no loss per sequence.
+            UsageError: another callback writes the weights too, there are several processes, or weights are sharded.
+            ValueError: the engine cannot serve the module, or the datamodule lacks a set that is needed.
+        """
+        if stage != "fit":
+            return
+        check_run(self, trainer, pl_module, engine="fd")
+        if trainer.world_size > 1:
+            raise UsageError(
+                f"callback {self.name!r} selects in one process, and there are {trainer.world_size}: set devices=1"
+            )
+        with isolate_rng(include_cuda=False):
+            self._raw = self.tokens_of(getattr(trainer, "datamodule", None), "train_dataset", "the raw data")
+
+    def enter(self, trainer: Trainer, module: LightningModule, stage: int) -> None:
+        """Select anew.
+
+        Raises:
+            UsageError: the target or the training data cannot be used.
+            RuntimeError: no measured influence was finite.
+        """
+        if stage == 0:
+            return
+        losses_of = LossesOf(module)
+        parameters = trained_parameters(trainer, losses_of)
+        step = next_step(trainer.optimizers[0], list(parameters.values()))
+        batches = self._batches(trainer, module, stage)
+        sequences, influences = measured_influences(losses_of, parameters, batches, step, sequences_of)
+        if not influences:
+            raise RuntimeError(
+                f"callback {self.name!r}: no measured influence was finite: the trained model diverges; lower its "
+                "learning rate"
+            )
+        self._model = InfluenceModel.fit(sequences, influences, self.config.alpha)
+        self._threshold = baselines.threshold_of(self._model.score(self._raw).tolist(), self.config.keep)
+
+    def _batches(self, trainer: Trainer, module: LightningModule, stage: int) -> Iterator[tuple[Any, Any]]:
+        """Yield the pairs of batches that a part of training begins with, the same ones after resuming."""
+        source, to_device = data_source(trainer, module), trainer.strategy.batch_to_device
+        alone: dict[str, int] = {"rank": 0, "world_size": 1}
+        training: DrawnBatches = training_batches(source, self.config.seed, **alone)
+        target = target_batches(source, "val", self.config.val_batch_size, self.config.seed, **alone)
+        count = max(2, -(-self.config.probes // training.batch_size))
+        for n in range((stage - 1) * count, stage * count):
+            yield to_device(training[n]), to_device(target[n])
+
+    def weights(self, trainer: Trainer, module: LightningModule, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Return equal weights for the sequences that are kept; uniform ones in the first part of training."""
+        if self._model is None:
+            return baselines.uniform_weights(batch_size(batch))
+        return baselines.kept_weights(torch.from_numpy(self._model.score(sequences_of(batch))) >= self._threshold)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the regression too: it was made with weights that have changed since."""
+        coefficients = None if self._model is None else torch.from_numpy(self._model.coefficients)
+        return {**super().state_dict(), "coefficients": coefficients, "threshold": self._threshold}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the regression of an interrupted run."""
+        super().load_state_dict(state_dict)
+        coefficients = state_dict["coefficients"]
+        self._model = None if coefficients is None else InfluenceModel(coefficients.numpy())
+        self._threshold = state_dict["threshold"]

@@ -57,6 +57,7 @@ def prune_channels(
     outputs, statistics = _observe(layer, layer_index, stream, needs_covariance=criterion == "feature_space")
     statistics.taylor, statistics.generator = taylor, generator
     kept = select_channels(channel_scores(criterion, layer.mlp, statistics), num_keep, keep_least_fraction)
+    del statistics  # a covariance, which nobody needs any more
     if recovery == "full_ridge":
         surgery.keep_channels(layer, kept)
         _solve_ridge(layer, stream, outputs, ridge)

@@ -111,7 +111,12 @@ class StreamingCovariance:
     @property
     def products(self) -> Tensor:
         """Sums over tokens of the products of shifted columns, (size, other_size)."""
-        return self._products.triu().add_(self._products.triu(1).T) if self._symmetric else self._products
+        if not self._symmetric:
+            return self._products.clone()
+        whole = self._products.triu()
+        for column in range(1, whole.shape[0]):  # by columns: a mirrored copy would take as much memory again
+            whole[column, :column] = whole[:column, column]
+        return whole
 
     @property
     def means(self) -> tuple[Tensor, Tensor]:
@@ -123,7 +128,7 @@ class StreamingCovariance:
     @property
     def covariance(self) -> Tensor:
         """The matrix ``mean_t (x - mean x)(y - mean y)^T``, (size, other_size)."""
-        return (self.products / self.count).sub_(torch.outer(self.sum_x, self.sum_y) / self.count**2)
+        return self.products.div_(self.count).addr_(self.sum_x / self.count, self.sum_y / self.count, alpha=-1)
 
     @property
     def second_moment(self) -> Tensor:

@@ -25,7 +25,12 @@ class DWMConfig(StageSchedule):
         description="Hypergradient: fd (two forward passes, any kernel), jvp (forward mode), dot (one backward "
         "pass per sequence), exact (double backward, the reference); jvp and exact need eager attention.",
     )
-    fd_scale: float = Field(1e-2, ge=1e-5, le=1, description="Norm of the displacement of engine fd.")
+    fd_scale: float = Field(
+        1e-2,
+        ge=1e-5,
+        le=1,
+        description="Norm of the displacement of all parameters, engine fd; 0.1 is better from some 100 M parameters.",
+    )
     precondition: Literal["none", "adam"] = Field(
         "adam", description="Step that is looked ahead: SGD, or AdamW with the moments of the optimizer."
     )

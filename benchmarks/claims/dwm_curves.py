@@ -17,7 +17,18 @@ from pangu_modules.report import figure_to_png
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WEIGHED = ("dwm", "static", "per_sample", "dsir", "classifier", "perplexity", "loss_high", "loss_low", "random")
+WEIGHED = (
+    "dwm",
+    "static",
+    "per_sample",
+    "dsir",
+    "influence",
+    "classifier",
+    "perplexity",
+    "loss_high",
+    "loss_low",
+    "random",
+)
 MIXED = ("uniform", *WEIGHED, "oracle")
 
 

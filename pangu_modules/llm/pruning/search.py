@@ -45,7 +45,8 @@ class UnitGram:
         blocks = weight.unflatten(1, (num_units, -1))
         rows = covariance.unflatten(0, (num_units, -1))
         gram = torch.stack(
-            [(blocks[:, i] @ rows[i]).mul_(weight).unflatten(1, (num_units, -1)).sum(-1) for i in range(num_units)], dim=1
+            [(blocks[:, i] @ rows[i]).mul_(weight).unflatten(1, (num_units, -1)).sum(-1) for i in range(num_units)],
+            dim=1,
         )
         mean_inputs = inputs.means[0].unflatten(0, (num_units, -1))
         return cls(gram=gram, means=torch.einsum("dih,ih->di", blocks, mean_inputs))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 ExpertsImplementation = Literal["auto", "grouped_mm", "loop", "reference"]
 
 ALIGNMENT_BYTES = 16  # grouped_mm wants rows of a multiple of this
+FEW_ROWS = 4  # on a CPU, below one row for this many experts, it pays to visit only the experts that have one
 
 GROUPED_MATMUL: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {}
 """Fused operators by device type (``"npu"``); each follows the contract of `grouped_matmul` and is used for both of
@@ -195,14 +196,16 @@ def grouped_matmul(
         other: see above; (E, a, b) may be a transposed view.
         ends: (E,) int32 cumulative counts; the last is S.
         implementation: ``grouped_mm``, ``loop`` (expert by expert), or ``auto``: a fused operator of the device,
-            otherwise grouped_mm, otherwise the loop where grouped_mm does not take the sizes or the type.
+            otherwise grouped_mm, otherwise the loop: where grouped_mm does not take the sizes or the type, and for the
+            few rows of one decoded token on a CPU.
     """
     fused = GROUPED_MATMUL.get(rows.device.type) if implementation == "auto" else None
     if rows.is_meta:
         return _on_meta(rows, other, ends)
     if fused is not None:
         return fused(rows, other, ends)
-    if implementation == "loop" or not aligned(rows, other):
+    few = implementation == "auto" and rows.is_cpu and other.ndim == 3 and FEW_ROWS * len(rows) < len(ends)
+    if implementation == "loop" or not aligned(rows, other) or (few and not torch.compiler.is_compiling()):
         return _grouped_loop(rows, other, ends)
     return F.grouped_mm(rows if other.ndim == 3 else rows.t(), other, offs=ends)
 

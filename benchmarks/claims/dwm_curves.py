@@ -42,8 +42,10 @@ def series(arm: Mapping[str, Any], prefix: str) -> list[float]:
 
 def draw(arms: Mapping[str, Any], domains: Sequence[str] = DOMAINS) -> Figure:
     """Draw the mean weight of each domain under DWM, and all arms' effective batch and target loss, by stage."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
+    colours = dict(zip(MIXED, colormaps["tab20"].colors, strict=False))  # type: ignore[attr-defined]
     figure = Figure(figsize=(13, 4), layout="constrained")
     panels = figure.subplots(1, 3)
     for domain in domains:
@@ -53,7 +55,8 @@ def draw(arms: Mapping[str, Any], domains: Sequence[str] = DOMAINS) -> Figure:
     for panel, names, prefix in ((panels[1], WEIGHED, "ess"), (panels[2], MIXED, "target_loss")):
         for name in names:
             if name in arms and (values := series(arms[name], prefix)):
-                panel.plot(range(len(values)), values, "o-" if name == "dwm" else ".--", label=name)
+                style = "o-" if name == "dwm" else ".--"
+                panel.plot(range(len(values)), values, style, label=name, color=colours[name])
     titles = ("mean weight of a domain (DWM)", "effective share of the batch", "target loss at the stage's end [nats]")
     for panel, title in zip(panels, titles, strict=True):
         panel.set_ylabel(title)

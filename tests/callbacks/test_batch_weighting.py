@@ -8,8 +8,9 @@ import math
 import pytest
 import torch
 from pydantic import ValidationError
+from quiet_trainer import StopAt
 from tiny_llm import tiny_module
-from weighted_runs import Seen, StopAt, fit
+from weighted_runs import Seen, fit
 
 from callbacks import BatchWeighting, DWMReweighting
 from callbacks.recorded_weighting import sequences_of

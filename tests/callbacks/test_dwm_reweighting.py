@@ -11,10 +11,11 @@ import warnings
 import lightning
 import pytest
 import torch
-from dwm_runs import MixedData, Mixture, Seen, StopAt, dwm, fit, same
+from dwm_runs import MixedData, Mixture, Seen, dwm, fit, same
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.demos.boring_classes import BoringModel
 from pydantic import ValidationError
+from quiet_trainer import StopAt
 from tiny_llm import VOCABULARY, tiny_module
 from torch import nn
 

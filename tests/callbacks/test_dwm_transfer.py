@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 import torch
-from dwm_runs import Clones, MixedData, Seen, StopAt, dwm, fit, same
+from dwm_runs import Clones, MixedData, Seen, dwm, fit, same
 from pydantic import ValidationError
+from quiet_trainer import StopAt
 from tiny_llm import tiny_module
 
 from pangu_modules.errors import UsageError

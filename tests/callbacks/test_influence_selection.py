@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from quiet_trainer import StopAt
 from tiny_llm import tiny_module
-from weighted_runs import Seen, StopAt, fit
+from weighted_runs import Seen, fit
 
 from callbacks import DWMReweighting, InfluenceSelection
 from pangu_modules.errors import UsageError

@@ -13,6 +13,7 @@ import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.strategies import FSDPStrategy
+from quiet_trainer import quiet_trainer
 from tiny_llm import TINY_LLAMA, tiny_module
 from tiny_text import TokenBatches
 
@@ -64,16 +65,7 @@ def binarization(onebit=PLAIN, name="binarize", **fields):
 
 def fit(tmp_path, *callbacks, module=None, ckpt_path=None, **arguments):
     module = module or small_module()
-    trainer = lightning.Trainer(
-        default_root_dir=tmp_path,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-        **{"max_steps": 10, "limit_val_batches": 0} | arguments,
-    )
+    trainer = quiet_trainer(tmp_path, list(callbacks), **{"max_steps": 10, "limit_val_batches": 0} | arguments)
     data = TokenBatches.Config().build()
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
     return module, trainer

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 
-import lightning
 import torch
 from lightning.pytorch import Callback
+from quiet_trainer import quiet_trainer
 from tiny_llm import VOCABULARY, tiny_module
 from torch.utils.data import Dataset
 
@@ -58,19 +58,6 @@ class Seen(Callback):
         self.order.append(batch["input_ids"][:, :2].tolist() if "input_ids" in batch else None)
 
 
-class StopAt(Callback):
-    """Break off before a batch, after a checkpoint of the batch before."""
-
-    def __init__(self, batch, path):
-        self.batch, self.path, self.count = batch, path, 0
-
-    def on_train_batch_end(self, trainer, *_):
-        self.count += 1
-        if self.count == self.batch:
-            trainer.save_checkpoint(self.path)
-            raise ZeroDivisionError
-
-
 def dwm(**fields):
     fields = {"n_stages": 3, "dwm_steps": 2, "val_batch_size": 4, **fields}
     if "frozen" not in fields:
@@ -79,15 +66,10 @@ def dwm(**fields):
 
 
 def fit(folder, callback=None, *, module=None, data=None, extra=(), ckpt=None, steps=9, **arguments):
-    trainer = lightning.Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
+    trainer = quiet_trainer(
+        folder,
+        [*([callback] if callback else []), ExactResume.Config().build(name="exact_resume"), *extra],
         max_steps=steps,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[*([callback] if callback else []), ExactResume.Config().build(name="exact_resume"), *extra],
         **{"limit_val_batches": 0, **arguments},
     )
     module = tiny_module() if module is None else module

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import lightning
 import torch
 from lightning.pytorch import Callback
+from quiet_trainer import quiet_trainer
 from tiny_llm import VOCABULARY, tiny_module
 from torch.utils.data import Dataset
 
@@ -49,7 +49,7 @@ class Seen(Callback):
     """Keeps weights, domains and losses of every batch, the losses as they were before the step."""
 
     def __init__(self):
-        self.weights, self.domains, self.losses, self.before = [], [], [], None
+        self.weights, self.domains, self.losses = [], [], []
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         with torch.no_grad():
@@ -60,30 +60,12 @@ class Seen(Callback):
         self.domains.append(batch["domain"])
 
 
-class StopAt(Callback):
-    """Break off after a batch, with a checkpoint."""
-
-    def __init__(self, batch, path):
-        self.batch, self.path, self.count = batch, path, 0
-
-    def on_train_batch_end(self, trainer, *_):
-        self.count += 1
-        if self.count == self.batch:
-            trainer.save_checkpoint(self.path)
-            raise ZeroDivisionError
-
-
 def fit(folder, *callbacks, steps=12, module=None, ckpt_path=None, **data):
-    trainer = lightning.Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
+    trainer = quiet_trainer(
+        folder,
+        [*callbacks, ExactResume.Config().build(name="exact_resume")],
         max_steps=steps,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         num_sanity_val_steps=0,
-        callbacks=[*callbacks, ExactResume.Config().build(name="exact_resume")],
     )
     module = module or tiny_module()
     trainer.fit(module, datamodule=Mixed.Config(**data).build(), ckpt_path=ckpt_path, weights_only=bool(ckpt_path))

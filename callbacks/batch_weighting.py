@@ -13,9 +13,15 @@ from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
 from callbacks.dwm_checks import check_run
-from callbacks.recorded_weighting import RecordedWeighting, part_of, sequences_of
+from callbacks.recorded_weighting import RecordedWeighting, part_of
 from pangu_modules.llm.weighting import baselines
-from pangu_modules.llm.weighting.baselines_ngrams import BigramPerplexity, ImportanceRatio, QualityClassifier, Scorer
+from pangu_modules.llm.weighting.baselines_ngrams import (
+    BigramPerplexity,
+    ImportanceRatio,
+    QualityClassifier,
+    Scorer,
+    sequences_of,
+)
 from pangu_modules.llm.weighting.protocol import per_sequence_losses
 from pangu_modules.module import batch_size
 

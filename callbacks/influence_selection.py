@@ -14,10 +14,11 @@ from torch import Tensor
 from callbacks.dwm_batches import DrawnBatches, data_source, target_batches, training_batches
 from callbacks.dwm_checks import check_run
 from callbacks.dwm_learner import trained_parameters
-from callbacks.recorded_weighting import RecordedWeighting, sequences_of
+from callbacks.recorded_weighting import RecordedWeighting
 from pangu_modules.errors import UsageError
 from pangu_modules.llm.weighting import baselines
 from pangu_modules.llm.weighting.baselines_influence import InfluenceModel, measured_influences
+from pangu_modules.llm.weighting.baselines_ngrams import sequences_of
 from pangu_modules.llm.weighting.preconditioning import next_step
 from pangu_modules.llm.weighting.protocol import LossesOf
 from pangu_modules.module import batch_size
@@ -38,6 +39,7 @@ class InfluenceSelection(RecordedWeighting):
             480, description="Training sequences that are measured at the start of each part; at least two batches."
         )
         val_batch_size: PositiveInt = Field(32, description="Sequences of the target in a measurement.")
+        fd_scale: float = Field(1e-2, ge=1e-5, le=1, description="Norm of the displacement, as DWM's.")
         keep: float = Field(0.5, gt=0, le=1, description="Share of the training data that is kept.")
         alpha: PositiveFloat = Field(1.0, description="Strength of the ridge penalty of the regression.")
 
@@ -81,7 +83,7 @@ class InfluenceSelection(RecordedWeighting):
         parameters = trained_parameters(trainer, losses_of)
         step = next_step(trainer.optimizers[0], list(parameters.values()))
         batches = self._batches(trainer, module, stage)
-        sequences, influences = measured_influences(losses_of, parameters, batches, step, sequences_of)
+        sequences, influences = measured_influences(losses_of, parameters, batches, step, self.config.fd_scale)
         if not influences:
             raise RuntimeError(
                 f"callback {self.name!r}: no measured influence was finite: the trained model diverges; lower its "

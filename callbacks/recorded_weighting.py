@@ -16,6 +16,7 @@ from callbacks.base import RecipeCallback
 from callbacks.dwm_checks import steps_of
 from callbacks.dwm_report import Record
 from pangu_modules.config import Config as BaseConfig
+from pangu_modules.llm.weighting.baselines_ngrams import sequences_of
 from pangu_modules.llm.weighting.update import Weighed
 from pangu_modules.module import batch_size
 
@@ -108,14 +109,6 @@ class RecordedWeighting(RecipeCallback):
             )
         order = np.random.default_rng(self.config.seed).permutation(len(dataset))[: self.config.fit_sequences]
         return [tokens for index in order.tolist() for tokens in sequences_of(as_batch(dataset[index]))]
-
-
-def sequences_of(batch: Mapping[str, Any]) -> list[Tensor]:
-    """Return the tokens of each sequence of a batch without padding, (tokens,) int64 each, on the CPU."""
-    rows, mask = batch["input_ids"].cpu(), batch.get("attention_mask")
-    if mask is None:
-        return list(rows.long())
-    return [row[keep.bool()].long() for row, keep in zip(rows, mask.cpu(), strict=True)]
 
 
 def as_batch(sample: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,9 +34,9 @@ class Parabolas(torch.nn.Module):
 
 def test_influence_is_the_fall_of_the_target_s_loss():
     model, train, target = Parabolas(), torch.tensor([1.0, -2.0]).double(), torch.tensor([3.0]).double()
-    pairs = [({"x": train, "input_ids": train}, {"x": target})]
+    pairs = [({"x": train, "input_ids": train[:, None]}, {"x": target})]
     sequences, values = measured_influences(
-        model, dict(model.named_parameters()), iter(pairs), NextStep(1e-4, None, False), lambda batch: list(batch["x"])
+        model, dict(model.named_parameters()), iter(pairs), NextStep(1e-4, None, False)
     )
     assert [float(value) for value in sequences] == [1.0, -2.0]
     for x, value in zip(train.tolist(), values, strict=True):

@@ -7,13 +7,13 @@ Here the small model is a ridge regression on hashed n-grams.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pangu_modules.llm.weighting.baselines_ngrams import BUCKETS, shares
+from pangu_modules.llm.weighting.baselines_ngrams import BUCKETS, sequences_of, shares
 from pangu_modules.llm.weighting.hypergradient import Batch, Parameters, hypergradient
 from pangu_modules.llm.weighting.preconditioning import NextStep
 from pangu_modules.module import batch_size
@@ -55,7 +55,7 @@ def measured_influences(
     parameters: Parameters,
     batches: Iterator[tuple[Batch, Batch]],
     step: NextStep,
-    read: Callable[[Batch], list[Tensor]],
+    fd_scale: float = 1e-2,
 ) -> tuple[list[Tensor], list[float]]:
     """Return sequences and how much a step on each lowers the target's loss, to first order and by one common factor.
 
@@ -67,15 +67,17 @@ def measured_influences(
         parameters: of the trained model, by their names in `losses_of`.
         batches: pairs of a training batch and a batch of the target.
         step: of the trained model, see `next_step`.
-        read: gives the tokens of a batch's sequences.
+        fd_scale: see `hypergradient`.
     """
     sequences: list[Tensor] = []
     influences: list[float] = []
     for train, target in batches:
         size = batch_size(train)
         uniform = torch.full((size,), 1 / size, device=next(iter(parameters.values())).device)
-        found = hypergradient(losses_of, parameters, train, target, uniform, lr=step.lr, precondition=step.precondition)
+        found = hypergradient(
+            losses_of, parameters, train, target, uniform, lr=step.lr, precondition=step.precondition, fd_scale=fd_scale
+        )
         if found.h.isfinite().all():
-            sequences += read(train)
+            sequences += sequences_of(train)
             influences += found.h.tolist()
     return sequences, influences

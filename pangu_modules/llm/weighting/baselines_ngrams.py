@@ -11,7 +11,7 @@ All see a sequence as tokens (tokens,) int64, and the larger the score, the more
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -128,6 +128,14 @@ class QualityClassifier:
         """Return the logit of each sequence."""
         logits: np.ndarray = self.model.decision_function(shares(sequences, self.buckets))
         return logits
+
+
+def sequences_of(batch: Mapping[str, Any]) -> list[Tensor]:
+    """Return the tokens of each sequence of a batch without padding, (tokens,) int64 each, on the CPU."""
+    rows, mask = batch["input_ids"].cpu(), batch.get("attention_mask")
+    if mask is None:
+        return list(rows.long())
+    return [row[keep.bool()].long() for row, keep in zip(rows, mask.cpu(), strict=True)]
 
 
 def shares(sequences: Sequence[Tensor], buckets: int) -> Any:

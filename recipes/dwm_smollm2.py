@@ -21,11 +21,11 @@ recipe = Recipe(
     ),
     callbacks={
         "dwm": DWMReweighting.Config(
-            model=DataWeightingModel.Config(encoder="losses", floor=0.0),
-            n_stages=3,
+            model=DataWeightingModel.Config(encoder="losses", floor=0.0, score_limit=3.0),
+            n_stages=6,
             lm_in_phase_a="real",
-            dwm_steps=5,
-            dwm_lr=1.5e-2,
+            dwm_steps=3,
+            dwm_lr=4e-3,
             fd_scale=0.1,  # 1e-2, spread over 135 M weights, moves losses by a few units in the last place
             val_batch_size=8,
         )

@@ -120,7 +120,7 @@ def smollm2_arms() -> tuple[Arm, ...]:
     trainer = {"limit_val_batches": 0, "enable_checkpointing": False}
     uniform, dwm = (
         WeighedRun(SMOLLM2, {"trainer": trainer}, weighting, noise=("shuffled", "cipher"))
-        for weighting in ({"method": "uniform", "n_stages": 3}, None)
+        for weighting in ({"method": "uniform", "n_stages": 6}, None)
     )
     return (
         weighed_arm("smollm2_uniform", "SmolLM2, uniform weights", uniform),

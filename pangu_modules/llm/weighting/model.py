@@ -47,6 +47,11 @@ class DataWeightingModel(Configurable, nn.Module):
         n_heads: PositiveInt = Field(4, description="Attention heads; divides d_model.")
         tau: PositiveFloat = Field(1.0, description="Temperature of the softmax over the batch.")
         floor: float = Field(0.1, ge=0, lt=1, description="Share of the weight spread evenly, f: w >= f / batch.")
+        score_limit: PositiveFloat | None = Field(
+            None,
+            description="Scores stay within +- this, smoothly, around the batch's mean, so that weights differ by a "
+            "factor of at most exp(2 score_limit / tau); empty: no limit.",
+        )
         vocab_size: PositiveInt | None = Field(
             None, description="Tokens that the encoder 'tiny' knows; empty: the trained model's."
         )
@@ -80,7 +85,7 @@ class DataWeightingModel(Configurable, nn.Module):
         # Losses are on one scale already, and their level is what tells.
         self.input_norm = nn.Identity() if config.encoder == "losses" else nn.LayerNorm(feature_size)
         self.input_projection = nn.Linear(feature_size, config.d_model)
-        self.mixing = nn.ModuleList(_layer(config) for _ in range(config.n_mix))
+        self.mixing = nn.ModuleList(MixingLayer(config.d_model, config.n_heads) for _ in range(config.n_mix))
         self.output_norm = nn.LayerNorm(config.d_model)
         self.output = nn.Linear(config.d_model, 1)
         nn.init.zeros_(self.output.weight)
@@ -123,12 +128,12 @@ class DataWeightingModel(Configurable, nn.Module):
 
     def score(self, encodings: Tensor, valid: Tensor | None = None) -> Tensor:
         """Return the scores (batch,) of encodings (batch, d_model), which may come from several processes."""
-        hidden = encodings[None]
-        hidden_keys = None if valid is None else ~valid[None]
         for layer in self.mixing:
-            hidden = layer(hidden, src_key_padding_mask=hidden_keys)
-        scores: Tensor = self.output(self.output_norm(hidden[0])).squeeze(-1)
-        return scores
+            encodings = layer(encodings, valid)
+        scores: Tensor = self.output(self.output_norm(encodings)).squeeze(-1)
+        if self.config.score_limit is None:
+            return scores
+        return soft_limit(deviations(scores, valid), self.config.score_limit)
 
     def weights(self, logits: Tensor, valid: Tensor | None = None) -> Tensor:
         """Return the weights (batch,) with the configuration's temperature and floor; see `weights`."""
@@ -150,6 +155,40 @@ class DataWeightingModel(Configurable, nn.Module):
         for layer in self.layers:
             hidden = layer(hidden, src_key_padding_mask=padding)
         return mean_over_tokens(hidden, attention_mask)
+
+
+class MixingLayer(nn.Module):
+    """A pre-norm transformer layer over the sequences of a batch, without what it would add to all of them alike.
+
+    The softmax over the batch does not see what all scores share, so nothing in the gradient keeps it small, and under
+    Adam's steps of equal size it grows until the last norm hides the differences: weights that were right fall back to
+    uniform. So each half of the layer adds the deviation of its output from the batch's mean.
+
+    Args:
+        width: of an encoding.
+        heads: of the attention; divides `width`.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, heads)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
+
+    def forward(self, encodings: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Return encodings (batch, width) that know of each other; those not `valid` (batch,) are not looked at."""
+        normed = self.attention_norm(encodings)
+        attended, _ = self.attention(
+            normed, normed, normed, key_padding_mask=None if valid is None else ~valid, need_weights=False
+        )
+        encodings = encodings + deviations(attended, valid)
+        return encodings + deviations(self.mlp(self.mlp_norm(encodings)), valid)
+
+
+def deviations(values: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Return values (batch, ...) minus their mean over the batch, or over those of it that are `valid` (batch,)."""
+    return values - (values if valid is None else values[valid]).mean(0)
 
 
 def weights(logits: Tensor, tau: float = 1.0, floor: float = 0.0, valid: Tensor | None = None) -> Tensor:
@@ -179,6 +218,15 @@ def weights(logits: Tensor, tau: float = 1.0, floor: float = 0.0, valid: Tensor 
         raise ValueError("no sequence of the batch has a target token, so there is nothing to weight: check the labels")
     shares = functional.softmax((logits / tau).masked_fill(~valid, -torch.inf), dim=0)
     return (1 - floor) * shares + floor * valid.to(shares.dtype) / count
+
+
+def soft_limit(scores: Tensor, limit: float) -> Tensor:
+    """Return ``limit * tanh(scores / limit)``.
+
+    The surrogate is linear in the weights, so that its optimum is all the weight on one sequence; with bounded scores
+    the useful sequences meet at the upper limit, with equal weights, and the useless ones at the lower.
+    """
+    return limit * torch.tanh(scores / limit)
 
 
 def effective_batch_size(weight: Tensor) -> Tensor:

@@ -39,10 +39,10 @@ recipe = Recipe(
     ),
     callbacks={
         "dwm": DWMReweighting.Config(
-            model=DataWeightingModel.Config(encoder="losses", d_model=64, floor=0.0),
+            model=DataWeightingModel.Config(encoder="losses", d_model=64, floor=0.0, score_limit=3.0),
             n_stages=10,
             lm_in_phase_a="real",
-            dwm_steps=30,
+            dwm_steps=20,
             dwm_lr=3e-3,
             val_batch_size=32,
         )

@@ -7,7 +7,7 @@ from pangu_modules import CausalLM, DataWeightingModel, OptimizerConfig, Recipe
 recipe = Recipe(
     module=CausalLM.Config(
         model="smollm2",
-        optimizer=OptimizerConfig(lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, warmup_fraction=0.1),
+        optimizer=OptimizerConfig(lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, warmup_fraction=0.1),
     ),
     data=MixtureData.Config(
         domains={
@@ -24,8 +24,8 @@ recipe = Recipe(
             model=DataWeightingModel.Config(encoder="losses", floor=0.0, score_limit=3.0),
             n_stages=6,
             lm_in_phase_a="real",
-            dwm_steps=3,
-            dwm_lr=4e-3,
+            dwm_steps=2,
+            dwm_lr=5e-3,
             fd_scale=0.1,  # 1e-2, spread over 135 M weights, moves losses by a few units in the last place
             val_batch_size=8,
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks.claims.harness import ArmsFailedError, run_arms
 from benchmarks.claims.output import result_of, terminal_rows, write_results
+from benchmarks.claims.reuse import reuse_results
 from benchmarks.discovery import load
 from pangu_modules.report import terminal_table
 
@@ -20,7 +21,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("name", help="method, e.g. scalenet")
     parser.add_argument("--seeds", type=int, help="number of seeds (default: the method's)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes (default: all cores)")
-    parser.add_argument("--fresh", action="store_true", help="forget the results of earlier runs")
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--fresh", action="store_true", help="forget the results of earlier runs")
+    earlier.add_argument(
+        "--reuse", action="store_true", help="take over the results of unchanged arms from the result file"
+    )
     parser.add_argument(
         "--miniature",
         action="store_true",
@@ -42,6 +47,12 @@ def main(arguments: list[str]) -> int:
     if options.miniature:
         options.work = options.work / "miniature"
         options.results = options.work / "results"
+    if options.reuse:
+        try:
+            taken = reuse_results(method, options.results / f"{method.name}.json", options.work)
+        except ValueError as error:
+            parser.error(str(error))
+        print(f"taken over: {', '.join(f'{name} (seed {seed})' for name, seed in taken) or 'nothing'}")
     try:
         by_seed = run_arms(method, options.work, jobs=options.jobs, fresh=options.fresh)
     except ArmsFailedError as error:

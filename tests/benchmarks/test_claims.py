@@ -24,6 +24,7 @@ from benchmarks.claims.output import (
     terminal_rows,
     write_results,
 )
+from benchmarks.claims.reuse import reuse_results
 from benchmarks.claims.verdicts import AlwaysEqual, EverySeedAbove, MeanAbove
 from benchmarks.claims.worker import checked
 from benchmarks.discovery import load, names_in
@@ -111,6 +112,38 @@ def test_finished_arms_are_not_run_again_and_changed_ones_are(tmp_path):
 
     fresh = run_arms(first, tmp_path, jobs=2, fresh=True, report=lambda line: None)
     assert not any("mark" in values for values in fresh[0].values())
+
+
+def test_unchanged_arms_are_taken_over_from_a_result_file(tmp_path):
+    first = method(seeds=2)
+    file = write_results(result_of(first, results(2)), first, tmp_path)[0]
+
+    def taken(second, folder):
+        return reuse_results(second, file, tmp_path / folder)
+
+    everything = [("base", 0), ("better", 0), ("extra", 0), ("base", 1), ("better", 1)]
+    assert taken(first, "all") == everything
+    lines = []
+    assert run_arms(first, tmp_path / "all", jobs=1, report=lines.append) == results(2)
+    assert lines == ["5 of 5 results are there already"]
+    assert taken(first, "all") == []  # what is there stays
+    # One more seed runs; a changed arm runs, and so does what it needs, whose folder is not there.
+    assert taken(method(seeds=3), "more") == everything
+    arms = {arm.name: arm for arm in first.arms}
+    changed = {**arms, "better": replace(arms["better"], config={"rank": 16})}
+    assert taken(replace(first, arms=tuple(changed.values())), "dependent") == [("extra", 0)]
+    changed = {**arms, "base": replace(arms["base"], config={"width": 32})}
+    assert taken(replace(first, arms=tuple(changed.values())), "needed") == [("extra", 0)]
+
+
+def test_results_of_other_versions_or_none_are_not_taken_over(tmp_path):
+    file = write_results(result_of(method(), results()), method(), tmp_path)[0]
+    stored = json.loads(file.read_text())
+    file.write_text(json.dumps({**stored, "versions": {"torch": "0.1"}}))
+    with pytest.raises(ValueError, match="other versions of the libraries: leave out --reuse"):
+        reuse_results(method(), file, tmp_path)
+    with pytest.raises(ValueError, match="no earlier results to take over; leave out --reuse"):
+        reuse_results(method(), tmp_path / "none.json", tmp_path)
 
 
 def test_a_change_of_a_needed_arm_makes_its_dependents_stale():
@@ -305,6 +338,17 @@ def test_the_command_runs_a_method_and_writes_its_results(tmp_path, monkeypatch,
     result = json.loads((tmp_path / "results" / "toy.json").read_text())
     assert [entry["seeds"] for entry in result["claims"]] == [[0], [0], [0]]
     assert str(tmp_path / "results" / "toy.md") in capsys.readouterr().out
+
+
+def test_the_command_takes_over_earlier_results(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "load", lambda package, name: lambda miniature: method(seeds=1))
+    folders = ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
+    with pytest.raises(SystemExit):
+        command.main(["toy", "--reuse", *folders])
+    assert "no earlier results" in capsys.readouterr().err
+    write_results(result_of(method(seeds=1), results(1)), method(), tmp_path / "results")
+    assert command.main(["toy", "--reuse", *folders]) == 0
+    assert "taken over: base (seed 0), better (seed 0), extra (seed 0)" in capsys.readouterr().out
 
 
 def test_the_command_ends_with_code_1_and_no_results_when_an_arm_fails(tmp_path, monkeypatch, capsys):

@@ -33,8 +33,9 @@ SETUP = (
     f"{STAGES} stages on the target, from the profile of each sequence's token losses; the offline baselines see the "
     "same target and keep half of the data. In the two-domain arms target and test are half prose, half sentences of "
     f"one form with random numbers; the wide arms have twice the width and take {WIDE_STEPS} steps. SmolLM2-135M "
-    "goes on training for 60 steps of 8 x 128 tokens on prose (the reference texts of Python's help system), that "
-    "prose with its words shuffled, and in an invented language (letters exchanged by a fixed cipher), 2:1:1."
+    "goes on training for 60 steps of 8 x 128 tokens, learning rate 1e-4, on prose (the reference texts of Python's "
+    "help system), that prose with its words shuffled, and in an invented language (letters exchanged by a fixed "
+    "cipher), 2:1:1."
 )
 
 

@@ -75,6 +75,13 @@ def test_arms_differ_in_the_weights_alone():
     assert recipes["uniform"]["callbacks"]["dwm"] is None
 
 
+def test_baselines_are_told_by_the_stages_of_dwm():
+    recipes = recipes_of(benchmark())
+    for name, baseline in (("dwm", "uniform"), ("dwm", "influence"), ("smollm2_dwm", "smollm2_uniform")):
+        stages = recipes[name]["callbacks"]["dwm"]["n_stages"]
+        assert recipes[baseline]["callbacks"]["weighting"]["n_stages"] == stages
+
+
 def test_half_of_the_mixture_is_clean_and_the_oracle_is_all_clean():
     shares = {name: domain.share for name, domain in DOMAINS.items()}
     assert tuple(shares) == ("prose", *NOISE)

@@ -22,7 +22,7 @@ from pangu_modules.llm.pruning.calibration import CalibrationConfig, draw_window
 from pangu_modules.llm.pruning.prune_report import PruneReport
 from pangu_modules.llm.pruning.shapes import Layout, ShapePlan
 from pangu_modules.llm.pruning.short_gpt import ShortGPTConfig
-from pangu_modules.llm.pruning.slimllm import SlimLLMConfig
+from pangu_modules.llm.pruning.slimllm_config import SlimLLMConfig
 from pangu_modules.module import PanguModule
 from pangu_modules.objectives import Batch
 from pangu_modules.structure import find_plan

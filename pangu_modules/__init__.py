@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from pangu_modules.llm.pruning.shapes import LayerSizes as LayerSizes
     from pangu_modules.llm.pruning.shapes import ShapePlan as ShapePlan
     from pangu_modules.llm.pruning.short_gpt import ShortGPTConfig as ShortGPTConfig
-    from pangu_modules.llm.pruning.slimllm import SlimLLMConfig as SlimLLMConfig
+    from pangu_modules.llm.pruning.slimllm_config import SlimLLMConfig as SlimLLMConfig
     from pangu_modules.llm.pruning.target import TargetShape as TargetShape
     from pangu_modules.llm.pruning.target import target_parameters as target_parameters
     from pangu_modules.llm.teacher import distillation_objective as distillation_objective
@@ -110,7 +110,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "ScaleNetTraining": "pangu_modules.vision.scalenet",
         "ShapePlan": "pangu_modules.llm.pruning.shapes",
         "ShortGPTConfig": "pangu_modules.llm.pruning.short_gpt",
-        "SlimLLMConfig": "pangu_modules.llm.pruning.slimllm",
+        "SlimLLMConfig": "pangu_modules.llm.pruning.slimllm_config",
         "Stage": "pangu_modules.recipe",
         "TargetShape": "pangu_modules.llm.pruning.target",
         "UpcycleConfig": "pangu_modules.llm.moge.upcycling",

@@ -43,3 +43,17 @@ def test_masking_leaves_only_the_first_heads_and_channels():
 def test_the_first_call_of_a_long_measurement_takes_a_part():
     measure = pruning.warmed_by_a_part(lambda batches: float(len(batches)), [{}] * 9)
     assert [measure(), measure(), measure()] == [4, 9, 9]
+
+
+def test_the_peak_counts_from_when_pruning_begins(monkeypatch):
+    from pangu_modules.llm.loading import new_causal_lm
+
+    sizes = {"hidden_size": 64, "intermediate_size": 4096, "num_hidden_layers": 24, "vocab_size": 64}
+    model = new_causal_lm("llama", sizes | {"num_attention_heads": 4, "num_key_value_heads": 2})
+    monkeypatch.setattr(pruning, "smollm2", lambda: model)
+    earlier = 2000.0
+    block = torch.ones(int(earlier * 1e6 / 4))
+    del block
+    assert pruning.resident("VmHWM") > earlier
+    peak = pruning.peak_megabytes([[list(range(64))] * 4] * 4)
+    assert pruning.megabytes(model) <= peak < earlier

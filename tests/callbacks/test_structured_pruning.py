@@ -18,7 +18,8 @@ from pangu_modules.llm.lora import LoRAConfig
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.calibration import CalibrationConfig
 from pangu_modules.llm.pruning.short_gpt import ShortGPTConfig
-from pangu_modules.llm.pruning.slimllm import SlimLLMConfig, prune_slimllm
+from pangu_modules.llm.pruning.slimllm import prune_slimllm
+from pangu_modules.llm.pruning.slimllm_config import SlimLLMConfig
 
 CALIB = CalibrationConfig(n_samples=6, seq_len=12, batch_size=4)
 METHOD = SlimLLMConfig(base_ratio=0.5, pruned_layers=1, calib=CALIB)

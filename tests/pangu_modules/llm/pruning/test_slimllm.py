@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from pangu_modules.llm.pruning import slimllm, surgery
-from pangu_modules.llm.pruning.slimllm import BASELINES, SlimLLMConfig, prune_slimllm
+from pangu_modules.llm.pruning.slimllm import prune_slimllm
+from pangu_modules.llm.pruning.slimllm_config import BASELINES, SlimLLMConfig
 
 HEADS, HEAD_DIM, CHANNELS = 6, 8, 28  # of the tiny models in conftest.py
 

@@ -31,11 +31,11 @@ SETUP = (
     "characters. Target and test are held-out prose, about 35 chapters each, drawn anew for each seed; windows that "
     "share 16 tokens in a row with a split before them (test, target, training) are left out. DWM learns in "
     f"{STAGES - 1} of {STAGES} stages on the target, from the profile of each sequence's token losses; the offline "
-    "baselines see the same target and keep half of the data. In the two-domain arms target and test are half prose, half sentences of "
-    f"one form with random numbers; the wide arms have twice the width and take {WIDE_STEPS} steps. SmolLM2-135M "
-    "goes on training for 60 steps of 8 x 128 tokens, learning rate 1e-4, on prose (the reference texts of Python's "
-    "help system), that prose with its words shuffled, and in an invented language (letters exchanged by a fixed "
-    "cipher), 2:1:1."
+    "baselines see the same target and keep half of the data. In the two-domain arms target and test are half "
+    "prose, half sentences of one form with random numbers; the wide arms have twice the width and take "
+    f"{WIDE_STEPS} steps. SmolLM2-135M goes on training for 60 steps of 8 x 128 tokens, learning rate 1e-4, on prose "
+    "(the reference texts of Python's help system), that prose with its words shuffled, and in an invented language "
+    "(letters exchanged by a fixed cipher), 2:1:1."
 )
 
 

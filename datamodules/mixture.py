@@ -173,6 +173,8 @@ class MixtureData(TokenData):
         kept["train"] = self._mixed(kept["train"])
         self._check_disjoint(kept)
         self._take(kept)
+        documents = sum(len(texts) for texts in self.texts["val"])
+        rank_zero_info(f"the target: {len(kept['val'])} windows of {documents} documents")
 
     def count_tokens(self) -> dict[str, int]:
         """Return the tokens of the training windows of each domain; known after `setup()`."""

@@ -241,6 +241,16 @@ def test_a_split_without_a_window_tells_what_to_do(sources):
         mixture(sources, sequence_length=5000, test_fraction=0).setup("fit")
 
 
+def test_the_size_of_the_target_is_told(sources, monkeypatch):
+    told = []
+    monkeypatch.setattr("datamodules.mixture.rank_zero_info", told.append)
+    data = mixture(sources, val_fraction=0.2)
+    data.setup()
+    documents = len(data.texts["val"][0])
+    assert 6 <= documents <= 10  # of 40 of nearly equal length
+    assert told[-1] == f"the target: {len(data.val_dataset)} windows of {documents} documents"
+
+
 # The trained tokenizer.
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast, get_args
 
 import numpy as np
 import torch
@@ -15,17 +15,9 @@ from torch import Tensor
 from callbacks.dwm_checks import check_run
 from callbacks.recorded_weighting import RecordedWeighting, part_of
 from pangu_modules.llm.weighting import baselines
-from pangu_modules.llm.weighting.baselines_ngrams import (
-    BigramPerplexity,
-    ImportanceRatio,
-    QualityClassifier,
-    Scorer,
-    sequences_of,
-)
+from pangu_modules.llm.weighting.baselines_ngrams import Scorer, Selection, offline_scorer, sequences_of
 from pangu_modules.llm.weighting.protocol import per_sequence_losses
 from pangu_modules.module import batch_size
-
-OFFLINE = ("perplexity", "dsir", "classifier")
 
 
 class BatchWeighting(RecordedWeighting):
@@ -77,19 +69,14 @@ class BatchWeighting(RecordedWeighting):
         if stage != "fit":
             return
         check_run(self, trainer, pl_module, engine=None)
-        if self.config.method in OFFLINE:
-            self._fit(getattr(trainer, "datamodule", None))
+        if self.config.method in get_args(Selection):
+            self._fit(cast(Selection, self.config.method), getattr(trainer, "datamodule", None))
 
-    def _fit(self, data: Any) -> None:
+    def _fit(self, method: Selection, data: Any) -> None:
         with isolate_rng(include_cuda=False):
             target = self.tokens_of(data, "val_dataset", "the target")
             raw = self.tokens_of(data, "train_dataset", "the raw data")
-        if self.config.method == "perplexity":
-            self._scorer = BigramPerplexity(target, raw)
-        elif self.config.method == "dsir":
-            self._scorer = ImportanceRatio(target, raw, self.config.seed)
-        else:
-            self._scorer = QualityClassifier(target, raw)
+        self._scorer = offline_scorer(method, target, raw, self.config.seed)
         self._threshold = baselines.threshold_of(self._scorer.score(raw).tolist(), self.config.keep)
 
     def weights(self, trainer: Trainer, module: LightningModule, batch: Mapping[str, Any], batch_idx: int) -> Tensor:

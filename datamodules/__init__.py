@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from datamodules.mixture import Domain as Domain
     from datamodules.mixture import MixtureData as MixtureData
     from datamodules.ngrams import shared_ngrams as shared_ngrams
+    from datamodules.selected_mixture import SelectedMixtureData as SelectedMixtureData
     from datamodules.small_vocabulary import SmallVocabularyData as SmallVocabularyData
     from datamodules.text import TextData as TextData
 
@@ -27,6 +28,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "ImageFolderData": "datamodules.images",
         "MixtureData": "datamodules.mixture",
         "ResumableLoader": "datamodules.loader",
+        "SelectedMixtureData": "datamodules.selected_mixture",
         "SmallVocabularyData": "datamodules.small_vocabulary",
         "TextData": "datamodules.text",
         "calibration_batches": "datamodules.calibration",

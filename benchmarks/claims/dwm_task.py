@@ -68,6 +68,7 @@ class WeighedRun:
         changes: what `Recipe.derive` takes; seeds of run, data and weighting are the arm's.
         weighting: fields of `BatchWeighting`, which then replaces ``dwm``; None keeps ``dwm``.
         influence: fields of `InfluenceSelection`, likewise.
+        selection: fields of `SelectedMixtureData`, whose data then replace the recipe's.
         ess_from: arm whose effective batch sizes random weights take over, stage by stage.
         frozen_from: arm whose weighting models are used, without updates.
         noise: domains whose mean weight is ``noise_weight``, from the third stage on.
@@ -80,6 +81,7 @@ class WeighedRun:
     changes: Mapping[str, Any] = field(default_factory=dict)
     weighting: Mapping[str, Any] | None = None
     influence: Mapping[str, Any] | None = None
+    selection: Mapping[str, Any] | None = None
     ess_from: str | None = None
     frozen_from: str | None = None
     noise: tuple[str, ...] = ()
@@ -103,7 +105,8 @@ class WeighedRun:
         else:
             frozen = {"frozen": str(inputs[self.frozen_from].folder / "run")} if self.frozen_from and inputs else {}
             callbacks["dwm"] = {**callbacks.get("dwm", {}), **frozen, "seed": seed}
-        return recipe.derive(**changes, callbacks=callbacks)
+        derived = recipe.derive(**changes, callbacks=callbacks)
+        return derived if self.selection is None else selected(derived, self.selection)
 
     def __call__(self, seed: int, inputs: Mapping[str, ArmInput], folder: Path) -> dict[str, float]:
         """Train and test in `folder`."""
@@ -142,6 +145,15 @@ def weighed_arm(name: str, description: str, run: WeighedRun, seeds: int | None 
     needs = tuple(other for other in (run.ess_from, run.frozen_from) if other)
     measured = {"noise": list(run.noise), "followed": run.followed, "overhead": run.time_overhead}
     return Arm(name, description, run, {"recipe": run.derived(0).plain(), **measured}, needs, seeds)
+
+
+def selected(recipe: Recipe, fields: Mapping[str, Any]) -> Recipe:
+    """Return a recipe on `MixtureData` with the part of its data that an offline method keeps."""
+    from datamodules import SelectedMixtureData
+
+    data = recipe.stages[""].data
+    whole = {name: getattr(data, name) for name in type(data).model_fields}
+    return recipe.derive(data=SelectedMixtureData.Config(**whole, **fields))
 
 
 def read_rows(folder: Path, name: str) -> Rows:

@@ -53,6 +53,7 @@ def test_margins_are_those_of_the_method():
         "below_random": 0.0,
         "gap_to_oracle": 20.0,
         "transfer": 0.0,
+        "transfer_to_selection": 0.0,
         "transfer_overhead": 0.0,
         "preference_moves": 2.0,
         "control_loss": -1.0,

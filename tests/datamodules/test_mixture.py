@@ -5,7 +5,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from datamodules import Domain, MixtureData
+from datamodules import Domain, MixtureData, SelectedMixtureData
 from datamodules.corruptions import (
     BOILERPLATE,
     CORRUPTIONS,
@@ -268,3 +268,34 @@ def test_a_tokenizer_is_trained_once_on_training_text_whatever_the_shares(source
     assert data.tokenizer.decode(data.tokenizer(text)["input_ids"]) == text
     assert trained_tokenizer(["abab"], 260) == trained_tokenizer(["abab"], 260) != trained_tokenizer(["abab"], 261)
     assert MixtureData.Config().build().module_arguments() == {"tokenizer": "smollm2"}
+
+
+# What offline selection keeps.
+
+
+@pytest.mark.parametrize("selection", ["perplexity", "dsir", "classifier"])
+def test_selection_keeps_the_share_that_is_most_alike_the_target(tmp_path, selection):
+    letters = {"good": "abcdefg", "other": "stuvwxy"}
+    sources = {
+        name: write_lines(tmp_path / f"{name}.jsonl", [
+            "".join(np.random.default_rng([n, i]).choice([*own, " "], 100)) for i in range(40)
+        ])
+        for n, (name, own) in enumerate(letters.items())
+    }  # fmt: skip
+    whole = mixture(sources)
+    fields = {name: getattr(whole.config, name) for name in MixtureData.Config.model_fields}
+    part = SelectedMixtureData.Config(**fields, selection=selection, keep=0.4).build(tokenizer=Letters())
+    for data in (whole, part):
+        data.setup()
+    assert torch.equal(tokens_of(part, "val"), tokens_of(whole, "val"))
+    assert torch.equal(tokens_of(part, "test"), tokens_of(whole, "test"))
+    assert len(part.train_dataset) == round(0.4 * len(whole.train_dataset))
+    assert part.count_tokens()["other"] <= 0.05 * whole.count_tokens()["other"]  # dsir draws
+    rows = [row.tolist() for row in tokens_of(whole, "train")]
+    positions = [rows.index(row.tolist()) for row in tokens_of(part, "train")]
+    assert positions == sorted(set(positions))  # each at most once, in the order of the mixture
+
+
+def test_a_share_of_nothing_is_refused():
+    with pytest.raises(ValidationError, match="keep"):
+        SelectedMixtureData.Config(keep=0)

@@ -12,11 +12,13 @@ All see a sequence as tokens (tokens,) int64, and the larger the score, the more
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Selection = Literal["perplexity", "dsir", "classifier"]
 
 BUCKETS = 4096
 MULTIPLIER = 1_000_003
@@ -128,6 +130,22 @@ class QualityClassifier:
         """Return the logit of each sequence."""
         logits: np.ndarray = self.model.decision_function(shares(sequences, self.buckets))
         return logits
+
+
+def offline_scorer(method: Selection, target: Sequence[Tensor], raw: Sequence[Tensor], seed: int) -> Scorer:
+    """Return the scorer of a method of data selection, made from sequences of the target and of the raw data.
+
+    Args:
+        method: 'perplexity', 'dsir' or 'classifier'.
+        target: sequences (tokens,) of what training should get better on.
+        raw: sequences of the data to select from.
+        seed: of the noise of 'dsir'.
+    """
+    if method == "perplexity":
+        return BigramPerplexity(target, raw)
+    if method == "dsir":
+        return ImportanceRatio(target, raw, seed)
+    return QualityClassifier(target, raw)
 
 
 def sequences_of(batch: Mapping[str, Any]) -> list[Tensor]:

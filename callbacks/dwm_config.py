@@ -36,6 +36,11 @@ class DWMConfig(StageSchedule):
     )
     normalize_h: bool = Field(False, description="Scale each batch's hypergradients to mean 0, deviation 1.")
     dwm_lr: PositiveFloat = Field(1e-3, description="Learning rate (AdamW) of the weighting model.")
+    follow_lr: bool = Field(
+        False,
+        description="Scale dwm_lr as the trained model's schedule scales its own learning rate, so that late updates, "
+        "which have little left to improve, change weights little.",
+    )
     sync_weights: bool = Field(
         False, description="Weigh the batches of all processes as one; otherwise each process its own."
     )

@@ -8,12 +8,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
+from torch.optim import Optimizer
 
 from callbacks.dwm_batches import DrawnBatches, data_source, target_batches, training_batches
 from callbacks.dwm_config import DWMConfig
 from pangu_modules.llm.weighting.features import FeatureReader
 from pangu_modules.llm.weighting.model import DataWeightingModel
-from pangu_modules.llm.weighting.preconditioning import next_step
+from pangu_modules.llm.weighting.preconditioning import next_step, schedule_factor
 from pangu_modules.llm.weighting.processes import Processes
 from pangu_modules.llm.weighting.protocol import LossesOf
 from pangu_modules.llm.weighting.update import UpdateResult, update_weighting_model
@@ -69,6 +70,8 @@ class Learner:
             RuntimeError: ten hypergradients in a row were not finite.
         """
         config, strategy = self.config, self.trainer.strategy
+        if config.follow_lr:
+            self._follow(self.trainer.optimizers[0])
         if batch is None:
             assert self.training is not None
             batch = strategy.batch_to_device(self.training[self.updates])
@@ -94,6 +97,14 @@ class Learner:
         self.updates += 1
         self._count(result)
         return result
+
+    def _follow(self, trained: Optimizer) -> None:
+        """Scale the learning rate as the trained model's is.
+
+        Equation (1) has that rate as a factor, which Adam's steps, equally large however small the gradient, lose.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.dwm_lr * schedule_factor(trained)
 
     def _count(self, result: UpdateResult) -> None:
         self.skipped += result.skipped

@@ -23,6 +23,7 @@ from callbacks import DWMReweighting
 from pangu_modules import DataWeightingModel
 from pangu_modules.llm.weighting.saving import load_weighting_model
 from pangu_modules.objectives import weighted_mean
+from pangu_modules.optim import OptimizerConfig, lr_factor
 
 
 def test_virtual_stages(tmp_path):
@@ -52,6 +53,7 @@ MODES = {
     "real": {"lm_in_phase_a": "real"},
     "online": {"mode": "online", "dwm_every": 2},
     "hidden states": {"model": {"encoder": "lm"}, "lm_in_phase_a": "real"},
+    "following": {"lm_in_phase_a": "real", "follow_lr": True},
 }
 
 
@@ -78,6 +80,28 @@ def test_resume_is_exact(tmp_path, mode):
         for stage in (1, 2):
             files = [tmp_path / run / f"dwm_stage{stage}.safetensors" for run in ("whole", str(batch))]
             assert files[0].read_bytes() == files[1].read_bytes()
+
+
+class Rates(Callback):
+    """Keeps the learning rate of the weighting model at each batch."""
+
+    def __init__(self, callback):
+        self.callback, self.rates = callback, []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.rates.append(self.callback.learner.optimizer.param_groups[0]["lr"])
+
+
+def test_the_learning_rate_follows_that_of_the_trained_model(tmp_path):
+    optimizer, kept = OptimizerConfig(warmup_fraction=0.0), {}
+    for follow in (False, True):
+        callback = dwm(mode="online", dwm_every=1, dwm_lr=0.01, follow_lr=follow)
+        rates = Rates(callback)
+        fit(tmp_path / str(follow), callback, module=tiny_module(optimizer=optimizer), extra=[rates])
+        kept[follow] = rates.rates[3:]  # stage 0 has no updates
+    assert kept[False] == [0.01] * 6
+    factor = lr_factor(optimizer, total_steps=9)
+    assert kept[True] == pytest.approx([0.01 * factor(step) for step in range(3, 9)])
 
 
 def test_online_and_real_updates_come_when_they_should(tmp_path):

@@ -71,6 +71,12 @@ def next_step(
     )
 
 
+def schedule_factor(optimizer: Optimizer) -> float:
+    """Return by how much a schedule has scaled the optimizer's learning rate: 1 at its peak, or without a schedule."""
+    peaks = [(float(group["lr"]), float(group.get("initial_lr", group["lr"]))) for group in optimizer.param_groups]
+    return max((rate / peak for rate, peak in peaks if peak > 0), default=1.0)
+
+
 def new_gradient_share(state: dict[str, Tensor], beta1: float) -> float:
     """Return the weight of the next gradient in AdamW's bias-corrected first moment: 1 at first, 1 - beta1 later."""
     steps = int(state["step"]) + 1 if "step" in state else 1

@@ -44,6 +44,7 @@ recipe = Recipe(
             lm_in_phase_a="real",
             dwm_steps=20,
             dwm_lr=3e-3,
+            follow_lr=True,
             val_batch_size=32,
         )
     },

@@ -48,12 +48,8 @@ recipe = Recipe(
             val_batch_size=32,
         )
     },
-    trainer={  # validated at the end of each stage
-        "max_steps": 800,
-        "val_check_interval": 80,
-        "check_val_every_n_epoch": None,
-        "gradient_clip_val": 1.0,
-    },
+    # Validated at the end of each stage.
+    trainer={"max_steps": 800, "val_check_interval": 80, "check_val_every_n_epoch": None, "gradient_clip_val": 1.0},
     cost="6 minutes on two cores",
 )
 

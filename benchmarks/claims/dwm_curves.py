@@ -6,7 +6,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,20 +32,26 @@ WEIGHED = (
 MIXED = ("uniform", *WEIGHED, "oracle")
 
 
-def series(arm: Mapping[str, Any], prefix: str) -> list[float]:
-    """Return an arm's ``<prefix>_stage0``, ``1``, ..., each the mean over its seeds; empty if there are none."""
-    seeds, means = list(arm["results"].values()), list[float]()
+def series(arm: Mapping[str, Any], prefix: str, chosen: Collection[str] | None = None) -> list[float]:
+    """Return an arm's ``<prefix>_stage0``, ``1``, ..., each the mean over its seeds or the chosen ones; maybe empty."""
+    seeds = [numbers for seed, numbers in arm["results"].items() if chosen is None or seed in chosen]
+    means: list[float] = []
     while all(f"{prefix}_stage{len(means)}" in numbers for numbers in seeds):
         means.append(statistics.fmean(numbers[f"{prefix}_stage{len(means)}"] for numbers in seeds))
     return means
 
 
 def draw(arms: Mapping[str, Any], domains: Sequence[str] = DOMAINS) -> Figure:
-    """Draw the mean weight of each domain under DWM, and all arms' effective batch and target loss, by stage."""
+    """Draw the mean weight of each domain under DWM, and all arms' effective batch and target loss, by stage.
+
+    Arms are compared on the seeds that all of them have: each seed has its own split of the text.
+    """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     colours = dict(zip(MIXED, colormaps["tab20"].colors, strict=False))  # type: ignore[attr-defined]
+    colours["dwm"] = "black"
+    common = set.intersection(*(set(arms[name]["results"]) for name in MIXED if name in arms))
     figure = Figure(figsize=(13, 4), layout="constrained")
     panels = figure.subplots(1, 3)
     for domain in domains:
@@ -54,10 +60,15 @@ def draw(arms: Mapping[str, Any], domains: Sequence[str] = DOMAINS) -> Figure:
     panels[0].axhline(1.0, color="black", linewidth=0.8, linestyle=":")
     for panel, names, prefix in ((panels[1], WEIGHED, "ess"), (panels[2], MIXED, "target_loss")):
         for name in names:
-            if name in arms and (values := series(arms[name], prefix)):
+            if name in arms and (values := series(arms[name], prefix, common)):
                 style = "o-" if name == "dwm" else ".--"
                 panel.plot(range(len(values)), values, style, label=name, color=colours[name])
-    titles = ("mean weight of a domain (DWM)", "effective share of the batch", "target loss at the stage's end [nats]")
+    which = f"seed{'s' if len(common) > 1 else ''} {', '.join(sorted(common))}"
+    titles = (
+        "mean weight of a domain (DWM, all seeds)",
+        f"effective share of the batch ({which})",
+        f"target loss at the stage's end [nats] ({which})",
+    )
     for panel, title in zip(panels, titles, strict=True):
         panel.set_ylabel(title)
         panel.set_xlabel("stage")

@@ -7,6 +7,7 @@ import pytest
 from benchmarks.claims import __main__ as command
 from benchmarks.claims.definitions import ArmInput
 from benchmarks.claims.dwm import ESS, LOSS, NOISE, OVERHEAD, SHIFT, benchmark, gates
+from benchmarks.claims.dwm_curves import draw, series
 from benchmarks.claims.dwm_task import (
     Below,
     GapShare,
@@ -149,3 +150,16 @@ def test_all_arms_run_in_miniature(tmp_path):
     assert {entry["verdict"] for entry in result["claims"]} == {"undecided"}
     assert set(result["arms"]) == {arm.name for arm in benchmark(miniature=True).arms}
     assert result["arms"]["uniform"]["results"]["0"]["noise_weight"] == 1.0
+
+
+def test_curves_compare_arms_on_the_seeds_that_all_have():
+    arms = {
+        name: {"results": {str(seed): {"ess_stage0": 1.0, "target_loss_stage0": 5.0 + seed, "weight_prose_stage0": 1.0}
+                           for seed in range(seeds)}}
+        for name, seeds in (("uniform", 3), ("dwm", 3), ("dsir", 1))
+    }  # fmt: skip
+    _, batch, loss = draw(arms, ["prose"]).axes
+    assert [list(line.get_ydata()) for line in loss.get_lines()] == [[5.0]] * 3
+    assert loss.get_ylabel().endswith("(seed 0)")
+    assert len(batch.get_lines()) == 2  # uniform weights are 1 throughout
+    assert series(arms["dwm"], "target_loss") == [6.0]

@@ -33,7 +33,7 @@ class BatchWeighting(RecordedWeighting):
     class Config(RecordedWeighting.Config):
         """Method, and the parameters of each."""
 
-        method: Literal["uniform", "random", "loss", "perplexity", "dsir", "classifier"] = Field(
+        method: Literal["uniform", "random", "loss", Selection] = Field(
             description="uniform; random with a given ESS; loss: softmax over the batch's losses; perplexity: bigrams "
             "of the target; dsir: hashed n-gram importance; classifier: logistic regression, target against raw data."
         )

@@ -36,7 +36,7 @@ def series(arm: Mapping[str, Any], prefix: str, chosen: Collection[str] | None =
     """Return an arm's ``<prefix>_stage0``, ``1``, ..., each the mean over its seeds or the chosen ones; maybe empty."""
     seeds = [numbers for seed, numbers in arm["results"].items() if chosen is None or seed in chosen]
     means: list[float] = []
-    while all(f"{prefix}_stage{len(means)}" in numbers for numbers in seeds):
+    while seeds and all(f"{prefix}_stage{len(means)}" in numbers for numbers in seeds):
         means.append(statistics.fmean(numbers[f"{prefix}_stage{len(means)}"] for numbers in seeds))
     return means
 

@@ -151,9 +151,7 @@ def selected(recipe: Recipe, fields: Mapping[str, Any]) -> Recipe:
     """Return a recipe on `MixtureData` with the part of its data that an offline method keeps."""
     from datamodules import SelectedMixtureData
 
-    data = recipe.stages[""].data
-    whole = {name: getattr(data, name) for name in type(data).model_fields}
-    return recipe.derive(data=SelectedMixtureData.Config(**whole, **fields))
+    return recipe.derive(data=SelectedMixtureData.Config(**dict(recipe.stages[""].data), **fields))
 
 
 def read_rows(folder: Path, name: str) -> Rows:

@@ -56,4 +56,4 @@ def test_the_peak_counts_from_when_pruning_begins(monkeypatch):
     del block
     assert pruning.resident("VmHWM") > earlier
     peak = pruning.peak_megabytes([[list(range(64))] * 4] * 4)
-    assert pruning.megabytes(model) <= peak < earlier
+    assert pruning.megabytes(model) <= peak < earlier / 2

@@ -283,8 +283,8 @@ def test_selection_keeps_the_share_that_is_most_alike_the_target(tmp_path, selec
         for n, (name, own) in enumerate(letters.items())
     }  # fmt: skip
     whole = mixture(sources)
-    fields = {name: getattr(whole.config, name) for name in MixtureData.Config.model_fields}
-    part = SelectedMixtureData.Config(**fields, selection=selection, keep=0.4).build(tokenizer=Letters())
+    config = SelectedMixtureData.Config(**dict(whole.config), selection=selection, keep=0.4)
+    part = config.build(tokenizer=Letters())
     for data in (whole, part):
         data.setup()
     assert torch.equal(tokens_of(part, "val"), tokens_of(whole, "val"))

@@ -17,7 +17,7 @@ from pangu_modules.llm.losses import per_sequence_loss
 from pangu_modules.llm.weighting.features import READERS, HiddenStates, TokenLosses, loss_profile
 from pangu_modules.llm.weighting.hypergradient import hypergradient
 from pangu_modules.llm.weighting.model import DataWeightingModel
-from pangu_modules.llm.weighting.preconditioning import NextStep, adam_factor, next_step
+from pangu_modules.llm.weighting.preconditioning import NextStep, adam_factor, next_step, schedule_factor
 from pangu_modules.llm.weighting.processes import Processes
 from pangu_modules.llm.weighting.protocol import LossesOf, check_protocol, per_sequence_losses, sequences_with_targets
 from pangu_modules.llm.weighting.update import update_weighting_model, weigh
@@ -107,6 +107,14 @@ def test_next_step_reads_the_optimizer():
     optimizer.step()
     assert next_step(optimizer, parameters).uses_moments
     assert not next_step(optimizer, parameters, "none").uses_moments
+
+
+def test_the_schedule_s_factor_is_that_of_the_groups_that_learn():
+    first, second = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([{"params": [first], "lr": 0.0}, {"params": [second], "lr": 0.2}])
+    assert schedule_factor(optimizer) == 1  # without a schedule
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.25)
+    assert schedule_factor(optimizer) == pytest.approx(0.25)
 
 
 # Protocol.

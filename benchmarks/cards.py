@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from benchmarks.claims.output import claims_table
 from benchmarks.speed.output import ratios_table
 from benchmarks.tables import replace_sections
-from pangu_modules.files import write_atomically
+from pangu_modules.common.files import write_atomically
 from pangu_modules.report_markdown import markdown_table
 from pangu_modules.report_tables import table_of
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pangu_modules.names import nearest
+from pangu_modules.common.names import nearest
 
 
 def names_in(package: str) -> list[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import replace_sections
-from pangu_modules.files import write_atomically
+from pangu_modules.common.files import write_atomically
 from pangu_modules.llm.moge.design_search import (
     Design,
     DesignSpace,

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from pangu_modules.lazy import lazy_exports
+from pangu_modules.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from callbacks.base import RecipeCallback as RecipeCallback

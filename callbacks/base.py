@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from lightning.pytorch import Callback
 
-from pangu_modules.config import Config as BaseConfig
-from pangu_modules.config import Configurable
+from pangu_modules.common.config import Config as BaseConfig
+from pangu_modules.common.config import Configurable
 
 NEEDS: dict[str, str] = {
     "sample weights": "writes batch['sample_weight'], which one callback alone may do",

@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from torch import nn
 
 from callbacks.base import RecipeCallback
-from pangu_modules.config import Config as BaseConfig
+from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.llm.teacher import distillation_objective
 from pangu_modules.module import PanguModule
 from pangu_modules.objectives import Objective

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from pangu_modules.errors import UsageError
+from pangu_modules.common.errors import UsageError
 
 
 class DrawnBatches:

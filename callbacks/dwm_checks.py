@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
-from pangu_modules.errors import UsageError
+from pangu_modules.common.errors import UsageError
 from pangu_modules.llm.weighting.features import FeatureReader
 from pangu_modules.llm.weighting.hypergradient import Engine, check_engine
 from pangu_modules.llm.weighting.model import DataWeightingModel

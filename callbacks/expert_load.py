@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from callbacks.base import RecipeCallback
-from pangu_modules.config import Config as BaseConfig
+from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.llm.moge.auxiliary_loss import padding_mask
 from pangu_modules.llm.moge.block import MoGEBlock, moge_blocks, recorded_routings
 from pangu_modules.llm.moge.statistics import (

@@ -15,7 +15,7 @@ from callbacks.dwm_batches import DrawnBatches, data_source, target_batches, tra
 from callbacks.dwm_checks import check_run
 from callbacks.dwm_learner import trained_parameters
 from callbacks.recorded_weighting import RecordedWeighting
-from pangu_modules.errors import UsageError
+from pangu_modules.common.errors import UsageError
 from pangu_modules.llm.weighting import baselines
 from pangu_modules.llm.weighting.baselines_influence import InfluenceModel, measured_influences
 from pangu_modules.llm.weighting.baselines_ngrams import sequences_of

@@ -11,7 +11,7 @@ from pydantic import Field
 from callbacks.base import RecipeCallback
 from callbacks.pruning_report import held_out_batches, on_device
 from callbacks.structured_pruning import PruningCallback, PruningConfig, calibration_windows
-from pangu_modules.config import Config as BaseConfig
+from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.llm.pruning.absorb import AbsorbConfig, AbsorbPlan, absorb_post_norms, check_absorption
 from pangu_modules.llm.pruning.calibration import CalibrationConfig
 from pangu_modules.llm.pruning.depth import perplexity

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from callbacks.base import RecipeCallback
 from callbacks.binarization_report import BinarizationRecord
 from callbacks.pruning_report import on_device
-from pangu_modules.config import Config as BaseConfig
+from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.llm.lora import has_adapters
 from pangu_modules.llm.onebit.config import OneBitConfig
 from pangu_modules.llm.onebit.finalize import finalize_module

@@ -15,7 +15,7 @@ from torch import Tensor
 from callbacks.base import RecipeCallback
 from callbacks.dwm_checks import steps_of
 from callbacks.dwm_report import Record
-from pangu_modules.config import Config as BaseConfig
+from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.llm.weighting.baselines_ngrams import sequences_of
 from pangu_modules.llm.weighting.update import Weighed
 from pangu_modules.module import batch_size

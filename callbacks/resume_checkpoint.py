@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from pydantic import Field, PositiveInt
 
 from callbacks.base import RecipeCallback
-from pangu_modules.config import Config as BaseConfig
+from pangu_modules.common.config import Config as BaseConfig
 
 
 class ResumeCheckpoint(RecipeCallback, Checkpoint):

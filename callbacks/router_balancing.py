@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from callbacks.base import RecipeCallback
-from pangu_modules.config import Config as BaseConfig
+from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.llm.moge.auxiliary_loss import (
     AuxiliaryScope,
     auxiliary_objective,

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from callbacks.base import RecipeCallback
-from pangu_modules.config import Config as BaseConfig
+from pangu_modules.common.config import Config as BaseConfig
 
 
 class WeightAverage(RecipeCallback, WeightAveraging):

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.calibration import calibration_batches
 from datamodules.loader import Collate, ResumableLoader, collate
-from pangu_modules.config import Config as BaseConfig
-from pangu_modules.config import Configurable
+from pangu_modules.common.config import Config as BaseConfig
+from pangu_modules.common.config import Configurable
 
 
 class DataModule(Configurable, LightningDataModule):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datamodules.cache import locked
+from pangu_modules.common.cache import locked
 
 
 def smollm2_folder() -> Path:

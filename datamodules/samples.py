@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.cache import cached
 from datamodules.embedded_models import (
     imagenet_classifier,
     sentence_embeddings,
     sentence_encoder_folder,
     smollm2_folder,
 )
+from pangu_modules.common.cache import cached
 
 __all__ = [
     "LabelledImages",
@@ -163,7 +163,7 @@ def reasoning_tasks(name: str, size: int, seed: int) -> Any:
     except ImportError as error:
         raise ImportError("reasoning tasks come from a package: pip install reasoning-gym") from error
     if name not in DATASETS:
-        from pangu_modules.names import nearest
+        from pangu_modules.common.names import nearest
 
         raise ValueError(
             f"no reasoning task {name!r}.{nearest(name, DATASETS)} There are: {', '.join(sorted(DATASETS))}"

@@ -12,9 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from datamodules.cache import cached
 from datamodules.reading import read_texts
 from datamodules.text import TextData, pack
+from pangu_modules.common.cache import cached
 
 END_OF_TEXT = "<|endoftext|>"
 CHUNK = 16  # windows

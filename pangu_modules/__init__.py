@@ -6,11 +6,11 @@ Public names are imported on first use, so that ``from pangu_modules import Scal
 from typing import TYPE_CHECKING
 
 from pangu_modules import bare_help
-from pangu_modules.lazy import lazy_exports
+from pangu_modules.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from pangu_modules.config import Config as Config
-    from pangu_modules.config import Configurable as Configurable
+    from pangu_modules.common.config import Config as Config
+    from pangu_modules.common.config import Configurable as Configurable
     from pangu_modules.llm.causal_lm import CausalLM as CausalLM
     from pangu_modules.llm.generation import Completion as Completion
     from pangu_modules.llm.generation import GenerationEngine as GenerationEngine
@@ -78,8 +78,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "CausalLM": "pangu_modules.llm.causal_lm",
         "ClapConfig": "pangu_modules.llm.pruning.pangu_light_config",
         "Completion": "pangu_modules.llm.generation",
-        "Config": "pangu_modules.config",
-        "Configurable": "pangu_modules.config",
+        "Config": "pangu_modules.common.config",
+        "Configurable": "pangu_modules.common.config",
         "DataWeightingModel": "pangu_modules.llm.weighting.model",
         "ExpertParallelStrategy": "pangu_modules.llm.moge.strategy",
         "GenerationEngine": "pangu_modules.llm.generation",

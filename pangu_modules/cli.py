@@ -12,8 +12,8 @@ from pydantic import NonNegativeInt, ValidationError
 
 from pangu_modules.bare_help import COMMANDS, bare_help
 from pangu_modules.cli_messages import short_message
-from pangu_modules.errors import UsageError, readable
-from pangu_modules.names import nearest
+from pangu_modules.common.errors import UsageError, readable
+from pangu_modules.common.names import nearest
 from pangu_modules.recipe import Recipe, Stage
 
 # Options beside the configuration, by command.

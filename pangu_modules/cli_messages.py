@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from pangu_modules.names import nearest
+from pangu_modules.common.names import nearest
 
 UNKNOWN = re.compile(
     r"unrecognized arguments: (?P<flag>--[^\s=]+)"

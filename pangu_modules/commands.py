@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from pangu_modules.cli import Request
-from pangu_modules.errors import UsageError, usage_errors
-from pangu_modules.files import write_atomically
-from pangu_modules.names import nearest
+from pangu_modules.common.errors import UsageError, usage_errors
+from pangu_modules.common.files import write_atomically
+from pangu_modules.common.names import nearest
 from pangu_modules.recipe import Stage
 from pangu_modules.run import StageResult, build_data, build_trainer, fit_stage, load_module
 from pangu_modules.run_folder import RunFolder, new_version, to_yaml, versions

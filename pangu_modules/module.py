@@ -16,8 +16,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pangu_modules import objectives as objective_functions
-from pangu_modules.config import Config as BaseConfig
-from pangu_modules.config import Configurable
+from pangu_modules.common.config import Config as BaseConfig
+from pangu_modules.common.config import Configurable
 from pangu_modules.objectives import Batch, Objective, Outputs
 from pangu_modules.optim import OptimizerConfig, build_optimizer
 from pangu_modules.structure import Plan, Structure, describe, find_plan, plan_from

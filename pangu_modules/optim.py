@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from pangu_modules.config import Config
+from pangu_modules.common.config import Config
 
 
 class OptimizerConfig(Config):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pangu_modules.errors import UsageError, usage_errors
+from pangu_modules.common.errors import UsageError, usage_errors
 from pangu_modules.module import PanguModule, batch_size
 from pangu_modules.recipe import Recipe, Stage
 

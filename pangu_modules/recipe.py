@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, SerializeAsAny, field_validator
 
-from pangu_modules.config import Config
-from pangu_modules.names import nearest
+from pangu_modules.common.config import Config
+from pangu_modules.common.names import nearest
 
 if TYPE_CHECKING:
     from pangu_modules.run import StageResult

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pangu_modules.files import write_atomically
+from pangu_modules.common.files import write_atomically
 from pangu_modules.report_curves import Axis, learning_curves
 from pangu_modules.report_html import render_html
 from pangu_modules.report_markdown import render_markdown

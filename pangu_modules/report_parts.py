@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pangu_modules.files import write_atomically
+from pangu_modules.common.files import write_atomically
 from pangu_modules.report import RunReport, figure_to_png
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pangu_modules.names import nearest
+from pangu_modules.common.names import nearest
 
 if TYPE_CHECKING:
     from rich.console import Console

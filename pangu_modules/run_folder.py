@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from pangu_modules.files import write_atomically
+from pangu_modules.common.files import write_atomically
 
 RUNS = Path("runs")
 RUN_DIR_VARIABLE = "PANGU_RUN_DIR"  # set by the first process of a run, so that those it launches share its folder

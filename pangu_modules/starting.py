@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from pangu_modules.errors import usage_errors
+from pangu_modules.common.errors import usage_errors
 
 
 class StartMark(Callback):

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
-from pangu_modules.config import Config
-from pangu_modules.names import nearest
+from pangu_modules.common.config import Config
+from pangu_modules.common.names import nearest
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.claims.dwm import DOMAINS
-from pangu_modules.files import write_atomically
+from pangu_modules.common.files import write_atomically
 from pangu_modules.report import figure_to_png
 
 if TYPE_CHECKING:

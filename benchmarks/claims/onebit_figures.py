@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.claims.onebit_task import CURVE, CURVE_STEP
-from pangu_modules.files import write_atomically
+from pangu_modules.common.files import write_atomically
 from pangu_modules.report import figure_to_png
 
 if TYPE_CHECKING:

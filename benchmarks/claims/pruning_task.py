@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.claims.definitions import Arm, ArmInput, Gain, Metric
-from pangu_modules.files import write_atomically
+from pangu_modules.common.files import write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.claims.definitions import Arm, Method
 from benchmarks.claims.harness import tasks_of
-from pangu_modules.files import write_atomically
+from pangu_modules.common.files import write_atomically
 from pangu_modules.report import collect_versions
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.claims.definitions import Arm, ArmInput, Metric
 from benchmarks.claims.pruning_task import VARIANTS_FILE, Variant, picking_arms, size_of
-from pangu_modules.files import write_atomically
+from pangu_modules.common.files import write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

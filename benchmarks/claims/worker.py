@@ -13,7 +13,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 from benchmarks.claims.definitions import ArmFunction, ArmInput
-from pangu_modules.files import write_atomically
+from pangu_modules.common.files import write_atomically
 
 
 def work(

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pangu_modules.files import write_atomically
+from pangu_modules.common.files import write_atomically
 from pangu_modules.report import collect_versions
 from pangu_modules.report_markdown import escape, markdown_table
 from pangu_modules.report_tables import format_float, table_of

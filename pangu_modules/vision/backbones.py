@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pangu_modules.names import nearest
+from pangu_modules.common.names import nearest
 
 
 def create_backbone(backbone: str, *, pretrained: bool | str, **arguments: Any) -> nn.Module:

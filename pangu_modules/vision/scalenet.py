@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 from torch import nn
 
-from pangu_modules.config import Config
+from pangu_modules.common.config import Config
 from pangu_modules.structure import Plan
 from pangu_modules.vision.blocks import (
     Stack,

@@ -13,7 +13,7 @@ from tiny_llm import tiny_module
 from weighted_runs import Seen, fit
 
 from callbacks import BatchWeighting, DWMReweighting
-from pangu_modules.errors import UsageError
+from pangu_modules.common.errors import UsageError
 from pangu_modules.llm.weighting.baselines_ngrams import sequences_of
 from pangu_modules.llm.weighting.model import effective_batch_size
 

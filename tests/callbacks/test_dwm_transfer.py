@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from quiet_trainer import StopAt
 from tiny_llm import tiny_module
 
-from pangu_modules.errors import UsageError
+from pangu_modules.common.errors import UsageError
 from pangu_modules.llm.weighting.features import loss_profile
 from pangu_modules.llm.weighting.saving import load_weighting_model
 

@@ -9,7 +9,7 @@ from tiny_llm import tiny_module
 from weighted_runs import Seen, fit
 
 from callbacks import DWMReweighting, InfluenceSelection
-from pangu_modules.errors import UsageError
+from pangu_modules.common.errors import UsageError
 from pangu_modules.llm.weighting.baselines_influence import InfluenceModel, measured_influences
 from pangu_modules.llm.weighting.hypergradient import hypergradient
 from pangu_modules.llm.weighting.preconditioning import NextStep

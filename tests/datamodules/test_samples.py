@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules import cache, samples
+from datamodules import samples
 from datamodules.embedded_models import renamed_in_order
+from pangu_modules.common import cache
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
@@ -206,7 +207,7 @@ def test_failed_import_names_the_command(load, module: str, command: str, empty_
 def test_two_processes_make_an_entry_once(empty_cache: Path) -> None:
     program = (
         "import os, sys, time\n"
-        "from datamodules.cache import cached\n"
+        "from pangu_modules.common.cache import cached\n"
         "def make(path):\n"
         "    open(os.environ['PANGU_CACHE'] + f'/made-{os.getpid()}', 'w')\n"
         "    with open(path, 'w') as file:\n"

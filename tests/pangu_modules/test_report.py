@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from pangu_modules.files import write_atomically
+from pangu_modules.common.files import write_atomically
 from pangu_modules.report import Column, RunReport, collect_versions, figure_to_png, learning_curves, terminal_table
 from pangu_modules.report_curves import read_curves
 from pangu_modules.report_markdown import escape, fence_for, markdown_table

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from callbacks.base import RecipeCallback
 from datamodules import DataModule
 from pangu_modules import Objective, PanguModule, Plan
-from pangu_modules.config import Config as BaseConfig
+from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.structure import find_plan
 
 

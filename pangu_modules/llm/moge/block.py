@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
-from pangu_modules.config import Configurable
+from pangu_modules.common.config import Configurable
 from pangu_modules.llm.moge.experts import ExpertsImplementation, GroupedExperts
 from pangu_modules.llm.moge.router import Router, Routing
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field, PositiveInt, ValidationError
 
-from pangu_modules.config import Config
-from pangu_modules.errors import UsageError
+from pangu_modules.common.config import Config
+from pangu_modules.common.errors import UsageError
 from pangu_modules.llm.moge.hardware import Card, Efficiency
 from pangu_modules.llm.moge.layout import Workload
 from pangu_modules.llm.moge.model_shape import ModelShape

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from pangu_modules.config import Config
-from pangu_modules.errors import UsageError, readable
-from pangu_modules.names import nearest
+from pangu_modules.common.config import Config
+from pangu_modules.common.errors import UsageError, readable
+from pangu_modules.common.names import nearest
 
 NUMBERS = (
     "tflops_16bit",

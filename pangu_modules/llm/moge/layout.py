@@ -9,11 +9,11 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
-from pangu_modules.config import Config
-from pangu_modules.errors import UsageError, readable
+from pangu_modules.common.config import Config
+from pangu_modules.common.errors import UsageError, readable
+from pangu_modules.common.names import nearest
 from pangu_modules.llm.moge.hardware import Efficiency
 from pangu_modules.llm.moge.model_shape import ModelShape
-from pangu_modules.names import nearest
 
 AUTO = "auto"
 EFFICIENCY = "efficiency."  # before the fields of Efficiency in a layout text

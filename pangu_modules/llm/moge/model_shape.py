@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from pangu_modules.config import Config
+from pangu_modules.common.config import Config
 
 
 class ModelShape(Config):

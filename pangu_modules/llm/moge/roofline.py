@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from pangu_modules.errors import UsageError
+from pangu_modules.common.errors import UsageError
 from pangu_modules.llm.moge.hardware import Card, Efficiency
 from pangu_modules.llm.moge.layout import Layout, Workload
 from pangu_modules.llm.moge.model_shape import ModelShape

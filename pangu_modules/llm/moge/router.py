@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from pangu_modules.config import Config as BaseConfig
-from pangu_modules.config import Configurable
+from pangu_modules.common.config import Config as BaseConfig
+from pangu_modules.common.config import Configurable
 
 ROUTER_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pangu_modules.errors import UsageError
+from pangu_modules.common.errors import UsageError
 from pangu_modules.llm.moge.hardware import Card, Efficiency, find_card
 from pangu_modules.llm.moge.layout import (
     Layout,

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from pangu_modules.config import Config
+from pangu_modules.common.config import Config
 from pangu_modules.module import PanguModule
 from pangu_modules.structure import Plan
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from pangu_modules.config import Config
+from pangu_modules.common.config import Config
 from pangu_modules.llm.onebit.weight_functions import FUNCTIONS, WeightFunction
 
 Method = Literal["progressive", "sign", "ste", "lambda", "bitnet_b1", "bitnet_b158", "onebit"]

@@ -9,10 +9,10 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from pangu_modules.common.names import nearest
 from pangu_modules.llm.onebit.config import OneBitConfig
 from pangu_modules.llm.onebit.layer import InputScaledLinear, ProgressiveBinaryLinear
 from pangu_modules.module import PanguModule
-from pangu_modules.names import nearest
 from pangu_modules.structure import Plan
 
 LINEAR_CLASSES = (nn.Linear, InputScaledLinear, ProgressiveBinaryLinear)

@@ -23,7 +23,7 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from pangu_modules.config import Config
+from pangu_modules.common.config import Config
 from pangu_modules.llm.pruning.activations import Probe, run
 from pangu_modules.llm.pruning.depth import perplexity
 from pangu_modules.llm.pruning.slnp import POST_NORMS

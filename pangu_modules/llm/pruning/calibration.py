@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from pangu_modules.config import Config
+from pangu_modules.common.config import Config
 
 
 class CalibrationConfig(Config):

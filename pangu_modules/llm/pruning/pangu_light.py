@@ -22,7 +22,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from pangu_modules.config import Config
+from pangu_modules.common.config import Config
 from pangu_modules.llm.pruning import clap, surgery
 from pangu_modules.llm.pruning.activations import hidden_norms
 from pangu_modules.llm.pruning.depth import merge_differences, perplexity_scores, select_dropped_layers

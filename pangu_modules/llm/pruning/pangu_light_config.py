@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import nn
 
-from pangu_modules.config import Config, nearest
+from pangu_modules.common.config import Config, nearest
 from pangu_modules.llm.pruning.absorb import AbsorbConfig
 from pangu_modules.llm.pruning.calibration import CalibrationConfig
 from pangu_modules.llm.pruning.importance import Aggregation, HeadScore

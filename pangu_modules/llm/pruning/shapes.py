@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
-from pangu_modules.config import Config
+from pangu_modules.common.config import Config
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.structure import Plan
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import nn
 
-from pangu_modules.config import Config
+from pangu_modules.common.config import Config
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.calibration import CalibrationConfig
 from pangu_modules.llm.pruning.depth import select_dropped_layers

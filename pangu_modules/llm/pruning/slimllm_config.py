@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import nn
 
-from pangu_modules.config import Config
+from pangu_modules.common.config import Config
 from pangu_modules.llm.pruning.calibration import CalibrationConfig
 from pangu_modules.llm.pruning.criteria import ChannelCriterion, HeadCriterion
 from pangu_modules.llm.pruning.regression import Recovery

@@ -15,8 +15,8 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pangu_modules.config import Config as BaseConfig
-from pangu_modules.config import Configurable
+from pangu_modules.common.config import Config as BaseConfig
+from pangu_modules.common.config import Configurable
 
 
 class DataWeightingModel(Configurable, nn.Module):

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from pangu_modules.files import write_atomically
+from pangu_modules.common.files import write_atomically
 from pangu_modules.llm.weighting.model import DataWeightingModel
 
 ENTRY = "data_weighting_model"  # of the file's metadata: the configuration

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from pangu_modules.errors import UsageError
+from pangu_modules.common.errors import UsageError
 from pangu_modules.llm.moge.design_search import (
     DesignSpace,
     best_of_each_shape,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from pangu_modules.errors import UsageError
+from pangu_modules.common.errors import UsageError
 from pangu_modules.llm.moge.hardware import Efficiency
 from pangu_modules.llm.moge.layout import (
     Layout,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pangu_modules.errors import UsageError
+from pangu_modules.common.errors import UsageError
 from pangu_modules.llm.moge.hardware import CARDS, Efficiency
 from pangu_modules.llm.moge.layout import Layout, Workload
 from pangu_modules.llm.moge.model_shape import DENSE_32B, PANGU_PRO_MOE, ModelShape

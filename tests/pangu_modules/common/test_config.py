@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic import Field, PositiveInt, ValidationError
 
-from pangu_modules.config import Config as BaseConfig
-from pangu_modules.config import Configurable
-from pangu_modules.names import nearest
+from pangu_modules.common.config import Config as BaseConfig
+from pangu_modules.common.config import Configurable
+from pangu_modules.common.names import nearest
 
 
 class Inner(BaseConfig):

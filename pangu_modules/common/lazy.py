@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pangu_modules.names import nearest
+from pangu_modules.common.names import nearest
 
 
 def lazy_exports(

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from pangu_modules.names import nearest
+from pangu_modules.common.names import nearest
 
 
 class Config(BaseModel):

@@ -1,0 +1,1 @@
+"""What everything uses and what uses nothing of ours: configurations, errors, names, files, the cache."""

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 from pangu_modules.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from callbacks.base import RecipeCallback as RecipeCallback
     from callbacks.batch_weighting import BatchWeighting as BatchWeighting
     from callbacks.distillation import Distillation as Distillation
     from callbacks.dwm_reweighting import DWMReweighting as DWMReweighting
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from callbacks.structured_pruning import LayerDropping as LayerDropping
     from callbacks.structured_pruning import StructuredPruning as StructuredPruning
     from callbacks.weight_average import WeightAverage as WeightAverage
+    from pangu_modules.training.callback import RecipeCallback as RecipeCallback
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -34,7 +34,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "PanguLightPruning": "callbacks.pangu_light_pruning",
         "PostNormAbsorption": "callbacks.pangu_light_pruning",
         "ProgressiveBinarization": "callbacks.progressive_binarization",
-        "RecipeCallback": "callbacks.base",
+        "RecipeCallback": "pangu_modules.training.callback",
         "ResumeCheckpoint": "callbacks.resume_checkpoint",
         "RouterBalancing": "callbacks.router_balancing",
         "StructuredPruning": "callbacks.structured_pruning",

@@ -17,7 +17,7 @@ from callbacks.recorded_weighting import RecordedWeighting, part_of
 from pangu_modules.llm.weighting import baselines
 from pangu_modules.llm.weighting.baselines_ngrams import Scorer, Selection, offline_scorer, sequences_of
 from pangu_modules.llm.weighting.protocol import per_sequence_losses
-from pangu_modules.module import batch_size
+from pangu_modules.training.module import batch_size
 
 
 class BatchWeighting(RecordedWeighting):

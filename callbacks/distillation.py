@@ -10,11 +10,11 @@ from lightning.pytorch import LightningModule, Trainer
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import nn
 
-from callbacks.base import RecipeCallback
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.llm.teacher import distillation_objective
-from pangu_modules.module import PanguModule
-from pangu_modules.objectives import Objective
+from pangu_modules.training.callback import RecipeCallback
+from pangu_modules.training.module import PanguModule
+from pangu_modules.training.objectives import Objective
 
 SELF = "self"
 TEACHER_FOLDER = "teacher"

@@ -12,8 +12,8 @@ from pangu_modules.common.errors import UsageError
 from pangu_modules.llm.weighting.features import FeatureReader
 from pangu_modules.llm.weighting.hypergradient import Engine, check_engine
 from pangu_modules.llm.weighting.model import DataWeightingModel
-from pangu_modules.llm.weighting.processes import Processes
 from pangu_modules.llm.weighting.protocol import LossesOf, check_protocol
+from pangu_modules.training.processes import Processes
 
 
 def check_run(callback: Any, trainer: Trainer, module: LightningModule, engine: Engine | None) -> None:

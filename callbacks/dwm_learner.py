@@ -15,9 +15,9 @@ from callbacks.dwm_config import DWMConfig
 from pangu_modules.llm.weighting.features import FeatureReader
 from pangu_modules.llm.weighting.model import DataWeightingModel
 from pangu_modules.llm.weighting.preconditioning import next_step, schedule_factor
-from pangu_modules.llm.weighting.processes import Processes
 from pangu_modules.llm.weighting.protocol import LossesOf
 from pangu_modules.llm.weighting.update import UpdateResult, update_weighting_model
+from pangu_modules.training.processes import Processes
 
 MAX_SKIPPED = 10
 

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from callbacks.base import RecipeCallback
+from pangu_modules.training.callback import RecipeCallback
 
 
 class ExactResume(RecipeCallback):

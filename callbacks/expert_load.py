@@ -9,7 +9,6 @@ from lightning.pytorch import LightningModule, Trainer
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from callbacks.base import RecipeCallback
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.llm.moge.auxiliary_loss import padding_mask
 from pangu_modules.llm.moge.block import MoGEBlock, moge_blocks, recorded_routings
@@ -21,8 +20,9 @@ from pangu_modules.llm.moge.statistics import (
     dead_experts,
     max_over_mean,
 )
-from pangu_modules.objectives import Batch
 from pangu_modules.report_parts import leave_figure, leave_table
+from pangu_modules.training.callback import RecipeCallback
+from pangu_modules.training.objectives import Batch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

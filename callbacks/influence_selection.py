@@ -21,7 +21,7 @@ from pangu_modules.llm.weighting.baselines_influence import InfluenceModel, meas
 from pangu_modules.llm.weighting.baselines_ngrams import sequences_of
 from pangu_modules.llm.weighting.preconditioning import next_step
 from pangu_modules.llm.weighting.protocol import LossesOf
-from pangu_modules.module import batch_size
+from pangu_modules.training.module import batch_size
 
 
 class InfluenceSelection(RecordedWeighting):

@@ -8,7 +8,6 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from pydantic import Field
 
-from callbacks.base import RecipeCallback
 from callbacks.pruning_report import held_out_batches, on_device
 from callbacks.structured_pruning import PruningCallback, PruningConfig, calibration_windows
 from pangu_modules.common.config import Config as BaseConfig
@@ -18,9 +17,10 @@ from pangu_modules.llm.pruning.depth import perplexity
 from pangu_modules.llm.pruning.pangu_light_config import PanguLightConfig
 from pangu_modules.llm.pruning.pangu_light_report import PanguLightReport
 from pangu_modules.llm.pruning.prune_report import PruneReport
-from pangu_modules.module import PanguModule
 from pangu_modules.report_parts import leave_table
-from pangu_modules.structure import find_plan
+from pangu_modules.training.callback import RecipeCallback
+from pangu_modules.training.module import PanguModule
+from pangu_modules.training.structure import find_plan
 
 
 class PanguLightPruning(PruningCallback):

@@ -12,7 +12,6 @@ from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
 
-from callbacks.base import RecipeCallback
 from callbacks.binarization_report import BinarizationRecord
 from callbacks.pruning_report import on_device
 from pangu_modules.common.config import Config as BaseConfig
@@ -23,9 +22,10 @@ from pangu_modules.llm.onebit.initialization import binary_aware_init, set_input
 from pangu_modules.llm.onebit.plan import BinarizePlan, binary_layers, check_weights
 from pangu_modules.llm.onebit.schedule import Timeline, moment, timeline
 from pangu_modules.llm.onebit.sizes import sizes_of
-from pangu_modules.module import PanguModule
-from pangu_modules.objectives import Batch
-from pangu_modules.structure import find_plan
+from pangu_modules.training.callback import RecipeCallback
+from pangu_modules.training.module import PanguModule
+from pangu_modules.training.objectives import Batch
+from pangu_modules.training.structure import find_plan
 
 
 class ProgressiveBinarization(RecipeCallback):

@@ -12,13 +12,13 @@ from lightning.pytorch import LightningModule, Trainer
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from callbacks.base import RecipeCallback
 from callbacks.dwm_checks import steps_of
 from callbacks.dwm_report import Record
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.llm.weighting.baselines_ngrams import sequences_of
 from pangu_modules.llm.weighting.update import Weighed
-from pangu_modules.module import batch_size
+from pangu_modules.training.callback import RecipeCallback
+from pangu_modules.training.module import batch_size
 
 Value = TypeVar("Value")
 

@@ -18,8 +18,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from pydantic import Field, PositiveInt
 
-from callbacks.base import RecipeCallback
 from pangu_modules.common.config import Config as BaseConfig
+from pangu_modules.training.callback import RecipeCallback
 
 
 class ResumeCheckpoint(RecipeCallback, Checkpoint):

@@ -10,7 +10,6 @@ from lightning.pytorch import LightningModule, Trainer
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
-from callbacks.base import RecipeCallback
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.llm.moge.auxiliary_loss import (
     AuxiliaryScope,
@@ -20,8 +19,9 @@ from pangu_modules.llm.moge.auxiliary_loss import (
     z_objective,
 )
 from pangu_modules.llm.moge.block import MoGEBlock, moge_blocks, recorded_routings
-from pangu_modules.module import PanguModule
-from pangu_modules.objectives import Batch
+from pangu_modules.training.callback import RecipeCallback
+from pangu_modules.training.module import PanguModule
+from pangu_modules.training.objectives import Batch
 
 
 class RouterBalancing(RecipeCallback):

@@ -13,7 +13,6 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from pydantic import Field
 from torch import nn
 
-from callbacks.base import RecipeCallback
 from callbacks.pruning_report import PruningRecord, add_recovered
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.common.files import write_atomically
@@ -23,9 +22,10 @@ from pangu_modules.llm.pruning.prune_report import PruneReport
 from pangu_modules.llm.pruning.shapes import Layout, ShapePlan
 from pangu_modules.llm.pruning.short_gpt import ShortGPTConfig
 from pangu_modules.llm.pruning.slimllm_config import SlimLLMConfig
-from pangu_modules.module import PanguModule
-from pangu_modules.objectives import Batch
-from pangu_modules.structure import find_plan
+from pangu_modules.training.callback import RecipeCallback
+from pangu_modules.training.module import PanguModule
+from pangu_modules.training.objectives import Batch
+from pangu_modules.training.structure import find_plan
 
 PROGRESS_FOLDER = "~/.cache/pangu-recipes/pruning"
 

@@ -14,8 +14,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from callbacks.base import RecipeCallback
 from pangu_modules.common.config import Config as BaseConfig
+from pangu_modules.training.callback import RecipeCallback
 
 
 class WeightAverage(RecipeCallback, WeightAveraging):

@@ -51,13 +51,13 @@ if TYPE_CHECKING:
     from pangu_modules.llm.pruning.target import target_parameters as target_parameters
     from pangu_modules.llm.teacher import distillation_objective as distillation_objective
     from pangu_modules.llm.weighting.model import DataWeightingModel as DataWeightingModel
-    from pangu_modules.module import PanguModule as PanguModule
-    from pangu_modules.objectives import Objective as Objective
-    from pangu_modules.optim import OptimizerConfig as OptimizerConfig
     from pangu_modules.recipe import Recipe as Recipe
     from pangu_modules.recipe import Stage as Stage
     from pangu_modules.report import RunReport as RunReport
-    from pangu_modules.structure import Plan as Plan
+    from pangu_modules.training.module import PanguModule as PanguModule
+    from pangu_modules.training.objectives import Objective as Objective
+    from pangu_modules.training.optim import OptimizerConfig as OptimizerConfig
+    from pangu_modules.training.structure import Plan as Plan
     from pangu_modules.vision.classifier import ImageClassifier as ImageClassifier
     from pangu_modules.vision.classifier import ScaleNetClassifier as ScaleNetClassifier
     from pangu_modules.vision.scalenet import ScaleNetConfig as ScaleNetConfig
@@ -90,15 +90,15 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "LoRAConfig": "pangu_modules.llm.lora",
         "LoRAPlan": "pangu_modules.llm.lora",
         "MoGEBlock": "pangu_modules.llm.moge.block",
-        "Objective": "pangu_modules.objectives",
+        "Objective": "pangu_modules.training.objectives",
         "OneBitConfig": "pangu_modules.llm.onebit.config",
-        "OptimizerConfig": "pangu_modules.optim",
+        "OptimizerConfig": "pangu_modules.training.optim",
         "PanguLightConfig": "pangu_modules.llm.pruning.pangu_light_config",
-        "PanguModule": "pangu_modules.module",
+        "PanguModule": "pangu_modules.training.module",
         "ParallelAdapter": "pangu_modules.vision.sharing",
         "PanguProMoEConfig": "pangu_modules.llm.moge.configuration",
         "PanguProMoEForCausalLM": "pangu_modules.llm.moge.modeling",
-        "Plan": "pangu_modules.structure",
+        "Plan": "pangu_modules.training.structure",
         "Recipe": "pangu_modules.recipe",
         "Router": "pangu_modules.llm.moge.router",
         "RunReport": "pangu_modules.report",

@@ -20,10 +20,10 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from pangu_modules.checkpoint_io import write_checkpoints_atomically
 from pangu_modules.common.errors import UsageError, usage_errors
 from pangu_modules.common.files import write_atomically
-from pangu_modules.module import PanguModule
 from pangu_modules.recipe import Stage
 from pangu_modules.run_folder import RunFolder, merge_metrics, set_metrics_aside, to_yaml
 from pangu_modules.starting import StartMark, usage_errors_until_start
+from pangu_modules.training.module import PanguModule
 
 
 @dataclass(frozen=True)

@@ -261,7 +261,7 @@ class Recovery:
         import torch
 
         from pangu_modules.llm.losses import distillation_loss
-        from pangu_modules.optim import OptimizerConfig, build_optimizer
+        from pangu_modules.training.optim import OptimizerConfig, build_optimizer
 
         settings = OptimizerConfig(lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, warmup_fraction=0.05)
         optimizer, scheduler = build_optimizer(model, settings, steps[-1])

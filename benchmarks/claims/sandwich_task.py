@@ -137,7 +137,7 @@ def fit(model: nn.Module, windows: Tensor, *, steps: int, lr: float, seed: int) 
     import torch
 
     from pangu_modules.llm.losses import per_sequence_loss
-    from pangu_modules.optim import OptimizerConfig, build_optimizer
+    from pangu_modules.training.optim import OptimizerConfig, build_optimizer
 
     generator = torch.Generator().manual_seed(seed)
     settings = OptimizerConfig(lr=lr, betas=(0.9, 0.95), weight_decay=0.1, warmup_fraction=0.05)

@@ -80,7 +80,7 @@ class Run:
         import torch
 
         from pangu_modules.llm.weighting.update import weigh
-        from pangu_modules.objectives import weighted_mean
+        from pangu_modules.training.objectives import weighted_mean
 
         weight = None
         if weighted:

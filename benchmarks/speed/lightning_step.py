@@ -68,7 +68,7 @@ def fit_bare(recipe: Recipe) -> tuple[float, dict[str, Tensor]]:
     from lightning.pytorch import seed_everything
     from torch.nn.functional import cross_entropy
 
-    from pangu_modules.optim import build_optimizer
+    from pangu_modules.training.optim import build_optimizer
 
     (stage,) = recipe.stages.values()
     seed_everything(stage.seed, workers=True, verbose=False)

@@ -21,9 +21,9 @@ from pangu_modules.llm.loading import load_causal_lm, load_tokenizer, new_causal
 from pangu_modules.llm.lora import LoRAConfig, LoRAPlan, merge_adapters
 from pangu_modules.llm.losses import count_targets, labels_of, per_sequence_loss
 from pangu_modules.llm.tokenizers import tokenizer_files, tokenizer_from_files
-from pangu_modules.module import PanguModule
-from pangu_modules.objectives import Batch, Objective, Outputs
-from pangu_modules.structure import Plan, find_plan
+from pangu_modules.training.module import PanguModule
+from pangu_modules.training.objectives import Batch, Objective, Outputs
+from pangu_modules.training.structure import Plan, find_plan
 
 
 class CausalLM(PanguModule):

@@ -9,8 +9,8 @@ from torch import nn
 
 from pangu_modules.common.config import Config
 from pangu_modules.common.names import nearest
-from pangu_modules.module import PanguModule
-from pangu_modules.structure import Plan
+from pangu_modules.training.module import PanguModule
+from pangu_modules.training.structure import Plan
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pangu_modules.llm.losses import distillation_loss, labels_of
-from pangu_modules.module import PanguModule
-from pangu_modules.objectives import Batch, Loss, Outputs
+from pangu_modules.training.module import PanguModule
+from pangu_modules.training.objectives import Batch, Loss, Outputs
 
 
 def distillation_objective(

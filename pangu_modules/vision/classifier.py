@@ -11,10 +11,10 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pangu_modules.module import PanguModule
-from pangu_modules.objectives import Batch, Objective, Outputs
-from pangu_modules.optim import build_optimizer
-from pangu_modules.structure import Plan, find_plan
+from pangu_modules.training.module import PanguModule
+from pangu_modules.training.objectives import Batch, Objective, Outputs
+from pangu_modules.training.optim import build_optimizer
+from pangu_modules.training.structure import Plan, find_plan
 from pangu_modules.vision.backbones import agreed, create_backbone, input_size, without_folder
 from pangu_modules.vision.mixing import mix
 from pangu_modules.vision.scalenet import ScaleNetConfig, ScaleNetPlan, ScaleNetTraining

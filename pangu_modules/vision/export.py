@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from pangu_modules.common.names import nearest
-from pangu_modules.module import load_weights
-from pangu_modules.structure import find_plan
+from pangu_modules.training.module import load_weights
+from pangu_modules.training.structure import find_plan
 from pangu_modules.vision.blocks import find_block_stacks, weight_children
 from pangu_modules.vision.sharing import AdaptedModule, ResidualGate, SharedModule
 

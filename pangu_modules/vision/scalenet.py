@@ -16,7 +16,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 from torch import nn
 
 from pangu_modules.common.config import Config
-from pangu_modules.structure import Plan
+from pangu_modules.training.structure import Plan
 from pangu_modules.vision.blocks import (
     Stack,
     branch_width,

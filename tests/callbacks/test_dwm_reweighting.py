@@ -22,8 +22,8 @@ from torch import nn
 from callbacks import DWMReweighting
 from pangu_modules import DataWeightingModel
 from pangu_modules.llm.weighting.saving import load_weighting_model
-from pangu_modules.objectives import weighted_mean
-from pangu_modules.optim import OptimizerConfig, lr_factor
+from pangu_modules.training.objectives import weighted_mean
+from pangu_modules.training.optim import OptimizerConfig, lr_factor
 
 
 def test_virtual_stages(tmp_path):

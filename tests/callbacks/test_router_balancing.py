@@ -15,7 +15,7 @@ from callbacks import RouterBalancing
 from pangu_modules import CausalLM
 from pangu_modules.llm.moge.auxiliary_loss import auxiliary_loss, selected_counts, z_loss
 from pangu_modules.llm.moge.block import moge_blocks, recorded_routings
-from pangu_modules.objectives import evaluate
+from pangu_modules.training.objectives import evaluate
 
 
 def balancing(**fields: Any) -> RouterBalancing:

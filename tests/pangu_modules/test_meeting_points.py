@@ -16,8 +16,8 @@ from toys import ToyData, ToyModule, Widen, WidenPlan, squared_error
 
 from datamodules import calibration_batches
 from pangu_modules import Objective
-from pangu_modules.objectives import evaluate, weighted_mean
-from pangu_modules.structure import describe, find_plan, plan_from
+from pangu_modules.training.objectives import evaluate, weighted_mean
+from pangu_modules.training.structure import describe, find_plan, plan_from
 
 
 def quiet_trainer(folder: Path, **arguments: object) -> Trainer:

@@ -8,11 +8,11 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from callbacks.base import RecipeCallback
 from datamodules import DataModule
 from pangu_modules import Objective, PanguModule, Plan
 from pangu_modules.common.config import Config as BaseConfig
-from pangu_modules.structure import find_plan
+from pangu_modules.training.callback import RecipeCallback
+from pangu_modules.training.structure import find_plan
 
 
 class WidenPlan(Plan):

@@ -18,8 +18,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor, nn
 
 from pangu_modules.common.config import Config
-from pangu_modules.module import PanguModule
-from pangu_modules.structure import Plan
+from pangu_modules.training.module import PanguModule
+from pangu_modules.training.structure import Plan
 
 ROUNDS = 3  # of moving the clusters' directions; the assignment hardly changes afterwards
 

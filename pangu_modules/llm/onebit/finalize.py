@@ -6,7 +6,7 @@ from torch import nn
 
 from pangu_modules.llm.onebit.layer import ScaleDtype
 from pangu_modules.llm.onebit.plan import BinarizePlan, binary_layers
-from pangu_modules.module import PanguModule
+from pangu_modules.training.module import PanguModule
 
 
 def finalize_model(model: nn.Module, scale_dtype: ScaleDtype = "float32") -> list[str]:

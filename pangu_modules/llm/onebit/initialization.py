@@ -23,7 +23,7 @@ from pangu_modules.llm.onebit.layer import rank_one_magnitudes
 from pangu_modules.llm.onebit.plan import binary_layers, target_names
 from pangu_modules.llm.onebit.weight_functions import signs
 from pangu_modules.llm.pruning import surgery
-from pangu_modules.objectives import Batch, weighted_mean
+from pangu_modules.training.objectives import Batch, weighted_mean
 
 Context = Callable[[], AbstractContextManager[Any]]
 DIVERGED = 1.5

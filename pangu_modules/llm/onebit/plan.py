@@ -12,8 +12,8 @@ from torch import nn
 from pangu_modules.common.names import nearest
 from pangu_modules.llm.onebit.config import OneBitConfig
 from pangu_modules.llm.onebit.layer import InputScaledLinear, ProgressiveBinaryLinear
-from pangu_modules.module import PanguModule
-from pangu_modules.structure import Plan
+from pangu_modules.training.module import PanguModule
+from pangu_modules.training.structure import Plan
 
 LINEAR_CLASSES = (nn.Linear, InputScaledLinear, ProgressiveBinaryLinear)
 

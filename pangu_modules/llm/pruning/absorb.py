@@ -29,8 +29,8 @@ from pangu_modules.llm.pruning.depth import perplexity
 from pangu_modules.llm.pruning.slnp import POST_NORMS
 from pangu_modules.llm.pruning.statistics import wide
 from pangu_modules.llm.pruning.surgery import decoder_layers
-from pangu_modules.objectives import Batch
-from pangu_modules.structure import Plan
+from pangu_modules.training.objectives import Batch
+from pangu_modules.training.structure import Plan
 
 Sigma = Literal["mean_rms", "rms_mean", "inv_mean_inv"]
 LINEAR_BEFORE = dict(zip(POST_NORMS, ("self_attn.o_proj", "mlp.down_proj"), strict=True))

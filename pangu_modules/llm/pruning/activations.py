@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from pangu_modules.llm.pruning.statistics import exact_device
 from pangu_modules.llm.pruning.surgery import backbone, decoder_layers, hidden_size
-from pangu_modules.objectives import Batch
+from pangu_modules.training.objectives import Batch
 
 
 class Probe:

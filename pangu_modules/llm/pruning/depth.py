@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pangu_modules.llm.losses import count_targets, labels_of, per_sequence_loss
 from pangu_modules.llm.pruning.surgery import decoder_layers
-from pangu_modules.objectives import Batch
+from pangu_modules.training.objectives import Batch
 
 
 def select_dropped_layers(

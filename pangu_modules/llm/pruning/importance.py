@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from pangu_modules.llm.pruning.activations import Probe, hidden_norms, run, sum_over_tokens
 from pangu_modules.llm.pruning.statistics import wide
 from pangu_modules.llm.pruning.surgery import decoder_layers, layer_shape
-from pangu_modules.objectives import Batch
+from pangu_modules.training.objectives import Batch
 
 Aggregation = Literal["mean", "l2"]
 HeadScore = Literal["norm", "contribution"]

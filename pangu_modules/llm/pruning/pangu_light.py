@@ -34,7 +34,7 @@ from pangu_modules.llm.pruning.selection import group_scores, random_scores, sel
 from pangu_modules.llm.pruning.shapes import ShapePlan
 from pangu_modules.llm.pruning.slnp import slnp_factors, slnp_rescale
 from pangu_modules.llm.pruning.target import ModelShape, resolve_target, shape_for_parameters
-from pangu_modules.objectives import Batch
+from pangu_modules.training.objectives import Batch
 
 
 class PanguLightSelection(Config):

@@ -15,7 +15,7 @@ from pangu_modules.llm.pruning.calibration import CalibrationConfig
 from pangu_modules.llm.pruning.importance import Aggregation, HeadScore
 from pangu_modules.llm.pruning.slnp import SlnpMode, SlnpNorms
 from pangu_modules.llm.pruning.target import TargetShape
-from pangu_modules.objectives import Batch
+from pangu_modules.training.objectives import Batch
 
 if TYPE_CHECKING:
     from pangu_modules.llm.pruning.pangu_light_report import PanguLightReport

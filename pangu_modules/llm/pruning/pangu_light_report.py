@@ -11,7 +11,7 @@ from torch import nn
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.prune_report import LayerReport, PruneReport, count_parameters
 from pangu_modules.llm.pruning.target import ModelShape
-from pangu_modules.objectives import Batch
+from pangu_modules.training.objectives import Batch
 
 if TYPE_CHECKING:
     from pangu_modules.llm.pruning.pangu_light import PanguLightSelection

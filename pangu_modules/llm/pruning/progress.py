@@ -18,7 +18,7 @@ from pangu_modules.common.config import Config
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.shapes import LayerSizes
 from pangu_modules.llm.pruning.stream import Stream
-from pangu_modules.objectives import Batch
+from pangu_modules.training.objectives import Batch
 
 
 class WalkProgress:

@@ -10,7 +10,7 @@ from torch import nn
 
 from pangu_modules.common.config import Config
 from pangu_modules.llm.pruning import surgery
-from pangu_modules.structure import Plan
+from pangu_modules.training.structure import Plan
 
 Layout = Literal["auto", "uniform", "padded", "per_layer"]
 

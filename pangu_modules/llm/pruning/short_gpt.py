@@ -15,7 +15,7 @@ from pangu_modules.llm.pruning.calibration import CalibrationConfig
 from pangu_modules.llm.pruning.depth import select_dropped_layers
 from pangu_modules.llm.pruning.prune_report import LayerReport, PruneReport, count_parameters
 from pangu_modules.llm.pruning.stream import catch_stream, layer_similarities
-from pangu_modules.objectives import Batch
+from pangu_modules.training.objectives import Batch
 
 
 class ShortGPTConfig(Config):

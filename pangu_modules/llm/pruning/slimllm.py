@@ -32,7 +32,7 @@ from pangu_modules.llm.pruning.prune_report import LayerReport, PruneReport, cou
 from pangu_modules.llm.pruning.slimllm_config import SlimLLMConfig
 from pangu_modules.llm.pruning.stream import Stream, catch_stream, layer_similarities
 from pangu_modules.llm.pruning.taylor import LayerTaylor, taylor_scores
-from pangu_modules.objectives import Batch
+from pangu_modules.training.objectives import Batch
 
 PRE_NORM_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 

@@ -13,7 +13,7 @@ from pangu_modules.common.config import Config
 from pangu_modules.llm.pruning.calibration import CalibrationConfig
 from pangu_modules.llm.pruning.criteria import ChannelCriterion, HeadCriterion
 from pangu_modules.llm.pruning.regression import Recovery
-from pangu_modules.objectives import Batch
+from pangu_modules.training.objectives import Batch
 
 if TYPE_CHECKING:
     from pangu_modules.llm.pruning.prune_report import PruneReport

@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from pangu_modules.llm.pruning.activations import Probe, hidden_norms, run, sum_over_tokens
 from pangu_modules.llm.pruning.statistics import wide
-from pangu_modules.objectives import Batch
+from pangu_modules.training.objectives import Batch
 
 SlnpMode = Literal["slnp", "none", "calibrated", "inverse"]
 SlnpNorms = Literal["all", "pre_and_final"]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.statistics import wide
-from pangu_modules.objectives import Batch
+from pangu_modules.training.objectives import Batch
 
 
 class Stream:

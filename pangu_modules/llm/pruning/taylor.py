@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pangu_modules.llm.pruning import surgery
-from pangu_modules.objectives import Batch
+from pangu_modules.training.objectives import Batch
 
 
 @dataclass(frozen=True)

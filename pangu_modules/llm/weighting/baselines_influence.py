@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pangu_modules.llm.weighting.baselines_ngrams import BUCKETS, sequences_of, shares
 from pangu_modules.llm.weighting.hypergradient import Batch, Parameters, hypergradient
 from pangu_modules.llm.weighting.preconditioning import NextStep
-from pangu_modules.module import batch_size
+from pangu_modules.training.module import batch_size
 
 
 class InfluenceModel:

@@ -24,9 +24,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pangu_modules.llm.weighting.processes import Processes
 from pangu_modules.llm.weighting.protocol import sequence
-from pangu_modules.module import batch_size
+from pangu_modules.training.module import batch_size
+from pangu_modules.training.processes import Processes
 
 Engine = Literal["fd", "jvp", "dot", "exact"]
 Batch = Mapping[str, Any]

@@ -9,7 +9,7 @@ A `PanguModule` offers it through its objectives. Any other LightningModule impl
         def training_step(self, batch, batch_idx):
             return weighted_mean(self.sequence_losses(batch), batch.get("sample_weight"))
 
-with ``weighted_mean`` of `pangu_modules.objectives`, the batch mean of ``sample_weight * losses``. A batch is a
+with ``weighted_mean`` of `pangu_modules.training.objectives`, the batch mean of ``sample_weight * losses``. A batch is a
 dictionary of tensors whose first dimension is the batch. Sequences without targets are found by ``labels`` or
 ``input_ids`` (batch, seq) where the batch has them.
 """
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from pangu_modules.llm.losses import count_targets, labels_of
-from pangu_modules.module import PanguModule, batch_size
+from pangu_modules.training.module import PanguModule, batch_size
 
 Batch = Mapping[str, Any]
 

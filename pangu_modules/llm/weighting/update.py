@@ -14,8 +14,8 @@ from pangu_modules.llm.weighting.features import FeatureReader
 from pangu_modules.llm.weighting.hypergradient import Engine, Parameters, hypergradient
 from pangu_modules.llm.weighting.model import DataWeightingModel, model_inputs
 from pangu_modules.llm.weighting.preconditioning import NextStep
-from pangu_modules.llm.weighting.processes import Processes
 from pangu_modules.llm.weighting.protocol import sequences_with_targets
+from pangu_modules.training.processes import Processes
 
 Batch = Mapping[str, Any]
 

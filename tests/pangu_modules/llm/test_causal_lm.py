@@ -18,7 +18,7 @@ from pangu_modules.llm.causal_lm import CausalLM, prompts_of
 from pangu_modules.llm.generation import GenerationEngine
 from pangu_modules.llm.lora import LoRAConfig, LoRAPlan, has_adapters
 from pangu_modules.llm.teacher import distillation_objective
-from pangu_modules.objectives import Objective
+from pangu_modules.training.objectives import Objective
 
 
 def quiet_trainer(folder, **arguments):

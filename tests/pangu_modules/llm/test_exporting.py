@@ -12,7 +12,7 @@ from pangu_modules.llm.causal_lm import CausalLM
 from pangu_modules.llm.exporting import export, shape_differences
 from pangu_modules.llm.gguf_writing import interleave_halves, pre_tokenizer_name, write_gguf
 from pangu_modules.llm.lora import LoRAConfig
-from pangu_modules.structure import Plan
+from pangu_modules.training.structure import Plan
 
 
 @pytest.fixture

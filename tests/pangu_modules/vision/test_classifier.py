@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from pangu_modules.objectives import evaluate
-from pangu_modules.optim import OptimizerConfig
+from pangu_modules.training.objectives import evaluate
+from pangu_modules.training.optim import OptimizerConfig
 from pangu_modules.vision.classifier import ImageClassifier, ScaleNetClassifier, classification_loss
 from pangu_modules.vision.mixing import mix
 from pangu_modules.vision.sharing import pretrained_parameters

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from pangu_modules.structure import find_plan, plan_from
+from pangu_modules.training.structure import find_plan, plan_from
 from pangu_modules.vision.scalenet import ScaleNetConfig, ScaleNetPlan, added_parameters, expand_depth, layer_mapping
 from pangu_modules.vision.sharing import AdaptedModule, ParallelAdapter, pretrained_parameters
 

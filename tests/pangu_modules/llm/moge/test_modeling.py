@@ -252,7 +252,7 @@ def trainee(**fields: Any) -> Any:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_objective_adds_the_auxiliary_loss_of_the_real_tokens(checkpointing: bool) -> None:
-    from pangu_modules.objectives import evaluate
+    from pangu_modules.training.objectives import evaluate
 
     module = trainee(gradient_checkpointing=checkpointing)
     module.objectives["balance"] = auxiliary_objective(0.5, "micro")

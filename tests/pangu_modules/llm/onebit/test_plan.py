@@ -16,7 +16,7 @@ from pangu_modules.llm.onebit.plan import (
     target_names,
 )
 from pangu_modules.llm.onebit.sizes import sizes_of
-from pangu_modules.structure import plan_from
+from pangu_modules.training.structure import plan_from
 
 DENSE = OneBitConfig(init="none")
 PER_LAYER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -208,7 +208,7 @@ def test_absorbing_at_the_end_reports_perplexity_and_keeps_the_limit():
 
 
 def test_the_plan_rebuilds_the_plain_model_for_the_weights():
-    from pangu_modules.structure import plan_from
+    from pangu_modules.training.structure import plan_from
 
     model = sandwich_model()
     absorbed, _ = absorb_post_norms(model, BATCHES)

@@ -10,8 +10,8 @@ from torch import nn
 from pangu_modules.llm.weighting.hypergradient import check_engine, hypergradient
 from pangu_modules.llm.weighting.model import weights
 from pangu_modules.llm.weighting.preconditioning import next_step
-from pangu_modules.llm.weighting.processes import Processes
 from pangu_modules.llm.weighting.protocol import LossesOf
+from pangu_modules.training.processes import Processes
 
 ENGINES = ("exact", "dot", "jvp", "fd")
 

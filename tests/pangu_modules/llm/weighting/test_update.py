@@ -18,10 +18,10 @@ from pangu_modules.llm.weighting.features import READERS, HiddenStates, TokenLos
 from pangu_modules.llm.weighting.hypergradient import hypergradient
 from pangu_modules.llm.weighting.model import DataWeightingModel
 from pangu_modules.llm.weighting.preconditioning import NextStep, adam_factor, next_step, schedule_factor
-from pangu_modules.llm.weighting.processes import Processes
 from pangu_modules.llm.weighting.protocol import LossesOf, check_protocol, per_sequence_losses, sequences_with_targets
 from pangu_modules.llm.weighting.update import update_weighting_model, weigh
-from pangu_modules.objectives import Objective
+from pangu_modules.training.objectives import Objective
+from pangu_modules.training.processes import Processes
 
 STEP = NextStep(0.05, None, uses_moments=False)
 

@@ -15,12 +15,12 @@ from lightning.pytorch import LightningModule
 from pydantic import Field
 from torch import Tensor, nn
 
-from pangu_modules import objectives as objective_functions
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.common.config import Configurable
-from pangu_modules.objectives import Batch, Objective, Outputs
-from pangu_modules.optim import OptimizerConfig, build_optimizer
-from pangu_modules.structure import Plan, Structure, describe, find_plan, plan_from
+from pangu_modules.training import objectives as objective_functions
+from pangu_modules.training.objectives import Batch, Objective, Outputs
+from pangu_modules.training.optim import OptimizerConfig, build_optimizer
+from pangu_modules.training.structure import Plan, Structure, describe, find_plan, plan_from
 
 
 class PanguModule(Configurable, LightningModule):

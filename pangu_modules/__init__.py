@@ -5,12 +5,14 @@ Public names are imported on first use, so that ``from pangu_modules import Scal
 
 from typing import TYPE_CHECKING
 
-from pangu_modules import bare_help
 from pangu_modules.common.lazy import lazy_exports
+from pangu_modules.engine import bare_help
 
 if TYPE_CHECKING:
     from pangu_modules.common.config import Config as Config
     from pangu_modules.common.config import Configurable as Configurable
+    from pangu_modules.engine.recipe import Recipe as Recipe
+    from pangu_modules.engine.recipe import Stage as Stage
     from pangu_modules.llm.causal_lm import CausalLM as CausalLM
     from pangu_modules.llm.generation import Completion as Completion
     from pangu_modules.llm.generation import GenerationEngine as GenerationEngine
@@ -51,8 +53,6 @@ if TYPE_CHECKING:
     from pangu_modules.llm.pruning.target import target_parameters as target_parameters
     from pangu_modules.llm.teacher import distillation_objective as distillation_objective
     from pangu_modules.llm.weighting.model import DataWeightingModel as DataWeightingModel
-    from pangu_modules.recipe import Recipe as Recipe
-    from pangu_modules.recipe import Stage as Stage
     from pangu_modules.report import RunReport as RunReport
     from pangu_modules.training.module import PanguModule as PanguModule
     from pangu_modules.training.objectives import Objective as Objective
@@ -99,7 +99,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "PanguProMoEConfig": "pangu_modules.llm.moge.configuration",
         "PanguProMoEForCausalLM": "pangu_modules.llm.moge.modeling",
         "Plan": "pangu_modules.training.structure",
-        "Recipe": "pangu_modules.recipe",
+        "Recipe": "pangu_modules.engine.recipe",
         "Router": "pangu_modules.llm.moge.router",
         "RunReport": "pangu_modules.report",
         "SandwichLlamaConfig": "pangu_modules.llm.pruning.sandwich",
@@ -111,7 +111,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "ShapePlan": "pangu_modules.llm.pruning.shapes",
         "ShortGPTConfig": "pangu_modules.llm.pruning.short_gpt",
         "SlimLLMConfig": "pangu_modules.llm.pruning.slimllm_config",
-        "Stage": "pangu_modules.recipe",
+        "Stage": "pangu_modules.engine.recipe",
         "TargetShape": "pangu_modules.llm.pruning.target",
         "UpcycleConfig": "pangu_modules.llm.moge.upcycling",
         "UpcyclePlan": "pangu_modules.llm.moge.upcycling",

@@ -14,8 +14,8 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
 from pangu_modules import ImageClassifier
-from pangu_modules.cli import main
-from pangu_modules.run_folder import RUN_DIR_VARIABLE
+from pangu_modules.engine.cli import main
+from pangu_modules.engine.folder import RUN_DIR_VARIABLE
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -14,8 +14,8 @@ from tiny_text import TokenBatches
 
 from callbacks import PanguLightPruning, StructuredPruning
 from pangu_modules import CalibrationConfig, CausalLM, PanguLightConfig, Recipe, SlimLLMConfig, TargetShape
-from pangu_modules.cli import main
-from pangu_modules.run_folder import RUN_DIR_VARIABLE
+from pangu_modules.engine.cli import main
+from pangu_modules.engine.folder import RUN_DIR_VARIABLE
 
 CALIB = CalibrationConfig(n_samples=4, seq_len=16, batch_size=4)
 SLIM = StructuredPruning.Config(method=SlimLLMConfig(base_ratio=0.25, pruned_layers=2, calib=CALIB))

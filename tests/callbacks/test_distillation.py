@@ -13,9 +13,9 @@ from tiny_text import TokenBatches
 from callbacks import StructuredPruning
 from callbacks.distillation import Distillation, fingerprint
 from pangu_modules import CausalLM, OptimizerConfig, Recipe
+from pangu_modules.engine.run import fit_stage
 from pangu_modules.llm.pruning.calibration import CalibrationConfig
 from pangu_modules.llm.pruning.slimllm_config import SlimLLMConfig
-from pangu_modules.run import fit_stage
 
 PRUNE = StructuredPruning.Config(
     method=SlimLLMConfig(

@@ -20,8 +20,8 @@ from tiny_text import TokenBatches
 from callbacks import Distillation, ExactResume, ProgressiveBinarization, StructuredPruning, WeightAverage
 from callbacks.progressive_binarization import refuse_trainer
 from pangu_modules import CausalLM, LoRAPlan, OneBitConfig, Plan, Recipe, SlimLLMConfig
+from pangu_modules.engine.run import fit_stage
 from pangu_modules.llm.onebit.plan import binarized_linears, binary_layers, rows_with_other_values, target_names
-from pangu_modules.run import fit_stage
 
 # 10 steps: 8 of the schedule, 2 of the tail
 PLAIN = OneBitConfig(init="none", schedule_steps=0.8, tail_fraction=0.2)

@@ -12,9 +12,9 @@ from tiny_text import TokenBatches
 from callbacks import StructuredPruning
 from callbacks.pruning_report import unrepaired
 from pangu_modules import CalibrationConfig, CausalLM, OptimizerConfig, Recipe, SlimLLMConfig
+from pangu_modules.engine.run import fit_stage
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.depth import perplexity
-from pangu_modules.run import fit_stage
 
 CALIB = CalibrationConfig(n_samples=4, seq_len=16, batch_size=4)
 METHOD = SlimLLMConfig(base_ratio=0.5, pruned_layers=1, calib=CALIB)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pangu_modules import Recipe
-from pangu_modules.catalogue import UNSTATED, catalogue
-from pangu_modules.cli import main
-from pangu_modules.run_folder import RUN_DIR_VARIABLE
+from pangu_modules.engine.catalogue import UNSTATED, catalogue
+from pangu_modules.engine.cli import main
+from pangu_modules.engine.folder import RUN_DIR_VARIABLE
 
 ENTRIES = {entry.name: entry for entry in catalogue(Path(__file__).parents[2] / "recipes")}
 PAPER_SCALE = [name for name, entry in ENTRIES.items() if entry.cost == "paper scale"]

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from tiny_llm import VOCABULARY, tiny_module, token_batch, word_tokenizer
 from torch.utils.data import DataLoader
 
-from callbacks.exact_resume import ExactResume
 from datamodules.text import TextData
+from pangu_modules.engine.exact_resume import ExactResume
 from pangu_modules.llm.causal_lm import CausalLM, prompts_of
 from pangu_modules.llm.generation import GenerationEngine
 from pangu_modules.llm.lora import LoRAConfig, LoRAPlan, has_adapters

@@ -11,8 +11,8 @@ from tiny_llm import TINY_LLAMA
 from tiny_text import TokenBatches
 
 from pangu_modules import CausalLM, Recipe
-from pangu_modules.cli import main
-from pangu_modules.run_folder import RUN_DIR_VARIABLE
+from pangu_modules.engine.cli import main
+from pangu_modules.engine.folder import RUN_DIR_VARIABLE
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from tiny_text import TokenBatches
 from toys import ToyData, ToyModule
 
 from pangu_modules import CausalLM, Recipe
-from pangu_modules.cli import main
 from pangu_modules.common.errors import UsageError
+from pangu_modules.engine.cli import main
 from pangu_modules.llm.moge.hardware import CARDS, Efficiency
 from pangu_modules.llm.moge.layout import Layout, Workload
 from pangu_modules.llm.moge.model_shape import DENSE_32B, DENSE_72B, PANGU_PRO_MOE, ModelShape

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pangu_modules.catalogue import Entry, catalogue
+from pangu_modules.engine.catalogue import Entry, catalogue
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -60,7 +60,7 @@ def test_every_recipe_of_the_repository_states_description_and_cost():
 def test_the_command_imports_neither_torch_nor_lightning(folder):
     program = (
         "import runpy, sys; sys.argv = ['catalogue', sys.argv[1]];"
-        "runpy.run_module('pangu_modules.catalogue', run_name='__main__');"
+        "runpy.run_module('pangu_modules.engine.catalogue', run_name='__main__');"
         "print([name for name in ('torch', 'lightning', 'timm', 'pydantic') if name in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", program, folder], capture_output=True, text=True, check=True)
@@ -71,6 +71,8 @@ def test_the_command_imports_neither_torch_nor_lightning(folder):
 
 
 def test_the_command_answers_a_missing_folder_with_exit_code_2():
-    run = subprocess.run([sys.executable, "-m", "pangu_modules.catalogue", "no/such"], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "pangu_modules.engine.catalogue", "no/such"], capture_output=True, text=True
+    )
     assert run.returncode == 2
     assert run.stderr.startswith("error: no folder 'no/such'")

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pangu_modules.cli import Request
+from pangu_modules.engine.cli import Request
+from pangu_modules.engine.folder import RunFolder, to_yaml
+from pangu_modules.engine.run import StageResult
 from pangu_modules.report import Column, RunReport, collect_versions, learning_curves, terminal_table
 from pangu_modules.report_parts import collect_parts
-from pangu_modules.run import StageResult
-from pangu_modules.run_folder import RunFolder, to_yaml
 
 COLUMNS: Mapping[str, Column] = {
     "test/accuracy": Column("accuracy", "%", 1),

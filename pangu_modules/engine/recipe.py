@@ -12,7 +12,7 @@ from pangu_modules.common.config import Config
 from pangu_modules.common.names import nearest
 
 if TYPE_CHECKING:
-    from pangu_modules.run import StageResult
+    from pangu_modules.engine.run import StageResult
 
 
 class Stage(Config):
@@ -167,7 +167,7 @@ class Recipe:
         Raises:
             ValueError: the recipe has several stages (take one with `stage`).
         """
-        from pangu_modules.run import fit_stage
+        from pangu_modules.engine.run import fit_stage
 
         if not self.single:
             raise ValueError(f"fit runs one stage; choose with .stage(name): {', '.join(self.stages)}")
@@ -178,6 +178,6 @@ class Recipe:
 
     def main(self, arguments: list[str] | None = None) -> None:
         """Run the command line: see ``--help``. Exits with code 2 and a short message on a bad value."""
-        from pangu_modules.cli import main
+        from pangu_modules.engine.cli import main
 
         main(self, arguments)

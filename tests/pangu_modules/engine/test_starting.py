@@ -12,8 +12,8 @@ from toys import ToyData, ToyModule, Widen
 
 from datamodules import ImageFolderData, TextData
 from pangu_modules import ImageClassifier, Recipe
-from pangu_modules.cli import main
-from pangu_modules.run_folder import RUN_DIR_VARIABLE
+from pangu_modules.engine.cli import main
+from pangu_modules.engine.folder import RUN_DIR_VARIABLE
 
 TRAINER = {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False}
 

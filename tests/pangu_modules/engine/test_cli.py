@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from toys import ToyData, ToyModule, Widen
 
 from pangu_modules import Recipe, Stage
-from pangu_modules.cli import main, parse
-from pangu_modules.cli_messages import readable_types, short_message
+from pangu_modules.engine.cli import main, parse
+from pangu_modules.engine.messages import readable_types, short_message
 
 RECIPE = Recipe(
     module=ToyModule.Config(),
@@ -198,7 +198,7 @@ def heavy_imports(*words: str) -> set[str]:
 
 def test_bare_help_and_list_import_nothing_heavy() -> None:
     assert heavy_imports("recipes/scalenet_digits.py", "--help") == set()
-    assert heavy_imports("-m", "pangu_modules.catalogue") == set()
+    assert heavy_imports("-m", "pangu_modules.engine.catalogue") == set()
 
 
 def test_help_of_fit_does_not_import_the_models() -> None:

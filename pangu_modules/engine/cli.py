@@ -10,11 +10,11 @@ from typing import Any
 
 from pydantic import NonNegativeInt, ValidationError
 
-from pangu_modules.bare_help import COMMANDS, bare_help
-from pangu_modules.cli_messages import short_message
 from pangu_modules.common.errors import UsageError, readable
 from pangu_modules.common.names import nearest
-from pangu_modules.recipe import Recipe, Stage
+from pangu_modules.engine.bare_help import COMMANDS, bare_help
+from pangu_modules.engine.messages import short_message
+from pangu_modules.engine.recipe import Recipe, Stage
 
 # Options beside the configuration, by command.
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
@@ -59,7 +59,7 @@ def main(recipe: Recipe, arguments: list[str] | None = None) -> None:
     try:
         request = parse(recipe, words, program)
         if request is not None:
-            from pangu_modules.commands import run
+            from pangu_modules.engine.commands import run
 
             run(request)
     except (UsageError, ValidationError) as error:
@@ -91,7 +91,7 @@ def parse(recipe: Recipe, words: list[str], program: Path) -> Request | None:
     values = _parse(parser, [word for word in rest if word != PRINT_CONFIG])
     changed = overridden(recipe, values, removed)
     if PRINT_CONFIG in rest:
-        from pangu_modules.run_folder import to_yaml
+        from pangu_modules.engine.folder import to_yaml
 
         print(to_yaml(changed.plain()), end="")
         return None

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from pangu_modules.checkpoint_io import AtomicCheckpointIO, write_checkpoints_atomically
+from pangu_modules.engine.checkpoint_io import AtomicCheckpointIO, write_checkpoints_atomically
 
 
 def trainer(**arguments: Any) -> Trainer:

@@ -17,8 +17,8 @@ import yaml
 from toys import ToyData, ToyModule, Widen
 
 from pangu_modules import Recipe, Stage
-from pangu_modules.cli import main
-from pangu_modules.run_folder import RUN_DIR_VARIABLE, merge_metrics, new_version, versions
+from pangu_modules.engine.cli import main
+from pangu_modules.engine.folder import RUN_DIR_VARIABLE, merge_metrics, new_version, versions
 
 TRAINER = {"max_epochs": 2, "accelerator": "cpu", "enable_progress_bar": False}
 SINGLE = Recipe(

@@ -1,6 +1,6 @@
 """The list of recipes: name, description and cost, read from their source so that nothing is imported.
 
-``python -m pangu_modules.catalogue [FOLDER]`` prints it as a table.
+``python -m pangu_modules.engine.catalogue [FOLDER]`` prints it as a table.
 """
 
 from __future__ import annotations

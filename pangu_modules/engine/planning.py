@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pangu_modules.common.errors import UsageError, usage_errors
-from pangu_modules.recipe import Recipe, Stage
+from pangu_modules.engine.recipe import Recipe, Stage
 from pangu_modules.training.module import PanguModule, batch_size
 
 BYTES_FP32 = 4

@@ -17,10 +17,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from torch import nn
 from torch.utils.data import Dataset
 
-from callbacks.exact_resume import ExactResume, random_state, restore_random_state
-from callbacks.resume_checkpoint import ResumeCheckpoint
 from callbacks.weight_average import WeightAverage
 from datamodules.base import DataModule
+from pangu_modules.engine.exact_resume import ExactResume, random_state, restore_random_state
+from pangu_modules.engine.resume_checkpoint import ResumeCheckpoint
 
 BATCHES = 9  # an epoch: 70 samples in batches of 8
 EPOCHS = 3
@@ -212,7 +212,7 @@ def test_checkpoint_is_replaced_by_rename(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_checkpoint_folder_is_replaced(tmp_path: Path) -> None:
-    from callbacks.resume_checkpoint import _replace
+    from pangu_modules.engine.resume_checkpoint import _replace
 
     for name in ("last.ckpt", "new"):
         (tmp_path / name).mkdir()

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from pangu_modules.cli import Request
 from pangu_modules.common.errors import UsageError, usage_errors
 from pangu_modules.common.files import write_atomically
 from pangu_modules.common.names import nearest
-from pangu_modules.recipe import Stage
-from pangu_modules.run import StageResult, build_data, build_trainer, fit_stage, load_module
-from pangu_modules.run_folder import RunFolder, new_version, to_yaml, versions
-from pangu_modules.starting import usage_errors_until_start
+from pangu_modules.engine.cli import Request
+from pangu_modules.engine.folder import RunFolder, new_version, to_yaml, versions
+from pangu_modules.engine.recipe import Stage
+from pangu_modules.engine.run import StageResult, build_data, build_trainer, fit_stage, load_module
+from pangu_modules.engine.starting import usage_errors_until_start
 
 INTERRUPTED = 130  # exit code of a run that was stopped from outside
 
@@ -39,7 +39,7 @@ def run(request: Request) -> None:
 
 def fit(request: Request) -> None:
     """Run the stages in order, each unless it is finished; write and print the result."""
-    from pangu_modules.summary import finish
+    from pangu_modules.engine.summary import finish
 
     folder, resume = _run_folder(request)
     write_atomically(folder / "config.yaml", to_yaml(request.recipe.plain()))
@@ -193,7 +193,7 @@ def export(request: Request) -> None:
 
 def plan(request: Request) -> None:
     """Print sizes and costs, as a table or one JSON object."""
-    from pangu_modules.planning import plan_recipe, plan_rows, throughput_rows
+    from pangu_modules.engine.planning import plan_recipe, plan_rows, throughput_rows
 
     figures = plan_recipe(request.recipe)
     hardware, layout = request.options.get("hardware"), request.options.get("layout")

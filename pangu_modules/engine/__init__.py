@@ -1,0 +1,1 @@
+"""Recipes and their command line: stages, runs and their folders, exact resume. It knows no method."""

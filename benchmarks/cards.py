@@ -21,8 +21,8 @@ from benchmarks.claims.output import claims_table
 from benchmarks.speed.output import ratios_table
 from benchmarks.tables import replace_sections
 from pangu_modules.common.files import write_atomically
-from pangu_modules.report_markdown import markdown_table
-from pangu_modules.report_tables import table_of
+from pangu_modules.report.markdown import markdown_table
+from pangu_modules.report.tables import table_of
 
 MARKER = re.compile(r"<!-- ((config|claims|speed) ([\w.]+)):begin -->")
 NOT_MEASURED = "Not measured yet."

@@ -29,9 +29,9 @@ from pangu_modules.llm.moge.hardware import CARDS, Efficiency
 from pangu_modules.llm.moge.layout import Workload
 from pangu_modules.llm.moge.model_shape import DENSE_32B, DENSE_72B, PANGU_PRO_MOE, ModelShape
 from pangu_modules.llm.moge.simulator import DEFAULT_EFFICIENCY, rank_layouts
-from pangu_modules.report import collect_versions, figure_to_png
-from pangu_modules.report_markdown import markdown_table
-from pangu_modules.report_tables import table_of
+from pangu_modules.report.markdown import markdown_table
+from pangu_modules.report.run_report import collect_versions, figure_to_png
+from pangu_modules.report.tables import table_of
 
 CARD_COUNT = 4
 # The paper's prompts, outputs, batch and number of cards were not at hand: these are assumed, before any comparison.

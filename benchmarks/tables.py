@@ -15,8 +15,8 @@ from typing import Any
 from benchmarks.claims.output import measured_text
 from pangu_modules.common.files import write_atomically
 from pangu_modules.engine.catalogue import catalogue
-from pangu_modules.report_markdown import markdown_table
-from pangu_modules.report_tables import table_of
+from pangu_modules.report.markdown import markdown_table
+from pangu_modules.report.tables import table_of
 
 WHAT = {"claims": "claims", "speed": "races"}
 

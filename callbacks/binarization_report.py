@@ -19,7 +19,7 @@ from pangu_modules.llm.onebit.layer import SMALLEST_SCALE, ProgressiveBinaryLine
 from pangu_modules.llm.onebit.schedule import Timeline, moment
 from pangu_modules.llm.onebit.sizes import sizes_of
 from pangu_modules.llm.pruning.depth import perplexity
-from pangu_modules.report_parts import leave_figure, leave_table
+from pangu_modules.report.parts import leave_figure, leave_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

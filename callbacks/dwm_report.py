@@ -14,7 +14,7 @@ from callbacks.dwm_figures import CAPTION, draw_stages
 from pangu_modules.llm.losses import count_targets, labels_of
 from pangu_modules.llm.weighting.model import effective_batch_size
 from pangu_modules.llm.weighting.update import UpdateResult, Weighed
-from pangu_modules.report_parts import leave_figure, leave_table
+from pangu_modules.report.parts import leave_figure, leave_table
 from pangu_modules.training.module import batch_size
 
 Sums = dict[str, list[float]]

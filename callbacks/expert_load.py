@@ -20,7 +20,7 @@ from pangu_modules.llm.moge.statistics import (
     dead_experts,
     max_over_mean,
 )
-from pangu_modules.report_parts import leave_figure, leave_table
+from pangu_modules.report.parts import leave_figure, leave_table
 from pangu_modules.training.callback import RecipeCallback
 from pangu_modules.training.objectives import Batch
 

@@ -17,7 +17,7 @@ from pangu_modules.llm.pruning.depth import perplexity
 from pangu_modules.llm.pruning.pangu_light_config import PanguLightConfig
 from pangu_modules.llm.pruning.pangu_light_report import PanguLightReport
 from pangu_modules.llm.pruning.prune_report import PruneReport
-from pangu_modules.report_parts import leave_table
+from pangu_modules.report.parts import leave_table
 from pangu_modules.training.callback import RecipeCallback
 from pangu_modules.training.module import PanguModule
 from pangu_modules.training.structure import find_plan

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from pangu_modules.llm.pruning.target import target_parameters as target_parameters
     from pangu_modules.llm.teacher import distillation_objective as distillation_objective
     from pangu_modules.llm.weighting.model import DataWeightingModel as DataWeightingModel
-    from pangu_modules.report import RunReport as RunReport
+    from pangu_modules.report.run_report import RunReport as RunReport
     from pangu_modules.training.module import PanguModule as PanguModule
     from pangu_modules.training.objectives import Objective as Objective
     from pangu_modules.training.optim import OptimizerConfig as OptimizerConfig
@@ -101,7 +101,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "Plan": "pangu_modules.training.structure",
         "Recipe": "pangu_modules.engine.recipe",
         "Router": "pangu_modules.llm.moge.router",
-        "RunReport": "pangu_modules.report",
+        "RunReport": "pangu_modules.report.run_report",
         "SandwichLlamaConfig": "pangu_modules.llm.pruning.sandwich",
         "SandwichLlamaForCausalLM": "pangu_modules.llm.pruning.sandwich",
         "ScaleNetClassifier": "pangu_modules.vision.classifier",

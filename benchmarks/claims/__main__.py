@@ -12,7 +12,7 @@ from benchmarks.claims.harness import ArmsFailedError, run_arms
 from benchmarks.claims.output import result_of, terminal_rows, write_results
 from benchmarks.claims.reuse import reuse_results
 from benchmarks.discovery import load
-from pangu_modules.report import terminal_table
+from pangu_modules.report.run_report import terminal_table
 
 
 def main(arguments: list[str]) -> int:

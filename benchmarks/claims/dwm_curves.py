@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.claims.dwm import DOMAINS
 from pangu_modules.common.files import write_atomically
-from pangu_modules.report import figure_to_png
+from pangu_modules.report.run_report import figure_to_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.claims.definitions import CPU_SECONDS, Arm, Claim, Method, Metric, SeedResults
 from benchmarks.claims.verdicts import CONFIDENCE, MeanAbove, summarize
 from pangu_modules.common.files import write_atomically
-from pangu_modules.report import Column, collect_versions, figure_to_png
-from pangu_modules.report_markdown import escape, markdown_table
-from pangu_modules.report_tables import format_float, table_of
+from pangu_modules.report.markdown import escape, markdown_table
+from pangu_modules.report.run_report import Column, collect_versions, figure_to_png
+from pangu_modules.report.tables import format_float, table_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

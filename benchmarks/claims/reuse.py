@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.claims.definitions import Arm, Method
 from benchmarks.claims.harness import tasks_of
 from pangu_modules.common.files import write_atomically
-from pangu_modules.report import collect_versions
+from pangu_modules.report.run_report import collect_versions
 
 
 def reuse_results(method: Method, result_file: Path, work_folder: Path) -> list[tuple[str, int]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.discovery import load
 from benchmarks.speed.harness import MIN_REPEATS, REPEATS, UnequalOutcomeError, run_contests
 from benchmarks.speed.output import ratios_table, result_of, write_results
-from pangu_modules.report import terminal_table
+from pangu_modules.report.run_report import terminal_table
 
 
 def main(arguments: list[str]) -> int:

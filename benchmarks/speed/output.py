@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pangu_modules.common.files import write_atomically
-from pangu_modules.report import collect_versions
-from pangu_modules.report_markdown import escape, markdown_table
-from pangu_modules.report_tables import format_float, table_of
+from pangu_modules.report.markdown import escape, markdown_table
+from pangu_modules.report.run_report import collect_versions
+from pangu_modules.report.tables import format_float, table_of
 
 Result = dict[str, Any]
 

@@ -204,7 +204,7 @@ def plan(request: Request) -> None:
     if request.options.get("json"):
         print(json.dumps(figures))
         return
-    from pangu_modules.report import terminal_table
+    from pangu_modules.report.run_report import terminal_table
 
     terminal_table(plan_rows(figures), title=request.title)
     if hardware:

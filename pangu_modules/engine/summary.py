@@ -9,8 +9,8 @@ from typing import Any
 from pangu_modules.engine.cli import Request
 from pangu_modules.engine.folder import RunFolder, to_yaml
 from pangu_modules.engine.run import StageResult
-from pangu_modules.report import Column, RunReport, collect_versions, learning_curves, terminal_table
-from pangu_modules.report_parts import collect_parts
+from pangu_modules.report.parts import collect_parts
+from pangu_modules.report.run_report import Column, RunReport, collect_versions, learning_curves, terminal_table
 
 COLUMNS: Mapping[str, Column] = {
     "test/accuracy": Column("accuracy", "%", 1),

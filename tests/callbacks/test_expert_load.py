@@ -15,7 +15,7 @@ from tiny_text import TokenBatches
 from callbacks import ExpertLoad
 from callbacks.expert_load import draw_load, selected_experts
 from pangu_modules.llm.moge.statistics import LoadMeter, coefficient_of_variation
-from pangu_modules.report_parts import PARTS
+from pangu_modules.report.parts import PARTS
 
 
 def load(**fields: Any) -> ExpertLoad:

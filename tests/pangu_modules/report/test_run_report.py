@@ -9,10 +9,17 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from pangu_modules.common.files import write_atomically
-from pangu_modules.report import Column, RunReport, collect_versions, figure_to_png, learning_curves, terminal_table
-from pangu_modules.report_curves import read_curves
-from pangu_modules.report_markdown import escape, fence_for, markdown_table
-from pangu_modules.report_tables import format_float, table_of
+from pangu_modules.report.curves import read_curves
+from pangu_modules.report.markdown import escape, fence_for, markdown_table
+from pangu_modules.report.run_report import (
+    Column,
+    RunReport,
+    collect_versions,
+    figure_to_png,
+    learning_curves,
+    terminal_table,
+)
+from pangu_modules.report.tables import format_float, table_of
 
 HOSTILE = (
     '<script src="https://example.org/x.js">alert(1)</script> & "quotes" | pipe `code` ![i](http://example.org/i.png)'
@@ -232,7 +239,7 @@ def test_versions_list_what_is_installed():
 
 def test_importing_the_report_needs_neither_torch_nor_lightning_nor_matplotlib():
     heavy = "('torch', 'lightning', 'matplotlib', 'rich')"
-    program = f"import sys, pangu_modules.report; print([name for name in {heavy} if name in sys.modules])"
+    program = f"import sys, pangu_modules.report.run_report; print([name for name in {heavy} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pangu_modules.common.files import write_atomically
-from pangu_modules.report import RunReport, figure_to_png
+from pangu_modules.report.run_report import RunReport, figure_to_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

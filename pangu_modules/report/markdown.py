@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pangu_modules.report import RunReport
-    from pangu_modules.report_tables import ReportTable
+    from pangu_modules.report.run_report import RunReport
+    from pangu_modules.report.tables import ReportTable
 
 
 def render_markdown(report: RunReport) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pangu_modules.report import RunReport
-from pangu_modules.report_parts import collect_parts, leave_figure, leave_table
+from pangu_modules.report.parts import collect_parts, leave_figure, leave_table
+from pangu_modules.report.run_report import RunReport
 
 
 def test_parts_are_collected_in_order_and_replaced_by_name(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pangu_modules.common.files import write_atomically
-from pangu_modules.report_curves import Axis, learning_curves
-from pangu_modules.report_html import render_html
-from pangu_modules.report_markdown import render_markdown
-from pangu_modules.report_tables import Column, ReportTable, Row, table_of, terminal_table
+from pangu_modules.report.curves import Axis, learning_curves
+from pangu_modules.report.html import render_html
+from pangu_modules.report.markdown import render_markdown
+from pangu_modules.report.tables import Column, ReportTable, Row, table_of, terminal_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,0 +1,1 @@
+"""The report of a run: tables, curves and figures as one HTML page and as Markdown."""

@@ -16,7 +16,10 @@ from typing import Any
 
 from benchmarks.tables import replace_sections
 from pangu_modules.common.files import write_atomically
-from pangu_modules.llm.moge.design_search import (
+from pangu_modules.report.markdown import markdown_table
+from pangu_modules.report.run_report import collect_versions, figure_to_png
+from pangu_modules.report.tables import table_of
+from pangu_modules.simulator.design_search import (
     Design,
     DesignSpace,
     best_of_each_shape,
@@ -25,13 +28,10 @@ from pangu_modules.llm.moge.design_search import (
     pareto_front,
     search,
 )
-from pangu_modules.llm.moge.hardware import CARDS, Efficiency
-from pangu_modules.llm.moge.layout import Workload
-from pangu_modules.llm.moge.model_shape import DENSE_32B, DENSE_72B, PANGU_PRO_MOE, ModelShape
-from pangu_modules.llm.moge.simulator import DEFAULT_EFFICIENCY, rank_layouts
-from pangu_modules.report.markdown import markdown_table
-from pangu_modules.report.run_report import collect_versions, figure_to_png
-from pangu_modules.report.tables import table_of
+from pangu_modules.simulator.hardware import CARDS, Efficiency
+from pangu_modules.simulator.layout import Workload
+from pangu_modules.simulator.model_shape import DENSE_32B, DENSE_72B, PANGU_PRO_MOE, ModelShape
+from pangu_modules.simulator.throughput import DEFAULT_EFFICIENCY, rank_layouts
 
 CARD_COUNT = 4
 # The paper's prompts, outputs, batch and number of cards were not at hand: these are assumed, before any comparison.

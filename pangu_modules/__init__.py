@@ -60,13 +60,13 @@ if TYPE_CHECKING:
     from pangu_modules.training.structure import Plan as Plan
     from pangu_modules.vision.classifier import ImageClassifier as ImageClassifier
     from pangu_modules.vision.classifier import ScaleNetClassifier as ScaleNetClassifier
-    from pangu_modules.vision.scalenet import ScaleNetConfig as ScaleNetConfig
-    from pangu_modules.vision.scalenet import ScaleNetPlan as ScaleNetPlan
-    from pangu_modules.vision.scalenet import ScaleNetTraining as ScaleNetTraining
-    from pangu_modules.vision.scalenet import added_parameters as added_parameters
-    from pangu_modules.vision.scalenet import expand_depth as expand_depth
-    from pangu_modules.vision.scalenet import layer_mapping as layer_mapping
-    from pangu_modules.vision.sharing import ParallelAdapter as ParallelAdapter
+    from pangu_modules.vision.scalenet.expansion import ScaleNetConfig as ScaleNetConfig
+    from pangu_modules.vision.scalenet.expansion import ScaleNetPlan as ScaleNetPlan
+    from pangu_modules.vision.scalenet.expansion import ScaleNetTraining as ScaleNetTraining
+    from pangu_modules.vision.scalenet.expansion import added_parameters as added_parameters
+    from pangu_modules.vision.scalenet.expansion import expand_depth as expand_depth
+    from pangu_modules.vision.scalenet.expansion import layer_mapping as layer_mapping
+    from pangu_modules.vision.scalenet.sharing import ParallelAdapter as ParallelAdapter
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -95,7 +95,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "OptimizerConfig": "pangu_modules.training.optim",
         "PanguLightConfig": "pangu_modules.llm.pruning.pangu_light_config",
         "PanguModule": "pangu_modules.training.module",
-        "ParallelAdapter": "pangu_modules.vision.sharing",
+        "ParallelAdapter": "pangu_modules.vision.scalenet.sharing",
         "PanguProMoEConfig": "pangu_modules.llm.moge.configuration",
         "PanguProMoEForCausalLM": "pangu_modules.llm.moge.modeling",
         "Plan": "pangu_modules.training.structure",
@@ -105,9 +105,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "SandwichLlamaConfig": "pangu_modules.llm.pruning.sandwich",
         "SandwichLlamaForCausalLM": "pangu_modules.llm.pruning.sandwich",
         "ScaleNetClassifier": "pangu_modules.vision.classifier",
-        "ScaleNetConfig": "pangu_modules.vision.scalenet",
-        "ScaleNetPlan": "pangu_modules.vision.scalenet",
-        "ScaleNetTraining": "pangu_modules.vision.scalenet",
+        "ScaleNetConfig": "pangu_modules.vision.scalenet.expansion",
+        "ScaleNetPlan": "pangu_modules.vision.scalenet.expansion",
+        "ScaleNetTraining": "pangu_modules.vision.scalenet.expansion",
         "ShapePlan": "pangu_modules.llm.pruning.shapes",
         "ShortGPTConfig": "pangu_modules.llm.pruning.short_gpt",
         "SlimLLMConfig": "pangu_modules.llm.pruning.slimllm_config",
@@ -116,14 +116,14 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "UpcycleConfig": "pangu_modules.llm.moge.upcycling",
         "UpcyclePlan": "pangu_modules.llm.moge.upcycling",
         "absorb_post_norms": "pangu_modules.llm.pruning.absorb",
-        "added_parameters": "pangu_modules.vision.scalenet",
+        "added_parameters": "pangu_modules.vision.scalenet.expansion",
         "distillation_loss": "pangu_modules.llm.losses",
         "distillation_objective": "pangu_modules.llm.teacher",
         "auxiliary_objective": "pangu_modules.llm.moge.auxiliary_loss",
-        "expand_depth": "pangu_modules.vision.scalenet",
+        "expand_depth": "pangu_modules.vision.scalenet.expansion",
         "finalize_module": "pangu_modules.llm.onebit.finalize",
         "imbalance_score": "pangu_modules.llm.moge.statistics",
-        "layer_mapping": "pangu_modules.vision.scalenet",
+        "layer_mapping": "pangu_modules.vision.scalenet.expansion",
         "load_causal_lm": "pangu_modules.llm.loading",
         "load_packed": "pangu_modules.llm.onebit.packing",
         "load_tokenizer": "pangu_modules.llm.loading",

@@ -79,7 +79,7 @@ def throughput_rows(recipe: Recipe, hardware: str, layout: str) -> list[dict[str
             return list(own(hardware, layout))
         if not hasattr(module.model, "config"):
             raise UsageError(f"--hardware: there is no estimate of throughput for {type(module).__name__}")
-        from pangu_modules.llm.moge.simulator import plan_model
+        from pangu_modules.simulator.throughput import plan_model
 
         return plan_model(module.model, hardware, layout)
 

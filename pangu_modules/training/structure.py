@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Where the plans of this library are defined; they are imported when a checkpoint first names their kind.
 PLAN_MODULES: dict[str, str] = {
-    "scalenet": "pangu_modules.vision.scalenet",
+    "scalenet": "pangu_modules.vision.scalenet.expansion",
     "shape": "pangu_modules.llm.pruning.shapes",
     "absorb": "pangu_modules.llm.pruning.absorb",
     "lora": "pangu_modules.llm.lora",

@@ -17,8 +17,8 @@ from pangu_modules.training.optim import build_optimizer
 from pangu_modules.training.structure import Plan, find_plan
 from pangu_modules.vision.backbones import agreed, create_backbone, input_size, without_folder
 from pangu_modules.vision.mixing import mix
-from pangu_modules.vision.scalenet import ScaleNetConfig, ScaleNetPlan, ScaleNetTraining
-from pangu_modules.vision.sharing import pretrained_parameters
+from pangu_modules.vision.scalenet.expansion import ScaleNetConfig, ScaleNetPlan, ScaleNetTraining
+from pangu_modules.vision.scalenet.sharing import pretrained_parameters
 
 # Arguments of timm.create_model that have a field of their own.
 FIELD_OF_ARGUMENT = {

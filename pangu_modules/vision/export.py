@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from pangu_modules.common.names import nearest
 from pangu_modules.training.module import load_weights
 from pangu_modules.training.structure import find_plan
-from pangu_modules.vision.blocks import find_block_stacks, weight_children
-from pangu_modules.vision.sharing import AdaptedModule, ResidualGate, SharedModule
+from pangu_modules.vision.scalenet.blocks import find_block_stacks, weight_children
+from pangu_modules.vision.scalenet.sharing import AdaptedModule, ResidualGate, SharedModule
 
 if TYPE_CHECKING:
     from pangu_modules.vision.classifier import ImageClassifier

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.moge_design import REPORTED, SKEW, check_rows, main
-from pangu_modules.llm.moge.hardware import CARDS
-from pangu_modules.llm.moge.layout import Layout, Workload
-from pangu_modules.llm.moge.model_shape import PANGU_PRO_MOE
-from pangu_modules.llm.moge.simulator import simulate_prefill
+from pangu_modules.simulator.hardware import CARDS
+from pangu_modules.simulator.layout import Layout, Workload
+from pangu_modules.simulator.model_shape import PANGU_PRO_MOE
+from pangu_modules.simulator.throughput import simulate_prefill
 
 ROOT = Path(__file__).parents[2]
 

@@ -21,7 +21,7 @@ from pangu_modules.training.objectives import evaluate
 from pangu_modules.training.optim import OptimizerConfig
 from pangu_modules.vision.classifier import ImageClassifier, ScaleNetClassifier, classification_loss
 from pangu_modules.vision.mixing import mix
-from pangu_modules.vision.sharing import pretrained_parameters
+from pangu_modules.vision.scalenet.sharing import pretrained_parameters
 
 TINY = {
     "backbone": "vit_tiny_patch16_224",

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pangu_modules.common.errors import UsageError
-from pangu_modules.llm.moge.hardware import Card, Efficiency, find_card
-from pangu_modules.llm.moge.layout import (
+from pangu_modules.simulator.hardware import Card, Efficiency, find_card
+from pangu_modules.simulator.layout import (
     Layout,
     Workload,
     efficiency_from,
@@ -22,8 +22,8 @@ from pangu_modules.llm.moge.layout import (
     parse_layout,
     workload_from,
 )
-from pangu_modules.llm.moge.model_shape import ModelShape, shape_of
-from pangu_modules.llm.moge.roofline import (
+from pangu_modules.simulator.model_shape import ModelShape, shape_of
+from pangu_modules.simulator.roofline import (
     ACTIVATION_BYTES,
     Collective,
     Operator,

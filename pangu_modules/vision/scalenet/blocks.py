@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from pangu_modules.vision.sharing import ResidualGate
+from pangu_modules.vision.scalenet.sharing import ResidualGate
 
 Stack = nn.Sequential | nn.ModuleList
 

@@ -6,8 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from pangu_modules.common.errors import UsageError
-from pangu_modules.llm.moge.hardware import Efficiency
-from pangu_modules.llm.moge.layout import (
+from pangu_modules.simulator.hardware import Efficiency
+from pangu_modules.simulator.layout import (
     Layout,
     Request,
     Workload,
@@ -17,7 +17,7 @@ from pangu_modules.llm.moge.layout import (
     parse_layout,
     workload_from,
 )
-from pangu_modules.llm.moge.model_shape import DENSE_32B, PANGU_PRO_MOE
+from pangu_modules.simulator.model_shape import DENSE_32B, PANGU_PRO_MOE
 
 
 @pytest.mark.parametrize(

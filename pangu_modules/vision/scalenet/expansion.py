@@ -17,7 +17,7 @@ from torch import nn
 
 from pangu_modules.common.config import Config
 from pangu_modules.training.structure import Plan
-from pangu_modules.vision.blocks import (
+from pangu_modules.vision.scalenet.blocks import (
     Stack,
     branch_width,
     drop_path_children,
@@ -28,7 +28,7 @@ from pangu_modules.vision.blocks import (
     set_drop_path,
     weight_children,
 )
-from pangu_modules.vision.sharing import AdaptedModule, ParallelAdapter, ResidualGate, SharedModule
+from pangu_modules.vision.scalenet.sharing import AdaptedModule, ParallelAdapter, ResidualGate, SharedModule
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule

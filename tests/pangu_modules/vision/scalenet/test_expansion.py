@@ -12,8 +12,14 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from pangu_modules.training.structure import find_plan, plan_from
-from pangu_modules.vision.scalenet import ScaleNetConfig, ScaleNetPlan, added_parameters, expand_depth, layer_mapping
-from pangu_modules.vision.sharing import AdaptedModule, ParallelAdapter, pretrained_parameters
+from pangu_modules.vision.scalenet.expansion import (
+    ScaleNetConfig,
+    ScaleNetPlan,
+    added_parameters,
+    expand_depth,
+    layer_mapping,
+)
+from pangu_modules.vision.scalenet.sharing import AdaptedModule, ParallelAdapter, pretrained_parameters
 
 WIDTH, HEADS, DEPTH = 16, 2, 3
 SHARED = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")

@@ -18,10 +18,10 @@ from pydantic import Field, PositiveInt, ValidationError
 
 from pangu_modules.common.config import Config
 from pangu_modules.common.errors import UsageError
-from pangu_modules.llm.moge.hardware import Card, Efficiency
-from pangu_modules.llm.moge.layout import Workload
-from pangu_modules.llm.moge.model_shape import ModelShape
-from pangu_modules.llm.moge.simulator import DEFAULT_EFFICIENCY, Estimate, rank_layouts
+from pangu_modules.simulator.hardware import Card, Efficiency
+from pangu_modules.simulator.layout import Workload
+from pangu_modules.simulator.model_shape import ModelShape
+from pangu_modules.simulator.throughput import DEFAULT_EFFICIENCY, Estimate, rank_layouts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,8 @@ from itertools import product
 import pytest
 
 from pangu_modules.common.errors import UsageError
-from pangu_modules.llm.moge.design_search import (
+from pangu_modules.report.run_report import figure_to_png
+from pangu_modules.simulator.design_search import (
     DesignSpace,
     best_of_each_shape,
     design_rows,
@@ -18,10 +19,9 @@ from pangu_modules.llm.moge.design_search import (
     search,
     shapes,
 )
-from pangu_modules.llm.moge.hardware import CARDS
-from pangu_modules.llm.moge.layout import Workload
-from pangu_modules.llm.moge.model_shape import DENSE_32B, PANGU_PRO_MOE
-from pangu_modules.report.run_report import figure_to_png
+from pangu_modules.simulator.hardware import CARDS
+from pangu_modules.simulator.layout import Workload
+from pangu_modules.simulator.model_shape import DENSE_32B, PANGU_PRO_MOE
 
 A2 = CARDS["ascend_800i_a2"]
 SPACE = DesignSpace(num_experts=(32, 64), top_k=(4, 8), num_groups=(1, 4), expert_intermediate=(1344, 2688), devices=4)

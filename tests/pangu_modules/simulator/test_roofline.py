@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from pangu_modules.common.errors import UsageError
-from pangu_modules.llm.moge.hardware import CARDS, Efficiency
-from pangu_modules.llm.moge.layout import Layout, Workload
-from pangu_modules.llm.moge.model_shape import DENSE_32B, PANGU_PRO_MOE, ModelShape
-from pangu_modules.llm.moge.roofline import (
+from pangu_modules.simulator.hardware import CARDS, Efficiency
+from pangu_modules.simulator.layout import Layout, Workload
+from pangu_modules.simulator.model_shape import DENSE_32B, PANGU_PRO_MOE, ModelShape
+from pangu_modules.simulator.roofline import (
     Collective,
     Operator,
     Step,
@@ -23,7 +23,7 @@ from pangu_modules.llm.moge.roofline import (
     sparse_costs,
     top_k_imbalance,
 )
-from pangu_modules.llm.moge.simulator import step_costs
+from pangu_modules.simulator.throughput import step_costs
 
 BF16 = Workload(precision="bf16", kv_bits=16)
 PEAK = Efficiency(matmul=1, attention=1, memory=1, link=1, operator_latency_us=0)

@@ -12,8 +12,8 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 from pangu_modules.common.config import Config
 from pangu_modules.common.errors import UsageError, readable
 from pangu_modules.common.names import nearest
-from pangu_modules.llm.moge.hardware import Efficiency
-from pangu_modules.llm.moge.model_shape import ModelShape
+from pangu_modules.simulator.hardware import Efficiency
+from pangu_modules.simulator.model_shape import ModelShape
 
 AUTO = "auto"
 EFFICIENCY = "efficiency."  # before the fields of Efficiency in a layout text

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pangu_modules.llm.moge.model_shape import DENSE_32B, DENSE_72B, PANGU_PRO_MOE, shape_of
+from pangu_modules.simulator.model_shape import DENSE_32B, DENSE_72B, PANGU_PRO_MOE, shape_of
 
 
 def test_parameter_counts() -> None:

@@ -15,9 +15,9 @@ from typing import Literal
 import numpy as np
 
 from pangu_modules.common.errors import UsageError
-from pangu_modules.llm.moge.hardware import Card, Efficiency
-from pangu_modules.llm.moge.layout import Layout, Workload
-from pangu_modules.llm.moge.model_shape import ModelShape
+from pangu_modules.simulator.hardware import Card, Efficiency
+from pangu_modules.simulator.layout import Layout, Workload
+from pangu_modules.simulator.model_shape import ModelShape
 
 ACTIVATION_BYTES = 2  # hidden states are 16-bit between operators in every precision
 

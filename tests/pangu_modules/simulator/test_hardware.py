@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from pangu_modules.common.errors import UsageError
-from pangu_modules.llm.moge.hardware import CARDS, NUMBERS, Card, find_card
+from pangu_modules.simulator.hardware import CARDS, NUMBERS, Card, find_card
 
 
 def fields(**changes: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from torch import nn
 
 from pangu_modules.common.config import Config as BaseConfig
-from pangu_modules.llm.teacher import distillation_objective
+from pangu_modules.llm.distillation.teacher import distillation_objective
 from pangu_modules.training.callback import RecipeCallback
 from pangu_modules.training.module import PanguModule
 from pangu_modules.training.objectives import Objective
@@ -95,7 +95,7 @@ class Distillation(RecipeCallback):
             module.objectives["language_modelling"] = Objective(own.loss, weight=self.config.lambda_ce)
 
     def _teacher(self, trainer: Trainer, module: PanguModule) -> nn.Module:
-        from pangu_modules.llm.loading import load_causal_lm
+        from pangu_modules.llm.models.loading import load_causal_lm
 
         trust = bool(getattr(module.config, "trust_remote_code", False))
         name = self.config.teacher
@@ -109,9 +109,9 @@ class Distillation(RecipeCallback):
 
     def _keep(self, trainer: Trainer, module: PanguModule, folder: Path) -> None:
         """Write the model as it is now to the run's folder, from one process."""
-        from pangu_modules.llm.exporting import without_adapters
+        from pangu_modules.llm.export.transformers import without_adapters
         from pangu_modules.llm.files import atomic_model_folder
-        from pangu_modules.llm.loading import quiet_transformers
+        from pangu_modules.llm.models.loading import quiet_transformers
 
         if any(plan.kind == "shape" for plan in module.config.structure):
             raise ValueError(

@@ -11,8 +11,8 @@ from pydantic import Field
 from callbacks.pruning_report import held_out_batches, on_device
 from callbacks.structured_pruning import PruningCallback, PruningConfig, calibration_windows
 from pangu_modules.common.config import Config as BaseConfig
+from pangu_modules.llm.calibration.windows import CalibrationConfig
 from pangu_modules.llm.pruning.absorb import AbsorbConfig, AbsorbPlan, absorb_post_norms, check_absorption
-from pangu_modules.llm.pruning.calibration import CalibrationConfig
 from pangu_modules.llm.pruning.depth import perplexity
 from pangu_modules.llm.pruning.pangu_light_config import PanguLightConfig
 from pangu_modules.llm.pruning.pangu_light_report import PanguLightReport

@@ -16,8 +16,8 @@ from torch import nn
 from callbacks.pruning_report import PruningRecord, add_recovered
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.common.files import write_atomically
+from pangu_modules.llm.calibration.windows import CalibrationConfig, draw_windows
 from pangu_modules.llm.lora import LoRAConfig, LoRAPlan, has_adapters
-from pangu_modules.llm.pruning.calibration import CalibrationConfig, draw_windows
 from pangu_modules.llm.pruning.prune_report import PruneReport
 from pangu_modules.llm.pruning.shapes import Layout, ShapePlan
 from pangu_modules.llm.pruning.short_gpt import ShortGPTConfig

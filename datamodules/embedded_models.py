@@ -25,7 +25,7 @@ def smollm2_folder() -> Path:
     for needed in ("transformers", "gguf", "accelerate"):
         if importlib.util.find_spec(needed) is None:
             raise ImportError(f"reading SmolLM2's GGUF file needs {needed}: pip install 'pangu-recipes[llm]'")
-    from pangu_modules.llm.loading import embedded_folder
+    from pangu_modules.llm.models.loading import embedded_folder
 
     with locked("smollm2"):  # a second process waits for the folder instead of converting as well
         return embedded_folder("smollm2")

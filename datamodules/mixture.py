@@ -245,7 +245,7 @@ class MixtureData(TokenData):
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer: trained on this text if `vocab_size` asks for it, otherwise the one that is named."""
-        from pangu_modules.llm.loading import load_tokenizer
+        from pangu_modules.llm.models.loading import load_tokenizer
 
         return load_tokenizer(self._tokenizer_name())
 

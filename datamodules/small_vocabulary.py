@@ -47,7 +47,7 @@ class SmallVocabularyData(TextData):
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer, trained at the first use."""
-        from pangu_modules.llm.loading import load_tokenizer
+        from pangu_modules.llm.models.loading import load_tokenizer
 
         return load_tokenizer(str(self.tokenizer_folder))
 

@@ -68,7 +68,7 @@ class TokenData(DataModule):
     @cached_property
     def tokenizer(self) -> Any:
         """The transformers tokenizer of the configuration."""
-        from pangu_modules.llm.loading import load_tokenizer
+        from pangu_modules.llm.models.loading import load_tokenizer
 
         return load_tokenizer(self.config.tokenizer)
 

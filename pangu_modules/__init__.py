@@ -13,15 +13,19 @@ if TYPE_CHECKING:
     from pangu_modules.common.config import Configurable as Configurable
     from pangu_modules.engine.recipe import Recipe as Recipe
     from pangu_modules.engine.recipe import Stage as Stage
+    from pangu_modules.llm.calibration.windows import CalibrationConfig as CalibrationConfig
     from pangu_modules.llm.causal_lm import CausalLM as CausalLM
-    from pangu_modules.llm.generation import Completion as Completion
-    from pangu_modules.llm.generation import GenerationEngine as GenerationEngine
-    from pangu_modules.llm.loading import load_causal_lm as load_causal_lm
-    from pangu_modules.llm.loading import load_tokenizer as load_tokenizer
+    from pangu_modules.llm.distillation.teacher import distillation_objective as distillation_objective
+    from pangu_modules.llm.generation.engine import Completion as Completion
+    from pangu_modules.llm.generation.engine import GenerationEngine as GenerationEngine
     from pangu_modules.llm.lora import LoRAConfig as LoRAConfig
     from pangu_modules.llm.lora import LoRAPlan as LoRAPlan
     from pangu_modules.llm.losses import distillation_loss as distillation_loss
     from pangu_modules.llm.losses import per_sequence_loss as per_sequence_loss
+    from pangu_modules.llm.models.loading import load_causal_lm as load_causal_lm
+    from pangu_modules.llm.models.loading import load_tokenizer as load_tokenizer
+    from pangu_modules.llm.models.sandwich import SandwichLlamaConfig as SandwichLlamaConfig
+    from pangu_modules.llm.models.sandwich import SandwichLlamaForCausalLM as SandwichLlamaForCausalLM
     from pangu_modules.llm.moge.auxiliary_loss import auxiliary_objective as auxiliary_objective
     from pangu_modules.llm.moge.block import MoGEBlock as MoGEBlock
     from pangu_modules.llm.moge.configuration import PanguProMoEConfig as PanguProMoEConfig
@@ -40,18 +44,14 @@ if TYPE_CHECKING:
     from pangu_modules.llm.pruning.absorb import AbsorbConfig as AbsorbConfig
     from pangu_modules.llm.pruning.absorb import AbsorbPlan as AbsorbPlan
     from pangu_modules.llm.pruning.absorb import absorb_post_norms as absorb_post_norms
-    from pangu_modules.llm.pruning.calibration import CalibrationConfig as CalibrationConfig
     from pangu_modules.llm.pruning.pangu_light_config import ClapConfig as ClapConfig
     from pangu_modules.llm.pruning.pangu_light_config import PanguLightConfig as PanguLightConfig
-    from pangu_modules.llm.pruning.sandwich import SandwichLlamaConfig as SandwichLlamaConfig
-    from pangu_modules.llm.pruning.sandwich import SandwichLlamaForCausalLM as SandwichLlamaForCausalLM
     from pangu_modules.llm.pruning.shapes import LayerSizes as LayerSizes
     from pangu_modules.llm.pruning.shapes import ShapePlan as ShapePlan
     from pangu_modules.llm.pruning.short_gpt import ShortGPTConfig as ShortGPTConfig
     from pangu_modules.llm.pruning.slimllm_config import SlimLLMConfig as SlimLLMConfig
     from pangu_modules.llm.pruning.target import TargetShape as TargetShape
     from pangu_modules.llm.pruning.target import target_parameters as target_parameters
-    from pangu_modules.llm.teacher import distillation_objective as distillation_objective
     from pangu_modules.llm.weighting.model import DataWeightingModel as DataWeightingModel
     from pangu_modules.report.run_report import RunReport as RunReport
     from pangu_modules.training.module import PanguModule as PanguModule
@@ -74,15 +74,15 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "AbsorbConfig": "pangu_modules.llm.pruning.absorb",
         "AbsorbPlan": "pangu_modules.llm.pruning.absorb",
         "BinarizePlan": "pangu_modules.llm.onebit.plan",
-        "CalibrationConfig": "pangu_modules.llm.pruning.calibration",
+        "CalibrationConfig": "pangu_modules.llm.calibration.windows",
         "CausalLM": "pangu_modules.llm.causal_lm",
         "ClapConfig": "pangu_modules.llm.pruning.pangu_light_config",
-        "Completion": "pangu_modules.llm.generation",
+        "Completion": "pangu_modules.llm.generation.engine",
         "Config": "pangu_modules.common.config",
         "Configurable": "pangu_modules.common.config",
         "DataWeightingModel": "pangu_modules.llm.weighting.model",
         "ExpertParallelStrategy": "pangu_modules.llm.moge.strategy",
-        "GenerationEngine": "pangu_modules.llm.generation",
+        "GenerationEngine": "pangu_modules.llm.generation.engine",
         "GroupedExperts": "pangu_modules.llm.moge.experts",
         "ImageClassifier": "pangu_modules.vision.classifier",
         "LayerSizes": "pangu_modules.llm.pruning.shapes",
@@ -102,8 +102,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "Recipe": "pangu_modules.engine.recipe",
         "Router": "pangu_modules.llm.moge.router",
         "RunReport": "pangu_modules.report.run_report",
-        "SandwichLlamaConfig": "pangu_modules.llm.pruning.sandwich",
-        "SandwichLlamaForCausalLM": "pangu_modules.llm.pruning.sandwich",
+        "SandwichLlamaConfig": "pangu_modules.llm.models.sandwich",
+        "SandwichLlamaForCausalLM": "pangu_modules.llm.models.sandwich",
         "ScaleNetClassifier": "pangu_modules.vision.classifier",
         "ScaleNetConfig": "pangu_modules.vision.scalenet.expansion",
         "ScaleNetPlan": "pangu_modules.vision.scalenet.expansion",
@@ -118,15 +118,15 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "absorb_post_norms": "pangu_modules.llm.pruning.absorb",
         "added_parameters": "pangu_modules.vision.scalenet.expansion",
         "distillation_loss": "pangu_modules.llm.losses",
-        "distillation_objective": "pangu_modules.llm.teacher",
+        "distillation_objective": "pangu_modules.llm.distillation.teacher",
         "auxiliary_objective": "pangu_modules.llm.moge.auxiliary_loss",
         "expand_depth": "pangu_modules.vision.scalenet.expansion",
         "finalize_module": "pangu_modules.llm.onebit.finalize",
         "imbalance_score": "pangu_modules.llm.moge.statistics",
         "layer_mapping": "pangu_modules.vision.scalenet.expansion",
-        "load_causal_lm": "pangu_modules.llm.loading",
+        "load_causal_lm": "pangu_modules.llm.models.loading",
         "load_packed": "pangu_modules.llm.onebit.packing",
-        "load_tokenizer": "pangu_modules.llm.loading",
+        "load_tokenizer": "pangu_modules.llm.models.loading",
         "per_sequence_loss": "pangu_modules.llm.losses",
         "target_parameters": "pangu_modules.llm.pruning.target",
     },

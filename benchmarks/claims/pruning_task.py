@@ -183,7 +183,7 @@ def picking_arms(variants: Sequence[Variant]) -> tuple[Arm, ...]:
 
 def load_model(miniature: bool) -> nn.Module:
     """Return SmolLM2-135M in float32 and evaluation mode; in miniature its first eight layers."""
-    from pangu_modules.llm.loading import load_causal_lm
+    from pangu_modules.llm.models.loading import load_causal_lm
     from pangu_modules.llm.pruning import surgery
 
     model = load_causal_lm("smollm2").eval()
@@ -204,7 +204,7 @@ def load_texts(seed: int, miniature: bool) -> Texts:
     from datamodules.ngrams import sequences_sharing, shared_ngrams
     from datamodules.reading import PYTHON_TOPICS, read_texts
     from datamodules.text import pack, tokenize
-    from pangu_modules.llm.loading import load_tokenizer
+    from pangu_modules.llm.models.loading import load_tokenizer
 
     held_out, calibration, length = (2, 4, 32) if miniature else (40, 32, WINDOW)
     windows = pack(tokenize(read_texts(PYTHON_TOPICS, ""), load_tokenizer("smollm2")), length)

@@ -104,7 +104,7 @@ def new_model(seed: int) -> nn.Module:
     """Return the untrained byte model."""
     import torch
 
-    from pangu_modules.llm.loading import new_causal_lm
+    from pangu_modules.llm.models.loading import new_causal_lm
 
     torch.manual_seed(seed)
     return new_causal_lm("sandwich_llama", MODEL)

@@ -139,7 +139,7 @@ def peak_megabytes(kind: str, folder: str) -> float:
     import torch
     import transformers  # noqa: F401
 
-    from pangu_modules.llm.loading import load_causal_lm
+    from pangu_modules.llm.models.loading import load_causal_lm
     from pangu_modules.llm.onebit.packing import load_packed
 
     ids = torch.arange(PROMPT)[None]

@@ -55,7 +55,7 @@ def step_contest(name: str, title: str, model_args: Mapping[str, Any]) -> Contes
     """Return the race of a whole step of a Llama of these sizes."""
     import torch
 
-    from pangu_modules.llm.loading import new_causal_lm
+    from pangu_modules.llm.models.loading import new_causal_lm
 
     torch.manual_seed(0)
     plain = new_causal_lm("llama", {**model_args, "max_position_embeddings": LENGTH})

@@ -146,7 +146,7 @@ def prune_tiny() -> None:
     """Prune a tiny random Llama, which brings into memory what libraries need for it."""
     import torch
 
-    from pangu_modules.llm.loading import new_causal_lm
+    from pangu_modules.llm.models.loading import new_causal_lm
     from pangu_modules.llm.pruning.slimllm_config import SlimLLMConfig
 
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 64}

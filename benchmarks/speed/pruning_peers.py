@@ -107,7 +107,7 @@ def torch_pruning_contest() -> Contest:
     import torch
     import torch_pruning
 
-    from pangu_modules.llm.loading import new_causal_lm
+    from pangu_modules.llm.models.loading import new_causal_lm
     from pangu_modules.llm.pruning import surgery
 
     torch.manual_seed(0)

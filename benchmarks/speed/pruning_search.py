@@ -18,8 +18,8 @@ def attention_inputs() -> tuple[Tensor, Tensor]:
     """Return the input of a layer's output matrix on 4096 tokens, (tokens, size), and that matrix."""
     import torch
 
+    from pangu_modules.llm.calibration.stream import catch_stream, caught_input
     from pangu_modules.llm.pruning import surgery
-    from pangu_modules.llm.pruning.stream import catch_stream, caught_input
 
     model = smollm2()
     layers: Any = surgery.decoder_layers(model)
@@ -35,8 +35,8 @@ def attention_inputs() -> tuple[Tensor, Tensor]:
 
 def search_contest() -> Contest:
     """Return the race of the search without tokens against the search over tokens, which select the same heads."""
+    from pangu_modules.llm.calibration.statistics import StreamingCovariance
     from pangu_modules.llm.pruning.search import UnitGram, remove_units
-    from pangu_modules.llm.pruning.statistics import StreamingCovariance
 
     z, weight = attention_inputs()
 

@@ -14,12 +14,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pangu_modules.llm.exporting import GENERATION_FILE
-from pangu_modules.llm.formats import EXPORT_FORMATS, export_as
-from pangu_modules.llm.generation import GenerationEngine
-from pangu_modules.llm.loading import load_causal_lm, load_tokenizer, new_causal_lm, plain_config
+from pangu_modules.llm.export.formats import EXPORT_FORMATS, export_as
+from pangu_modules.llm.export.transformers import GENERATION_FILE
+from pangu_modules.llm.generation.engine import GenerationEngine
 from pangu_modules.llm.lora import LoRAConfig, LoRAPlan, merge_adapters
 from pangu_modules.llm.losses import count_targets, labels_of, per_sequence_loss
+from pangu_modules.llm.models.loading import load_causal_lm, load_tokenizer, new_causal_lm, plain_config
 from pangu_modules.llm.tokenizers import tokenizer_files, tokenizer_from_files
 from pangu_modules.training.module import PanguModule
 from pangu_modules.training.objectives import Batch, Objective, Outputs

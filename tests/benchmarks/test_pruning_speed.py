@@ -6,8 +6,8 @@ import torch
 
 from benchmarks.speed import pruning
 from benchmarks.speed.pruning_search import NUM_HEADS, contributions, naive_search
+from pangu_modules.llm.calibration.statistics import StreamingCovariance
 from pangu_modules.llm.pruning.search import UnitGram, remove_units
-from pangu_modules.llm.pruning.statistics import StreamingCovariance
 
 
 def test_the_search_over_tokens_selects_the_same_heads():
@@ -46,7 +46,7 @@ def test_the_first_call_of_a_long_measurement_takes_a_part():
 
 
 def test_the_peak_counts_from_when_pruning_begins(monkeypatch):
-    from pangu_modules.llm.loading import new_causal_lm
+    from pangu_modules.llm.models.loading import new_causal_lm
 
     sizes = {"hidden_size": 64, "intermediate_size": 4096, "num_hidden_layers": 24, "vocab_size": 64}
     model = new_causal_lm("llama", sizes | {"num_attention_heads": 4, "num_key_value_heads": 2})

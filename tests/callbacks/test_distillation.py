@@ -14,7 +14,7 @@ from callbacks import StructuredPruning
 from callbacks.distillation import Distillation, fingerprint
 from pangu_modules import CausalLM, OptimizerConfig, Recipe
 from pangu_modules.engine.run import fit_stage
-from pangu_modules.llm.pruning.calibration import CalibrationConfig
+from pangu_modules.llm.calibration.windows import CalibrationConfig
 from pangu_modules.llm.pruning.slimllm_config import SlimLLMConfig
 
 PRUNE = StructuredPruning.Config(

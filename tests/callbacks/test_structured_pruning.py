@@ -13,10 +13,10 @@ from tiny_llm import tiny_module, token_batch
 from torch.utils.data import DataLoader, Dataset
 
 from callbacks.structured_pruning import LayerDropping, StructuredPruning, calibration_windows
+from pangu_modules.llm.calibration.windows import CalibrationConfig
 from pangu_modules.llm.causal_lm import CausalLM
 from pangu_modules.llm.lora import LoRAConfig
 from pangu_modules.llm.pruning import surgery
-from pangu_modules.llm.pruning.calibration import CalibrationConfig
 from pangu_modules.llm.pruning.short_gpt import ShortGPTConfig
 from pangu_modules.llm.pruning.slimllm import prune_slimllm
 from pangu_modules.llm.pruning.slimllm_config import SlimLLMConfig

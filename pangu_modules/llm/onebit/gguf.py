@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pangu_modules.llm.gguf_writing import Encoding, gguf_tensors, write_gguf
+from pangu_modules.llm.export.gguf import Encoding, gguf_tensors, write_gguf
 from pangu_modules.llm.onebit.packed_linear import binary_scale
 from pangu_modules.llm.onebit.packing import final_linears
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pangu_modules.llm.files import atomic_model_folder
-from pangu_modules.llm.loading import load_config
+from pangu_modules.llm.models.loading import load_config
 from pangu_modules.llm.onebit.packed_linear import PackedBinaryLinear
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def export_packed(module: CausalLM, folder: str | Path) -> None:
     Raises:
         ValueError: the module is not binarized, or not finally.
     """
-    from pangu_modules.llm.exporting import GENERATION_FILE  # brings Lightning, which loading does without
+    from pangu_modules.llm.export.transformers import GENERATION_FILE  # brings Lightning, which loading does without
 
     packed = pack_model(module.model, final_linears(module))
     files = {name: text for name, text in module.runtime.get("files", {}).items() if name != GENERATION_FILE}

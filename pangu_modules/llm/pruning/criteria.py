@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pangu_modules.llm.pruning.statistics import ColumnMoments, StreamingCovariance
+from pangu_modules.llm.calibration.statistics import ColumnMoments, StreamingCovariance
 from pangu_modules.llm.pruning.surgery import LayerShape
 
 ChannelCriterion = Literal[

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pangu_modules.llm.exporting import refuse_own_architecture
-from pangu_modules.llm.loading import quiet_transformers
+from pangu_modules.llm.export.transformers import refuse_own_architecture
+from pangu_modules.llm.models.loading import quiet_transformers
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.carriers import PLAIN_ARCHITECTURES, carrier_config
 from pangu_modules.llm.pruning.modeling_file import MODELING_FILE, modeling_source

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from pangu_modules.llm.pruning.activations import Probe, hidden_norms, run, sum_over_tokens
-from pangu_modules.llm.pruning.statistics import wide
+from pangu_modules.llm.calibration.probe import Probe, hidden_norms, run, sum_over_tokens
+from pangu_modules.llm.calibration.statistics import wide
 from pangu_modules.llm.pruning.surgery import decoder_layers, layer_shape
 from pangu_modules.training.objectives import Batch
 

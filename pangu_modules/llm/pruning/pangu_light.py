@@ -23,8 +23,8 @@ from pydantic import Field
 from torch import nn
 
 from pangu_modules.common.config import Config
+from pangu_modules.llm.calibration.probe import hidden_norms
 from pangu_modules.llm.pruning import clap, surgery
-from pangu_modules.llm.pruning.activations import hidden_norms
 from pangu_modules.llm.pruning.depth import merge_differences, perplexity_scores, select_dropped_layers
 from pangu_modules.llm.pruning.importance import Importance, collect_importance
 from pangu_modules.llm.pruning.pangu_light_config import PanguLightConfig

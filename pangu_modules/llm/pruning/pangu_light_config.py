@@ -10,8 +10,8 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from torch import nn
 
 from pangu_modules.common.config import Config, nearest
+from pangu_modules.llm.calibration.windows import CalibrationConfig
 from pangu_modules.llm.pruning.absorb import AbsorbConfig
-from pangu_modules.llm.pruning.calibration import CalibrationConfig
 from pangu_modules.llm.pruning.importance import Aggregation, HeadScore
 from pangu_modules.llm.pruning.slnp import SlnpMode, SlnpNorms
 from pangu_modules.llm.pruning.target import TargetShape

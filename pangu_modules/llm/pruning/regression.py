@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pangu_modules.llm.pruning.statistics import exact_device, wide
+from pangu_modules.llm.calibration.statistics import exact_device, wide
 
 Recovery = Literal["none", "bias", "affine", "full_ridge"]
 

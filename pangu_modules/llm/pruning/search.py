@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pangu_modules.llm.calibration.statistics import StreamingCovariance
 from pangu_modules.llm.pruning.regression import FitMoments
-from pangu_modules.llm.pruning.statistics import StreamingCovariance
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pangu_modules.llm.calibration.progress import WalkProgress, fingerprint
+from pangu_modules.llm.calibration.stream import Stream, catch_stream, layer_similarities
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.channel_pruning import prune_channels
 from pangu_modules.llm.pruning.criteria import ChannelCriterion
@@ -27,10 +29,8 @@ from pangu_modules.llm.pruning.layer_ratios import (
     removed_attention_fraction,
     rounded,
 )
-from pangu_modules.llm.pruning.progress import WalkProgress, fingerprint
 from pangu_modules.llm.pruning.prune_report import LayerReport, PruneReport, count_parameters
 from pangu_modules.llm.pruning.slimllm_config import SlimLLMConfig
-from pangu_modules.llm.pruning.stream import Stream, catch_stream, layer_similarities
 from pangu_modules.llm.pruning.taylor import LayerTaylor, taylor_scores
 from pangu_modules.training.objectives import Batch
 

@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import nn
 
 from pangu_modules.common.config import Config
-from pangu_modules.llm.pruning.calibration import CalibrationConfig
+from pangu_modules.llm.calibration.windows import CalibrationConfig
 from pangu_modules.llm.pruning.criteria import ChannelCriterion, HeadCriterion
 from pangu_modules.llm.pruning.regression import Recovery
 from pangu_modules.training.objectives import Batch

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from pangu_modules.llm.files import MODEL_FILE, atomic_model_folder
-from pangu_modules.llm.loading import load_causal_lm
 from pangu_modules.llm.losses import labels_of, token_losses
+from pangu_modules.llm.models.loading import load_causal_lm
 from pangu_modules.llm.weighting.model import mean_over_tokens
 
 Batch = Mapping[str, Any]

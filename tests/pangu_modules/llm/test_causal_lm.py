@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 from datamodules.text import TextData
 from pangu_modules.engine.exact_resume import ExactResume
 from pangu_modules.llm.causal_lm import CausalLM, prompts_of
-from pangu_modules.llm.generation import GenerationEngine
+from pangu_modules.llm.distillation.teacher import distillation_objective
+from pangu_modules.llm.generation.engine import GenerationEngine
 from pangu_modules.llm.lora import LoRAConfig, LoRAPlan, has_adapters
-from pangu_modules.llm.teacher import distillation_objective
 from pangu_modules.training.objectives import Objective
 
 

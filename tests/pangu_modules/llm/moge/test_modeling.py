@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from pangu_modules.llm.causal_lm import CausalLM
-from pangu_modules.llm.loading import load_causal_lm
+from pangu_modules.llm.models.loading import load_causal_lm
 from pangu_modules.llm.moge.auxiliary_loss import auxiliary_loss, auxiliary_objective
 from pangu_modules.llm.moge.block import recorded_routings
 from pangu_modules.llm.moge.checkpoint import split_experts, stack_experts

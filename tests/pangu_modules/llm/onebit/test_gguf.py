@@ -17,7 +17,7 @@ from gguf import GGMLQuantizationType, GGUFReader
 from tiny_llm import byte_tokenizer, tiny_module
 from torch import nn
 
-from pangu_modules.llm.gguf_writing import gguf_tensors
+from pangu_modules.llm.export.gguf import gguf_tensors
 from pangu_modules.llm.onebit import gguf as binary_gguf
 from pangu_modules.llm.onebit.gguf import decode_rows, encode_rows, write_binary_gguf
 

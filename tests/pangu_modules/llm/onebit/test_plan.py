@@ -6,7 +6,7 @@ from tiny_llm import TINY_LLAMA, tiny_module, token_batch
 from torch import nn
 
 from pangu_modules import BinarizePlan, CausalLM, LoRAPlan, OneBitConfig, finalize_module
-from pangu_modules.llm.loading import new_causal_lm
+from pangu_modules.llm.models.loading import new_causal_lm
 from pangu_modules.llm.onebit.layer import InputScaledLinear, ProgressiveBinaryLinear
 from pangu_modules.llm.onebit.plan import (
     binarized_linears,

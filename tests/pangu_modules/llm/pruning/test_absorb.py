@@ -29,7 +29,7 @@ FORMULAS = {
 
 
 def sandwich_model(**changes):
-    from pangu_modules.llm.pruning.sandwich import SandwichLlamaConfig, SandwichLlamaForCausalLM
+    from pangu_modules.llm.models.sandwich import SandwichLlamaConfig, SandwichLlamaForCausalLM
 
     with torch.random.fork_rng():
         torch.manual_seed(7)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from pangu_modules.llm.calibration.statistics import ColumnMoments, StreamingCovariance
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.channel_pruning import select_channels
 from pangu_modules.llm.pruning.criteria import (
@@ -20,7 +21,6 @@ from pangu_modules.llm.pruning.criteria import (
     head_scores,
     unit_scores,
 )
-from pangu_modules.llm.pruning.statistics import ColumnMoments, StreamingCovariance
 from pangu_modules.llm.pruning.taylor import taylor_scores
 
 CPU = torch.device("cpu")

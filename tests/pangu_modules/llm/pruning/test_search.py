@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from pangu_modules.llm.calibration.statistics import StreamingCovariance
 from pangu_modules.llm.pruning.search import UnitGram, remove_lowest, remove_units
-from pangu_modules.llm.pruning.statistics import StreamingCovariance
 
 TOKENS, UNITS, WIDTH, SIZE = 37, 8, 3, 11
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pangu_modules.llm.pruning.activations import hidden_norms
+from pangu_modules.llm.calibration.probe import hidden_norms
 from pangu_modules.llm.pruning.slnp import slnp_factors, slnp_rescale
 from pangu_modules.llm.pruning.surgery import keep_hidden
 

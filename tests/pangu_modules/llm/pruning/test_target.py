@@ -69,7 +69,7 @@ def test_published_counts_of_smollm2(target, parameters):
 def test_formula_counts_what_transformers_builds(family, options, tied):
     import transformers
 
-    from pangu_modules.llm.pruning import sandwich
+    from pangu_modules.llm.models import sandwich
 
     config_class = getattr(transformers, f"{family}Config", None) or sandwich.SandwichLlamaConfig
     sizes = {"hidden_size": 20, "intermediate_size": 28, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -89,7 +89,7 @@ def test_a_public_32b_shape_to_a_smaller_one():
 
 
 def test_a_sandwich_of_pangu_ultras_size_has_about_135_billion_parameters():
-    from pangu_modules.llm.pruning.sandwich import SandwichLlamaConfig
+    from pangu_modules.llm.models.sandwich import SandwichLlamaConfig
 
     sizes = {"hidden_size": 12288, "intermediate_size": 28672, "num_attention_heads": 96, "num_key_value_heads": 8}
     config = SandwichLlamaConfig(vocab_size=153_376, num_hidden_layers=94, head_dim=128, **sizes)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.common.config import Configurable
-from pangu_modules.llm.speculation import Speculation, check_assistant, load_assistant, reading_lengths
+from pangu_modules.llm.generation.speculation import Speculation, check_assistant, load_assistant, reading_lengths
 from pangu_modules.llm.tokenizers import Message, chat_tokens
 
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -117,7 +117,7 @@ class GenerationEngine(Configurable):
         """
         seed = self.config.seed if seed is None else seed
         if self.config.base_url is not None:
-            from pangu_modules.llm.openai_server import complete_on_server
+            from pangu_modules.llm.generation.server import complete_on_server
 
             return complete_on_server(self.config, list(prompts), seed)
         tokens = [self._tokens(prompt) for prompt in prompts]

@@ -9,8 +9,8 @@ from tiny_llm import TINY_LLAMA, byte_tokenizer, tiny_module, token_batch, word_
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pangu_modules.llm.causal_lm import CausalLM
-from pangu_modules.llm.exporting import export, shape_differences
-from pangu_modules.llm.gguf_writing import interleave_halves, pre_tokenizer_name, write_gguf
+from pangu_modules.llm.export.gguf import interleave_halves, pre_tokenizer_name, write_gguf
+from pangu_modules.llm.export.transformers import export, shape_differences
 from pangu_modules.llm.lora import LoRAConfig
 from pangu_modules.training.structure import Plan
 

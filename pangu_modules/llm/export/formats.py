@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 # Name of a format, and the function (module, folder) that writes it; the first is the default.
 EXPORT_FORMATS: dict[str, str] = {
-    "transformers": "pangu_modules.llm.exporting:export",
-    "gguf": "pangu_modules.llm.gguf_writing:export_gguf",
+    "transformers": "pangu_modules.llm.export.transformers:export",
+    "gguf": "pangu_modules.llm.export.gguf:export_gguf",
     "packed": "pangu_modules.llm.onebit.packing:export_packed",
     "gguf_q1_0": "pangu_modules.llm.onebit.gguf:export_q1_0",
     "gguf_tq1_0": "pangu_modules.llm.onebit.gguf:export_tq1_0",

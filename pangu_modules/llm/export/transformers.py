@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from pangu_modules.llm.files import atomic_model_folder
-from pangu_modules.llm.loading import ARCHITECTURE_MODULES, quiet_transformers
 from pangu_modules.llm.lora import has_adapters, merge_adapters
+from pangu_modules.llm.models.loading import ARCHITECTURE_MODULES, quiet_transformers
 
 if TYPE_CHECKING:
     from pangu_modules.llm.causal_lm import CausalLM

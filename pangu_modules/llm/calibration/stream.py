@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pangu_modules.llm.calibration.statistics import wide
 from pangu_modules.llm.pruning import surgery
-from pangu_modules.llm.pruning.statistics import wide
 from pangu_modules.training.objectives import Batch
 
 

@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
+from pangu_modules.llm.calibration.probe import hidden_norms
 from pangu_modules.llm.pruning import clap, surgery
-from pangu_modules.llm.pruning.activations import hidden_norms
 from pangu_modules.llm.pruning.importance import collect_importance
 from pangu_modules.llm.pruning.slnp import slnp_factors
 
@@ -18,7 +18,7 @@ SIZES = {"hidden_size": 24, "intermediate_size": 28, "num_attention_heads": 6, "
 
 
 def sandwich_model(randomised: bool = True, **changes):
-    from pangu_modules.llm.pruning.sandwich import SandwichLlamaConfig, SandwichLlamaForCausalLM
+    from pangu_modules.llm.models.sandwich import SandwichLlamaConfig, SandwichLlamaForCausalLM
 
     with torch.random.fork_rng():
         torch.manual_seed(7)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from pangu_modules.llm.calibration.statistics import ColumnMoments, StreamingCovariance
 from pangu_modules.llm.pruning.regression import ColumnRegression, FitMoments, fit, fold_affine, ridge_matrix
-from pangu_modules.llm.pruning.statistics import ColumnMoments, StreamingCovariance
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from pangu_modules.llm.exporting import refuse_own_architecture, shape_differences, without_adapters
+from pangu_modules.llm.export.transformers import refuse_own_architecture, shape_differences, without_adapters
 from pangu_modules.llm.files import atomic_file
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Calibration: windows of text, statistics of activations, the walk through a model layer by layer."""

@@ -1,0 +1,1 @@
+"""Exports of language models: formats by name, the transformers folder, GGUF."""

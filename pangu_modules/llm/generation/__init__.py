@@ -1,0 +1,1 @@
+"""Sampling text: prompts, the engine in this process, servers, speculative decoding."""

@@ -1,0 +1,1 @@
+"""Language models themselves: loading them, the parts of their decoders, perplexity."""

@@ -12,11 +12,11 @@ from callbacks.pruning_report import held_out_batches, on_device
 from callbacks.structured_pruning import PruningCallback, PruningConfig, calibration_windows
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.llm.calibration.windows import CalibrationConfig
-from pangu_modules.llm.pruning.absorb import AbsorbConfig, AbsorbPlan, absorb_post_norms, check_absorption
 from pangu_modules.llm.pruning.depth import perplexity
-from pangu_modules.llm.pruning.pangu_light_config import PanguLightConfig
-from pangu_modules.llm.pruning.pangu_light_report import PanguLightReport
-from pangu_modules.llm.pruning.prune_report import PruneReport
+from pangu_modules.llm.pruning.pangu_light.absorb import AbsorbConfig, AbsorbPlan, absorb_post_norms, check_absorption
+from pangu_modules.llm.pruning.pangu_light.config import PanguLightConfig
+from pangu_modules.llm.pruning.pangu_light.report import PanguLightReport
+from pangu_modules.llm.pruning.report import PruneReport
 from pangu_modules.report.parts import leave_table
 from pangu_modules.training.callback import RecipeCallback
 from pangu_modules.training.module import PanguModule
@@ -70,7 +70,7 @@ class PanguLightPruning(PruningCallback):
 
     def _compare_parts(self, trainer: Trainer, module: PanguModule) -> None:
         """Leave the table of perplexities for CLAP and SLNP on and off, of copies of the model."""
-        from pangu_modules.llm.pruning.pangu_light import compare_reinitialisations
+        from pangu_modules.llm.pruning.pangu_light.pipeline import compare_reinitialisations
 
         held_out = held_out_batches(trainer)
         if not held_out:

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.depth import perplexity
-from pangu_modules.llm.pruning.prune_report import LayerReport, PruneReport, count_parameters
+from pangu_modules.llm.pruning.report import LayerReport, PruneReport, count_parameters
 from pangu_modules.report.parts import PARTS, leave_figure, leave_table
 from pangu_modules.training.objectives import Batch
 

@@ -18,10 +18,10 @@ from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.common.files import write_atomically
 from pangu_modules.llm.calibration.windows import CalibrationConfig, draw_windows
 from pangu_modules.llm.lora import LoRAConfig, LoRAPlan, has_adapters
-from pangu_modules.llm.pruning.prune_report import PruneReport
-from pangu_modules.llm.pruning.shapes import Layout, ShapePlan
+from pangu_modules.llm.pruning.plan import Layout, ShapePlan
+from pangu_modules.llm.pruning.report import PruneReport
 from pangu_modules.llm.pruning.short_gpt import ShortGPTConfig
-from pangu_modules.llm.pruning.slimllm_config import SlimLLMConfig
+from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig
 from pangu_modules.training.callback import RecipeCallback
 from pangu_modules.training.module import PanguModule
 from pangu_modules.training.objectives import Batch

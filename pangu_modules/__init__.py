@@ -41,17 +41,17 @@ if TYPE_CHECKING:
     from pangu_modules.llm.onebit.finalize import finalize_module as finalize_module
     from pangu_modules.llm.onebit.packing import load_packed as load_packed
     from pangu_modules.llm.onebit.plan import BinarizePlan as BinarizePlan
-    from pangu_modules.llm.pruning.absorb import AbsorbConfig as AbsorbConfig
-    from pangu_modules.llm.pruning.absorb import AbsorbPlan as AbsorbPlan
-    from pangu_modules.llm.pruning.absorb import absorb_post_norms as absorb_post_norms
-    from pangu_modules.llm.pruning.pangu_light_config import ClapConfig as ClapConfig
-    from pangu_modules.llm.pruning.pangu_light_config import PanguLightConfig as PanguLightConfig
-    from pangu_modules.llm.pruning.shapes import LayerSizes as LayerSizes
-    from pangu_modules.llm.pruning.shapes import ShapePlan as ShapePlan
+    from pangu_modules.llm.pruning.pangu_light.absorb import AbsorbConfig as AbsorbConfig
+    from pangu_modules.llm.pruning.pangu_light.absorb import AbsorbPlan as AbsorbPlan
+    from pangu_modules.llm.pruning.pangu_light.absorb import absorb_post_norms as absorb_post_norms
+    from pangu_modules.llm.pruning.pangu_light.config import ClapConfig as ClapConfig
+    from pangu_modules.llm.pruning.pangu_light.config import PanguLightConfig as PanguLightConfig
+    from pangu_modules.llm.pruning.pangu_light.target import TargetShape as TargetShape
+    from pangu_modules.llm.pruning.pangu_light.target import target_parameters as target_parameters
+    from pangu_modules.llm.pruning.plan import LayerSizes as LayerSizes
+    from pangu_modules.llm.pruning.plan import ShapePlan as ShapePlan
     from pangu_modules.llm.pruning.short_gpt import ShortGPTConfig as ShortGPTConfig
-    from pangu_modules.llm.pruning.slimllm_config import SlimLLMConfig as SlimLLMConfig
-    from pangu_modules.llm.pruning.target import TargetShape as TargetShape
-    from pangu_modules.llm.pruning.target import target_parameters as target_parameters
+    from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig as SlimLLMConfig
     from pangu_modules.llm.weighting.model import DataWeightingModel as DataWeightingModel
     from pangu_modules.report.run_report import RunReport as RunReport
     from pangu_modules.training.module import PanguModule as PanguModule
@@ -71,12 +71,12 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "AbsorbConfig": "pangu_modules.llm.pruning.absorb",
-        "AbsorbPlan": "pangu_modules.llm.pruning.absorb",
+        "AbsorbConfig": "pangu_modules.llm.pruning.pangu_light.absorb",
+        "AbsorbPlan": "pangu_modules.llm.pruning.pangu_light.absorb",
         "BinarizePlan": "pangu_modules.llm.onebit.plan",
         "CalibrationConfig": "pangu_modules.llm.calibration.windows",
         "CausalLM": "pangu_modules.llm.causal_lm",
-        "ClapConfig": "pangu_modules.llm.pruning.pangu_light_config",
+        "ClapConfig": "pangu_modules.llm.pruning.pangu_light.config",
         "Completion": "pangu_modules.llm.generation.engine",
         "Config": "pangu_modules.common.config",
         "Configurable": "pangu_modules.common.config",
@@ -85,7 +85,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "GenerationEngine": "pangu_modules.llm.generation.engine",
         "GroupedExperts": "pangu_modules.llm.moge.experts",
         "ImageClassifier": "pangu_modules.vision.classifier",
-        "LayerSizes": "pangu_modules.llm.pruning.shapes",
+        "LayerSizes": "pangu_modules.llm.pruning.plan",
         "LoadMeter": "pangu_modules.llm.moge.statistics",
         "LoRAConfig": "pangu_modules.llm.lora",
         "LoRAPlan": "pangu_modules.llm.lora",
@@ -93,7 +93,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "Objective": "pangu_modules.training.objectives",
         "OneBitConfig": "pangu_modules.llm.onebit.config",
         "OptimizerConfig": "pangu_modules.training.optim",
-        "PanguLightConfig": "pangu_modules.llm.pruning.pangu_light_config",
+        "PanguLightConfig": "pangu_modules.llm.pruning.pangu_light.config",
         "PanguModule": "pangu_modules.training.module",
         "ParallelAdapter": "pangu_modules.vision.scalenet.sharing",
         "PanguProMoEConfig": "pangu_modules.llm.moge.configuration",
@@ -108,14 +108,14 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "ScaleNetConfig": "pangu_modules.vision.scalenet.expansion",
         "ScaleNetPlan": "pangu_modules.vision.scalenet.expansion",
         "ScaleNetTraining": "pangu_modules.vision.scalenet.expansion",
-        "ShapePlan": "pangu_modules.llm.pruning.shapes",
+        "ShapePlan": "pangu_modules.llm.pruning.plan",
         "ShortGPTConfig": "pangu_modules.llm.pruning.short_gpt",
-        "SlimLLMConfig": "pangu_modules.llm.pruning.slimllm_config",
+        "SlimLLMConfig": "pangu_modules.llm.pruning.slimllm.config",
         "Stage": "pangu_modules.engine.recipe",
-        "TargetShape": "pangu_modules.llm.pruning.target",
+        "TargetShape": "pangu_modules.llm.pruning.pangu_light.target",
         "UpcycleConfig": "pangu_modules.llm.moge.upcycling",
         "UpcyclePlan": "pangu_modules.llm.moge.upcycling",
-        "absorb_post_norms": "pangu_modules.llm.pruning.absorb",
+        "absorb_post_norms": "pangu_modules.llm.pruning.pangu_light.absorb",
         "added_parameters": "pangu_modules.vision.scalenet.expansion",
         "distillation_loss": "pangu_modules.llm.losses",
         "distillation_objective": "pangu_modules.llm.distillation.teacher",
@@ -128,7 +128,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "load_packed": "pangu_modules.llm.onebit.packing",
         "load_tokenizer": "pangu_modules.llm.models.loading",
         "per_sequence_loss": "pangu_modules.llm.losses",
-        "target_parameters": "pangu_modules.llm.pruning.target",
+        "target_parameters": "pangu_modules.llm.pruning.pangu_light.target",
     },
 )
 

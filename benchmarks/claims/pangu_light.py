@@ -127,8 +127,9 @@ def joint_variants() -> list[Variant]:
 
 def prune(model: nn.Module, config: Mapping[str, Any], texts: Texts, seed: int) -> None:
     """Prune a model as a variant's config says; scores of the unpruned model are shared within a group."""
-    from pangu_modules.llm.pruning import pangu_light, surgery
-    from pangu_modules.llm.pruning.pangu_light_config import PanguLightConfig
+    from pangu_modules.llm.pruning import surgery
+    from pangu_modules.llm.pruning.pangu_light import pipeline as pangu_light
+    from pangu_modules.llm.pruning.pangu_light.config import PanguLightConfig
 
     settings = dict(config)
     axes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")

@@ -86,9 +86,9 @@ class Sandwich:
 
 def changed(name: str, dense: nn.Module, calibration: list[dict[str, Tensor]]) -> nn.Module:
     """Return a copy of the trained model as the arm of this name has it, before any healing."""
-    from pangu_modules.llm.pruning.absorb import absorb_post_norms
-    from pangu_modules.llm.pruning.pangu_light import prune
-    from pangu_modules.llm.pruning.pangu_light_config import PanguLightConfig
+    from pangu_modules.llm.pruning.pangu_light.absorb import absorb_post_norms
+    from pangu_modules.llm.pruning.pangu_light.config import PanguLightConfig
+    from pangu_modules.llm.pruning.pangu_light.pipeline import prune
 
     model = copy.deepcopy(dense)
     if name in SIGMAS:

@@ -127,8 +127,8 @@ def prune(model: nn.Module, config: Mapping[str, Any], texts: Texts, seed: int) 
     """Prune a model as a variant's config says."""
     from pangu_modules.llm.pruning import surgery
     from pangu_modules.llm.pruning.short_gpt import ShortGPTConfig
-    from pangu_modules.llm.pruning.slimllm_config import BASELINES as CHANGES
-    from pangu_modules.llm.pruning.slimllm_config import SlimLLMConfig
+    from pangu_modules.llm.pruning.slimllm.config import BASELINES as CHANGES
+    from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig
 
     settings, layers = dict(config), len(surgery.decoder_layers(model))
     if "dropped_layers" in settings:

@@ -60,7 +60,7 @@ def contests() -> Iterator[Contest]:
 
 def whole_contest() -> Contest:
     """Return the race of calibrating and pruning against the forward passes alone, in time and in memory."""
-    from pangu_modules.llm.pruning.slimllm_config import SlimLLMConfig
+    from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig
 
     dense, batches = smollm2(), text_batches(TIMED_WINDOWS, LENGTH, BATCH)
 
@@ -129,7 +129,7 @@ def peak_megabytes(batches: list[list[list[int]]]) -> float:
     """
     import torch
 
-    from pangu_modules.llm.pruning.slimllm_config import SlimLLMConfig
+    from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig
 
     calibration = [{"input_ids": torch.tensor(batch)} for batch in batches]
     prune_tiny()
@@ -147,7 +147,7 @@ def prune_tiny() -> None:
     import torch
 
     from pangu_modules.llm.models.loading import new_causal_lm
-    from pangu_modules.llm.pruning.slimllm_config import SlimLLMConfig
+    from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig
 
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 64}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -178,7 +178,7 @@ def statistics_megabytes(model: Any) -> float:
 def pruned_contest(name: str, num_heads: int, num_kv_heads: int, channels: int) -> Contest:
     """Return the races of a model whose layers have these sizes against the dense one with the rest masked."""
     from pangu_modules.llm.pruning import surgery
-    from pangu_modules.llm.pruning.shapes import LayerSizes
+    from pangu_modules.llm.pruning.plan import LayerSizes
 
     dense, pruned, masked = smollm2(), smollm2(), smollm2()
     sizes = LayerSizes(num_heads=num_heads, num_kv_heads=num_kv_heads, intermediate_size=channels)

@@ -36,7 +36,7 @@ def attention_inputs() -> tuple[Tensor, Tensor]:
 def search_contest() -> Contest:
     """Return the race of the search without tokens against the search over tokens, which select the same heads."""
     from pangu_modules.llm.calibration.statistics import StreamingCovariance
-    from pangu_modules.llm.pruning.search import UnitGram, remove_units
+    from pangu_modules.llm.pruning.slimllm.search import UnitGram, remove_units
 
     z, weight = attention_inputs()
 
@@ -107,7 +107,7 @@ def repair_contest() -> Contest:
     import numpy as np
     import torch
 
-    from pangu_modules.llm.pruning.regression import ColumnRegression, fit
+    from pangu_modules.llm.pruning.slimllm.regression import ColumnRegression, fit
 
     z, weight = attention_inputs()
     outputs = contributions(z, weight)

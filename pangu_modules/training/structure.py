@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 # Where the plans of this library are defined; they are imported when a checkpoint first names their kind.
 PLAN_MODULES: dict[str, str] = {
     "scalenet": "pangu_modules.vision.scalenet.expansion",
-    "shape": "pangu_modules.llm.pruning.shapes",
-    "absorb": "pangu_modules.llm.pruning.absorb",
+    "shape": "pangu_modules.llm.pruning.plan",
+    "absorb": "pangu_modules.llm.pruning.pangu_light.absorb",
     "lora": "pangu_modules.llm.lora",
     "binarize": "pangu_modules.llm.onebit.plan",
     "upcycle": "pangu_modules.llm.moge.upcycling",

@@ -7,7 +7,7 @@ import torch
 from benchmarks.speed import pruning
 from benchmarks.speed.pruning_search import NUM_HEADS, contributions, naive_search
 from pangu_modules.llm.calibration.statistics import StreamingCovariance
-from pangu_modules.llm.pruning.search import UnitGram, remove_units
+from pangu_modules.llm.pruning.slimllm.search import UnitGram, remove_units
 
 
 def test_the_search_over_tokens_selects_the_same_heads():

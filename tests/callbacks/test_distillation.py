@@ -15,7 +15,7 @@ from callbacks.distillation import Distillation, fingerprint
 from pangu_modules import CausalLM, OptimizerConfig, Recipe
 from pangu_modules.engine.run import fit_stage
 from pangu_modules.llm.calibration.windows import CalibrationConfig
-from pangu_modules.llm.pruning.slimllm_config import SlimLLMConfig
+from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig
 
 PRUNE = StructuredPruning.Config(
     method=SlimLLMConfig(

@@ -25,7 +25,7 @@ from pangu_modules import (
 )
 from pangu_modules.engine.run import fit_stage
 from pangu_modules.llm.pruning import surgery
-from pangu_modules.llm.pruning.pangu_light import prune
+from pangu_modules.llm.pruning.pangu_light.pipeline import prune
 
 TARGET = TargetShape(num_hidden_layers=3, hidden_size=24, intermediate_size=40)
 METHOD = PanguLightConfig(target=TARGET, calib=CalibrationConfig(n_samples=4, seq_len=16, batch_size=4))

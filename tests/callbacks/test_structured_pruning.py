@@ -18,8 +18,8 @@ from pangu_modules.llm.causal_lm import CausalLM
 from pangu_modules.llm.lora import LoRAConfig
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.short_gpt import ShortGPTConfig
-from pangu_modules.llm.pruning.slimllm import prune_slimllm
-from pangu_modules.llm.pruning.slimllm_config import SlimLLMConfig
+from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig
+from pangu_modules.llm.pruning.slimllm.walk import prune_slimllm
 
 CALIB = CalibrationConfig(n_samples=6, seq_len=12, batch_size=4)
 METHOD = SlimLLMConfig(base_ratio=0.5, pruned_layers=1, calib=CALIB)
@@ -179,7 +179,7 @@ def test_dropping_layers_is_a_method_too(tmp_path):
 
 
 def test_a_killed_pruning_goes_on_in_the_progress_folder(tmp_path, monkeypatch):
-    from pangu_modules.llm.pruning import slimllm
+    from pangu_modules.llm.pruning.slimllm import walk as slimllm
 
     def config():
         return StructuredPruning.Config(method=METHOD, progress_folder=str(tmp_path / "progress"))

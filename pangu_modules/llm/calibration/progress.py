@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pangu_modules.common.config import Config
 from pangu_modules.llm.calibration.stream import Stream
 from pangu_modules.llm.pruning import surgery
-from pangu_modules.llm.pruning.shapes import LayerSizes
+from pangu_modules.llm.pruning.plan import LayerSizes
 from pangu_modules.training.objectives import Batch
 
 

@@ -14,7 +14,7 @@ from pangu_modules.llm.calibration.stream import catch_stream, layer_similaritie
 from pangu_modules.llm.calibration.windows import CalibrationConfig
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.depth import select_dropped_layers
-from pangu_modules.llm.pruning.prune_report import LayerReport, PruneReport, count_parameters
+from pangu_modules.llm.pruning.report import LayerReport, PruneReport, count_parameters
 from pangu_modules.training.objectives import Batch
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pangu_modules.llm.calibration.statistics import ColumnMoments, StreamingCovariance
-from pangu_modules.llm.pruning.regression import ColumnRegression, FitMoments, fit, fold_affine, ridge_matrix
+from pangu_modules.llm.pruning.slimllm.regression import ColumnRegression, FitMoments, fit, fold_affine, ridge_matrix
 
 CPU = torch.device("cpu")
 

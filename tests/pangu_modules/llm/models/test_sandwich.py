@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from pangu_modules.llm.calibration.probe import hidden_norms
-from pangu_modules.llm.pruning import clap, surgery
-from pangu_modules.llm.pruning.importance import collect_importance
-from pangu_modules.llm.pruning.slnp import slnp_factors
+from pangu_modules.llm.pruning import surgery
+from pangu_modules.llm.pruning.pangu_light import clap
+from pangu_modules.llm.pruning.pangu_light.importance import collect_importance
+from pangu_modules.llm.pruning.pangu_light.slnp import slnp_factors
 
 IDS = torch.randint(1, 61, (2, 9), generator=torch.Generator().manual_seed(0))
 SIZES = {"hidden_size": 24, "intermediate_size": 28, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 8}

@@ -10,7 +10,7 @@ from llama_cpp_engine import continue_greedily
 from tiny_llm import byte_tokenizer, tiny_module, token_batch
 
 from pangu_modules import PanguLightConfig, ShapePlan, TargetShape
-from pangu_modules.llm.pruning.pangu_light import prune
+from pangu_modules.llm.pruning.pangu_light.pipeline import prune
 
 COUNT = 12
 

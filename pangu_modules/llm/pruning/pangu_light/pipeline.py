@@ -24,16 +24,17 @@ from torch import nn
 
 from pangu_modules.common.config import Config
 from pangu_modules.llm.calibration.probe import hidden_norms
-from pangu_modules.llm.pruning import clap, surgery
+from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.depth import merge_differences, perplexity_scores, select_dropped_layers
-from pangu_modules.llm.pruning.importance import Importance, collect_importance
-from pangu_modules.llm.pruning.pangu_light_config import PanguLightConfig
-from pangu_modules.llm.pruning.pangu_light_report import PanguLightReport, count_tokens, report_of, shape_of_model
-from pangu_modules.llm.pruning.prune_report import count_parameters
-from pangu_modules.llm.pruning.selection import group_scores, random_scores, select_query_heads, top_k
-from pangu_modules.llm.pruning.shapes import ShapePlan
-from pangu_modules.llm.pruning.slnp import slnp_factors, slnp_rescale
-from pangu_modules.llm.pruning.target import ModelShape, resolve_target, shape_for_parameters
+from pangu_modules.llm.pruning.pangu_light import clap
+from pangu_modules.llm.pruning.pangu_light.config import PanguLightConfig
+from pangu_modules.llm.pruning.pangu_light.importance import Importance, collect_importance
+from pangu_modules.llm.pruning.pangu_light.report import PanguLightReport, count_tokens, report_of, shape_of_model
+from pangu_modules.llm.pruning.pangu_light.selection import group_scores, random_scores, select_query_heads, top_k
+from pangu_modules.llm.pruning.pangu_light.slnp import slnp_factors, slnp_rescale
+from pangu_modules.llm.pruning.pangu_light.target import ModelShape, resolve_target, shape_for_parameters
+from pangu_modules.llm.pruning.plan import ShapePlan
+from pangu_modules.llm.pruning.report import count_parameters
 from pangu_modules.training.objectives import Batch
 
 

@@ -11,14 +11,14 @@ from torch import nn
 
 from pangu_modules.common.config import Config, nearest
 from pangu_modules.llm.calibration.windows import CalibrationConfig
-from pangu_modules.llm.pruning.absorb import AbsorbConfig
-from pangu_modules.llm.pruning.importance import Aggregation, HeadScore
-from pangu_modules.llm.pruning.slnp import SlnpMode, SlnpNorms
-from pangu_modules.llm.pruning.target import TargetShape
+from pangu_modules.llm.pruning.pangu_light.absorb import AbsorbConfig
+from pangu_modules.llm.pruning.pangu_light.importance import Aggregation, HeadScore
+from pangu_modules.llm.pruning.pangu_light.slnp import SlnpMode, SlnpNorms
+from pangu_modules.llm.pruning.pangu_light.target import TargetShape
 from pangu_modules.training.objectives import Batch
 
 if TYPE_CHECKING:
-    from pangu_modules.llm.pruning.pangu_light_report import PanguLightReport
+    from pangu_modules.llm.pruning.pangu_light.report import PanguLightReport
 
 
 class ClapConfig(Config):
@@ -84,7 +84,7 @@ class PanguLightConfig(Config):
         self, model: nn.Module, batches: Iterable[Batch], progress_folder: str | Path | None = None
     ) -> PanguLightReport:
         """Prune `model` in place; one forward pass, so there is no progress to keep. See `pangu_light.prune`."""
-        from pangu_modules.llm.pruning.pangu_light import prune  # it needs this file
+        from pangu_modules.llm.pruning.pangu_light.pipeline import prune  # it needs this file
 
         report, _ = prune(model, list(batches), self)
         return report

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pangu_modules.llm.pruning.target import (
+from pangu_modules.llm.pruning.pangu_light.target import (
     ModelShape,
     TargetShape,
     count_parameters,

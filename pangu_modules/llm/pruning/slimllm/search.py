@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pangu_modules.llm.calibration.statistics import StreamingCovariance
-from pangu_modules.llm.pruning.regression import FitMoments
+from pangu_modules.llm.pruning.slimllm.regression import FitMoments
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pangu_modules.llm.pruning.layer_ratios import (
+from pangu_modules.llm.pruning.slimllm.layer_ratios import (
     channels_to_keep,
     head_units_to_remove,
     layer_ratios,

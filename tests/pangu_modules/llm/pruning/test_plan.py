@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pangu_modules.llm.pruning import surgery
-from pangu_modules.llm.pruning.shapes import LayerSizes, ShapePlan
+from pangu_modules.llm.pruning.plan import LayerSizes, ShapePlan
 from pangu_modules.training.structure import plan_from
 
 TOKENS = torch.randint(1, 61, (2, 9), generator=torch.Generator().manual_seed(3))

@@ -11,12 +11,12 @@ from torch import nn
 
 from pangu_modules.common.config import Config
 from pangu_modules.llm.calibration.windows import CalibrationConfig
-from pangu_modules.llm.pruning.criteria import ChannelCriterion, HeadCriterion
-from pangu_modules.llm.pruning.regression import Recovery
+from pangu_modules.llm.pruning.slimllm.criteria import ChannelCriterion, HeadCriterion
+from pangu_modules.llm.pruning.slimllm.regression import Recovery
 from pangu_modules.training.objectives import Batch
 
 if TYPE_CHECKING:
-    from pangu_modules.llm.pruning.prune_report import PruneReport
+    from pangu_modules.llm.pruning.report import PruneReport
 
 
 class SlimLLMConfig(Config):
@@ -63,7 +63,7 @@ class SlimLLMConfig(Config):
         self, model: nn.Module, batches: Iterable[Batch], progress_folder: str | Path | None = None
     ) -> PruneReport:
         """Prune `model` in place; see `prune_slimllm`."""
-        from pangu_modules.llm.pruning.slimllm import prune_slimllm  # it needs this file
+        from pangu_modules.llm.pruning.slimllm.walk import prune_slimllm  # it needs this file
 
         return prune_slimllm(model, self, batches, progress_folder)
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from pangu_modules.llm.calibration.statistics import ColumnMoments, StreamingCovariance, wide
 from pangu_modules.llm.calibration.stream import Stream, caught_input, not_finite
 from pangu_modules.llm.pruning import surgery
-from pangu_modules.llm.pruning.criteria import ChannelCriterion, ChannelStatistics, channel_scores
-from pangu_modules.llm.pruning.regression import ColumnRegression, Recovery, fit, fold_affine, ridge_matrix
+from pangu_modules.llm.pruning.slimllm.criteria import ChannelCriterion, ChannelStatistics, channel_scores
+from pangu_modules.llm.pruning.slimllm.regression import ColumnRegression, Recovery, fit, fold_affine, ridge_matrix
 
 
 def prune_channels(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pangu_modules.llm.pruning.absorb import (
+from pangu_modules.llm.pruning.pangu_light.absorb import (
     AbsorbConfig,
     absorb_at_end,
     absorb_post_norms,

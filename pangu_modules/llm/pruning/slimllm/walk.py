@@ -19,19 +19,19 @@ from torch import nn
 from pangu_modules.llm.calibration.progress import WalkProgress, fingerprint
 from pangu_modules.llm.calibration.stream import Stream, catch_stream, layer_similarities
 from pangu_modules.llm.pruning import surgery
-from pangu_modules.llm.pruning.channel_pruning import prune_channels
-from pangu_modules.llm.pruning.criteria import ChannelCriterion
-from pangu_modules.llm.pruning.head_pruning import prune_heads
-from pangu_modules.llm.pruning.layer_ratios import (
+from pangu_modules.llm.pruning.report import LayerReport, PruneReport, count_parameters
+from pangu_modules.llm.pruning.slimllm.channels import prune_channels
+from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig
+from pangu_modules.llm.pruning.slimllm.criteria import ChannelCriterion
+from pangu_modules.llm.pruning.slimllm.heads import prune_heads
+from pangu_modules.llm.pruning.slimllm.layer_ratios import (
     channels_to_keep,
     head_units_to_remove,
     layer_ratios,
     removed_attention_fraction,
     rounded,
 )
-from pangu_modules.llm.pruning.prune_report import LayerReport, PruneReport, count_parameters
-from pangu_modules.llm.pruning.slimllm_config import SlimLLMConfig
-from pangu_modules.llm.pruning.taylor import LayerTaylor, taylor_scores
+from pangu_modules.llm.pruning.slimllm.taylor import LayerTaylor, taylor_scores
 from pangu_modules.training.objectives import Batch
 
 PRE_NORM_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}

@@ -138,6 +138,6 @@ class ShapePlan(Plan):
 
     def write_model(self, model: nn.Module, folder: Path) -> None:
         """Write the pruned model in this plan's layout; see `export.write_pruned`."""
-        from pangu_modules.llm.pruning.export import write_pruned
+        from pangu_modules.llm.pruning.export.folder import write_pruned
 
         write_pruned(model, folder, self.layout)

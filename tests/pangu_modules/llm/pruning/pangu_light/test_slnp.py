@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pangu_modules.llm.calibration.probe import hidden_norms
-from pangu_modules.llm.pruning.slnp import slnp_factors, slnp_rescale
+from pangu_modules.llm.pruning.pangu_light.slnp import slnp_factors, slnp_rescale
 from pangu_modules.llm.pruning.surgery import keep_hidden
 
 KEPT = [0, 2, 3, 7, 8, 11, 13, 20, 23]

@@ -19,10 +19,10 @@ from torch import nn
 from pangu_modules.llm.export.transformers import refuse_own_architecture
 from pangu_modules.llm.models.loading import quiet_transformers
 from pangu_modules.llm.pruning import surgery
-from pangu_modules.llm.pruning.carriers import PLAIN_ARCHITECTURES, carrier_config
-from pangu_modules.llm.pruning.modeling_file import MODELING_FILE, modeling_source
-from pangu_modules.llm.pruning.padding import pad_layer
-from pangu_modules.llm.pruning.shapes import Layout
+from pangu_modules.llm.pruning.export.carriers import PLAIN_ARCHITECTURES, carrier_config
+from pangu_modules.llm.pruning.export.modeling_file import MODELING_FILE, modeling_source
+from pangu_modules.llm.pruning.export.padding import pad_layer
+from pangu_modules.llm.pruning.plan import Layout
 
 
 def write_pruned(model: Any, folder: Path, layout: Layout = "auto") -> Layout:

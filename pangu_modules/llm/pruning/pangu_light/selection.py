@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pangu_modules.llm.pruning.importance import Importance
+from pangu_modules.llm.pruning.pangu_light.importance import Importance
 
 
 def top_k(scores: Tensor, k: int) -> list[int]:

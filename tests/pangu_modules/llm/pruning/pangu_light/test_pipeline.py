@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.depth import perplexity
-from pangu_modules.llm.pruning.importance import collect_importance
-from pangu_modules.llm.pruning.pangu_light import (
+from pangu_modules.llm.pruning.pangu_light.config import BASELINES, ClapConfig, PanguLightConfig, baseline
+from pangu_modules.llm.pruning.pangu_light.importance import collect_importance
+from pangu_modules.llm.pruning.pangu_light.pipeline import (
     PanguLightSelection,
     apply_selection,
     compare_reinitialisations,
@@ -21,8 +22,7 @@ from pangu_modules.llm.pruning.pangu_light import (
     prune,
     select,
 )
-from pangu_modules.llm.pruning.pangu_light_config import BASELINES, ClapConfig, PanguLightConfig, baseline
-from pangu_modules.llm.pruning.target import ModelShape
+from pangu_modules.llm.pruning.pangu_light.target import ModelShape
 
 FAMILIES = ["llama", "llama_bias", "qwen2", "qwen3", "mistral"]
 IDS = torch.randint(1, 61, (4, 9), generator=torch.Generator().manual_seed(3))

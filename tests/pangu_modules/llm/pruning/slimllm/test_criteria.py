@@ -11,8 +11,8 @@ import torch
 
 from pangu_modules.llm.calibration.statistics import ColumnMoments, StreamingCovariance
 from pangu_modules.llm.pruning import surgery
-from pangu_modules.llm.pruning.channel_pruning import select_channels
-from pangu_modules.llm.pruning.criteria import (
+from pangu_modules.llm.pruning.slimllm.channels import select_channels
+from pangu_modules.llm.pruning.slimllm.criteria import (
     ChannelCriterion,
     ChannelStatistics,
     HeadCriterion,
@@ -21,7 +21,7 @@ from pangu_modules.llm.pruning.criteria import (
     head_scores,
     unit_scores,
 )
-from pangu_modules.llm.pruning.taylor import taylor_scores
+from pangu_modules.llm.pruning.slimllm.taylor import taylor_scores
 
 CPU = torch.device("cpu")
 GENERATOR = torch.Generator().manual_seed(5)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from pangu_modules.llm.calibration.statistics import StreamingCovariance, exact_device, wide
 from pangu_modules.llm.calibration.stream import Stream, caught_input, not_finite
 from pangu_modules.llm.pruning import surgery
-from pangu_modules.llm.pruning.criteria import HeadCriterion, HeadStatistics, head_scores, unit_scores
-from pangu_modules.llm.pruning.regression import Recovery, fit, fold_affine, ridge_matrix
-from pangu_modules.llm.pruning.search import UnitGram, remove_lowest, remove_units
+from pangu_modules.llm.pruning.slimllm.criteria import HeadCriterion, HeadStatistics, head_scores, unit_scores
+from pangu_modules.llm.pruning.slimllm.regression import Recovery, fit, fold_affine, ridge_matrix
+from pangu_modules.llm.pruning.slimllm.search import UnitGram, remove_lowest, remove_units
 
 HeadUnit = Literal["kv_group", "query"]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pangu_modules.llm.calibration.statistics import StreamingCovariance
-from pangu_modules.llm.pruning.search import UnitGram, remove_lowest, remove_units
+from pangu_modules.llm.pruning.slimllm.search import UnitGram, remove_lowest, remove_units
 
 TOKENS, UNITS, WIDTH, SIZE = 37, 8, 3, 11
 

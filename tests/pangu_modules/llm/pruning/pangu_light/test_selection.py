@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pangu_modules.llm.pruning.importance import Importance
-from pangu_modules.llm.pruning.selection import group_scores, random_scores, select_query_heads, top_k
+from pangu_modules.llm.pruning.pangu_light.importance import Importance
+from pangu_modules.llm.pruning.pangu_light.selection import group_scores, random_scores, select_query_heads, top_k
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=9), st.data())

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from pangu_modules.llm.pruning import surgery
-from pangu_modules.llm.pruning.prune_report import LayerReport, PruneReport, count_parameters
-from pangu_modules.llm.pruning.target import ModelShape
+from pangu_modules.llm.pruning.pangu_light.target import ModelShape
+from pangu_modules.llm.pruning.report import LayerReport, PruneReport, count_parameters
 from pangu_modules.training.objectives import Batch
 
 if TYPE_CHECKING:
-    from pangu_modules.llm.pruning.pangu_light import PanguLightSelection
+    from pangu_modules.llm.pruning.pangu_light.pipeline import PanguLightSelection
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from pangu_modules.llm.pruning import surgery
-from pangu_modules.llm.pruning.export import write_pruned
-from pangu_modules.llm.pruning.padding import pad_layer
-from pangu_modules.llm.pruning.shapes import ShapePlan
+from pangu_modules.llm.pruning.export.folder import write_pruned
+from pangu_modules.llm.pruning.export.padding import pad_layer
+from pangu_modules.llm.pruning.plan import ShapePlan
 
 TOKENS = [[5, 9, 33, 2, 17, 40, 8], [7, 7, 1, 3, 60, 22, 11]]
 

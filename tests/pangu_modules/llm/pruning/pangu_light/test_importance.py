@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from pangu_modules.llm.pruning.importance import ImportanceCollector, collect_importance
+from pangu_modules.llm.pruning.pangu_light.importance import ImportanceCollector, collect_importance
 
 HEADS, HEAD_DIM, LAYERS = 6, 8, 4  # of the tiny models in conftest.py
 SEQUENCES = [torch.randint(1, 61, (length,), generator=torch.Generator().manual_seed(length)) for length in (9, 5, 7)]

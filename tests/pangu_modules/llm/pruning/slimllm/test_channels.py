@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pangu_modules.llm.calibration.stream import catch_stream
-from pangu_modules.llm.pruning.channel_pruning import prune_channels
+from pangu_modules.llm.pruning.slimllm.channels import prune_channels
 
 MASK = torch.tensor([[1] * 16, [1] * 9 + [0] * 7])
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from pangu_modules.llm.pruning import slimllm, surgery
-from pangu_modules.llm.pruning.slimllm import prune_slimllm
-from pangu_modules.llm.pruning.slimllm_config import BASELINES, SlimLLMConfig
+from pangu_modules.llm.pruning import surgery
+from pangu_modules.llm.pruning.slimllm import walk as slimllm
+from pangu_modules.llm.pruning.slimllm.config import BASELINES, SlimLLMConfig
+from pangu_modules.llm.pruning.slimllm.walk import prune_slimllm
 
 HEADS, HEAD_DIM, CHANNELS = 6, 8, 28  # of the tiny models in conftest.py
 

@@ -1,0 +1,1 @@
+"""Exports of pruned models: plain carriers, padding, or a modelling file of their own."""

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from callbacks.dwm_checks import check_run
 from callbacks.recorded_weighting import RecordedWeighting, part_of
-from pangu_modules.llm.weighting import baselines
-from pangu_modules.llm.weighting.baselines_ngrams import Scorer, Selection, offline_scorer, sequences_of
+from pangu_modules.llm.weighting.baselines import weights as baselines
+from pangu_modules.llm.weighting.baselines.ngrams import Scorer, Selection, offline_scorer, sequences_of
 from pangu_modules.llm.weighting.protocol import per_sequence_losses
 from pangu_modules.training.module import batch_size
 

@@ -16,9 +16,9 @@ from callbacks.dwm_checks import check_run
 from callbacks.dwm_learner import trained_parameters
 from callbacks.recorded_weighting import RecordedWeighting
 from pangu_modules.common.errors import UsageError
-from pangu_modules.llm.weighting import baselines
-from pangu_modules.llm.weighting.baselines_influence import InfluenceModel, measured_influences
-from pangu_modules.llm.weighting.baselines_ngrams import sequences_of
+from pangu_modules.llm.weighting.baselines import weights as baselines
+from pangu_modules.llm.weighting.baselines.influence import InfluenceModel, measured_influences
+from pangu_modules.llm.weighting.baselines.ngrams import sequences_of
 from pangu_modules.llm.weighting.preconditioning import next_step
 from pangu_modules.llm.weighting.protocol import LossesOf
 from pangu_modules.training.module import batch_size

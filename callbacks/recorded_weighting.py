@@ -15,7 +15,7 @@ from torch import Tensor
 from callbacks.dwm_checks import steps_of
 from callbacks.dwm_report import Record
 from pangu_modules.common.config import Config as BaseConfig
-from pangu_modules.llm.weighting.baselines_ngrams import sequences_of
+from pangu_modules.llm.weighting.baselines.ngrams import sequences_of
 from pangu_modules.llm.weighting.update import Weighed
 from pangu_modules.training.callback import RecipeCallback
 from pangu_modules.training.module import batch_size

@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 
 from datamodules.mixture import MixtureData
 from datamodules.text import Windows
-from pangu_modules.llm.weighting.baselines import threshold_of
-from pangu_modules.llm.weighting.baselines_ngrams import Selection, offline_scorer
+from pangu_modules.llm.weighting.baselines.ngrams import Selection, offline_scorer
+from pangu_modules.llm.weighting.baselines.weights import threshold_of
 
 
 class SelectedMixtureData(MixtureData):

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from pangu_modules.llm.moge.configuration import PanguProMoEConfig as PanguProMoEConfig
     from pangu_modules.llm.moge.experts import GroupedExperts as GroupedExperts
     from pangu_modules.llm.moge.modeling import PanguProMoEForCausalLM as PanguProMoEForCausalLM
+    from pangu_modules.llm.moge.parallel.strategy import ExpertParallelStrategy as ExpertParallelStrategy
     from pangu_modules.llm.moge.router import Router as Router
     from pangu_modules.llm.moge.statistics import LoadMeter as LoadMeter
     from pangu_modules.llm.moge.statistics import imbalance_score as imbalance_score
-    from pangu_modules.llm.moge.strategy import ExpertParallelStrategy as ExpertParallelStrategy
     from pangu_modules.llm.moge.upcycling import UpcycleConfig as UpcycleConfig
     from pangu_modules.llm.moge.upcycling import UpcyclePlan as UpcyclePlan
     from pangu_modules.llm.onebit.config import OneBitConfig as OneBitConfig
@@ -81,7 +81,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "Config": "pangu_modules.common.config",
         "Configurable": "pangu_modules.common.config",
         "DataWeightingModel": "pangu_modules.llm.weighting.model",
-        "ExpertParallelStrategy": "pangu_modules.llm.moge.strategy",
+        "ExpertParallelStrategy": "pangu_modules.llm.moge.parallel.strategy",
         "GenerationEngine": "pangu_modules.llm.generation.engine",
         "GroupedExperts": "pangu_modules.llm.moge.experts",
         "ImageClassifier": "pangu_modules.vision.classifier",

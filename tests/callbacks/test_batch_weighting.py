@@ -14,7 +14,7 @@ from weighted_runs import Seen, fit
 
 from callbacks import BatchWeighting, DWMReweighting
 from pangu_modules.common.errors import UsageError
-from pangu_modules.llm.weighting.baselines_ngrams import sequences_of
+from pangu_modules.llm.weighting.baselines.ngrams import sequences_of
 from pangu_modules.llm.weighting.model import effective_batch_size
 
 

@@ -10,7 +10,7 @@ from weighted_runs import Seen, fit
 
 from callbacks import DWMReweighting, InfluenceSelection
 from pangu_modules.common.errors import UsageError
-from pangu_modules.llm.weighting.baselines_influence import InfluenceModel, measured_influences
+from pangu_modules.llm.weighting.baselines.influence import InfluenceModel, measured_influences
 from pangu_modules.llm.weighting.hypergradient import hypergradient
 from pangu_modules.llm.weighting.preconditioning import NextStep
 
@@ -95,6 +95,6 @@ def test_refusals(tmp_path, monkeypatch):
         found.h.fill_(float("nan"))
         return found
 
-    monkeypatch.setattr("pangu_modules.llm.weighting.baselines_influence.hypergradient", diverged)
+    monkeypatch.setattr("pangu_modules.llm.weighting.baselines.influence.hypergradient", diverged)
     with pytest.raises(RuntimeError, match=r"'mates': no measured influence was finite"):
         fit(tmp_path, selection())

@@ -19,7 +19,7 @@ PRELOAD = [
     "lightning.pytorch",
     "pangu_modules.llm.causal_lm",
     "pangu_modules.llm.moge.modeling",
-    "pangu_modules.llm.moge.strategy",
+    "pangu_modules.llm.moge.parallel.strategy",
 ]
 
 

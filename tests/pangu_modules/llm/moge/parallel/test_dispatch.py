@@ -14,8 +14,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.debug import CommDebugMode
 
 from pangu_modules.llm.moge.block import MoGEBlock
-from pangu_modules.llm.moge.expert_parallel import static_splits
-from pangu_modules.llm.moge.parallel_experts import ParallelExperts, check_ep_size, expert_mesh
+from pangu_modules.llm.moge.parallel.dispatch import static_splits
+from pangu_modules.llm.moge.parallel.experts import ParallelExperts, check_ep_size, expert_mesh
 from pangu_modules.llm.moge.router import Router
 
 HIDDEN, EXPERTS, GROUPS = 8, 8, 4

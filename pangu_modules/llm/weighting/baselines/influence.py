@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pangu_modules.llm.weighting.baselines_ngrams import BUCKETS, sequences_of, shares
+from pangu_modules.llm.weighting.baselines.ngrams import BUCKETS, sequences_of, shares
 from pangu_modules.llm.weighting.hypergradient import Batch, Parameters, hypergradient
 from pangu_modules.llm.weighting.preconditioning import NextStep
 from pangu_modules.training.module import batch_size

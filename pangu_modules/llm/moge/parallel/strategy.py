@@ -20,7 +20,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
 
 from pangu_modules.common.config import Config
-from pangu_modules.llm.moge.parallel_experts import expert_mesh, parallelize
+from pangu_modules.llm.moge.parallel.experts import expert_mesh, parallelize
 
 
 class ExpertParallelConfig(Config):

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, DistributedSampler, StackDataset
 
 from pangu_modules.llm.causal_lm import CausalLM
 from pangu_modules.llm.moge.auxiliary_loss import auxiliary_objective
-from pangu_modules.llm.moge.parallel_experts import parallelize
-from pangu_modules.llm.moge.strategy import ExpertParallelStrategy
+from pangu_modules.llm.moge.parallel.experts import parallelize
+from pangu_modules.llm.moge.parallel.strategy import ExpertParallelStrategy
 
 MODEL: dict[str, Any] = {
     "vocab_size": 32,

@@ -5,20 +5,20 @@ import numpy as np
 import pytest
 import torch
 
-from pangu_modules.llm.weighting.baselines import (
+from pangu_modules.llm.weighting.baselines.ngrams import (
+    MULTIPLIER,
+    BigramPerplexity,
+    ImportanceRatio,
+    QualityClassifier,
+    bags,
+)
+from pangu_modules.llm.weighting.baselines.weights import (
     kept_weights,
     loss_weights,
     random_weights,
     sharpened,
     threshold_of,
     uniform_weights,
-)
-from pangu_modules.llm.weighting.baselines_ngrams import (
-    MULTIPLIER,
-    BigramPerplexity,
-    ImportanceRatio,
-    QualityClassifier,
-    bags,
 )
 from pangu_modules.llm.weighting.model import effective_batch_size
 

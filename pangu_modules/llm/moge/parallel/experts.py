@@ -17,8 +17,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from pangu_modules.llm.moge.block import MoGEBlock, moge_blocks
-from pangu_modules.llm.moge.expert_parallel import counted_dispatch, static_dispatch
 from pangu_modules.llm.moge.experts import GroupedExperts, compute_dtype, experts_forward
+from pangu_modules.llm.moge.parallel.dispatch import counted_dispatch, static_dispatch
 from pangu_modules.llm.moge.router import Router
 
 REPLICAS, SHARDS = MESH_NAMES = ("data_parallel", "expert_parallel")

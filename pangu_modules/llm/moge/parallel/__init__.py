@@ -1,0 +1,1 @@
+"""Mixtures over several processes: dispatch of tokens, sharded experts, Lightning's strategy."""

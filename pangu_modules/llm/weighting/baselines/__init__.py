@@ -1,0 +1,1 @@
+"""What DWM is compared with: weights without learning, n-gram scores, influence models."""

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.utils.data import Dataset, default_collate
 
-from callbacks.dwm_batches import DrawnBatches
-from callbacks.dwm_report import Record, preference_rows, stage_rows
-from callbacks.dwm_schedule import StageSchedule
+from callbacks.weighting.batches import DrawnBatches
+from callbacks.weighting.report import Record, preference_rows, stage_rows
+from callbacks.weighting.schedule import StageSchedule
 
 
 class Numbers(Dataset):

@@ -10,7 +10,7 @@ from tiny_llm import TINY_LLAMA, tiny_module, token_batch
 from tiny_text import TokenBatches
 
 from callbacks import StructuredPruning
-from callbacks.pruning_report import unrepaired
+from callbacks.pruning.report import unrepaired
 from pangu_modules import CalibrationConfig, CausalLM, OptimizerConfig, Recipe, SlimLLMConfig
 from pangu_modules.engine.run import fit_stage
 from pangu_modules.llm.pruning import surgery

@@ -8,8 +8,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from pydantic import Field
 
-from callbacks.pruning_report import held_out_batches, on_device
-from callbacks.structured_pruning import PruningCallback, PruningConfig, calibration_windows
+from callbacks.pruning.report import held_out_batches, on_device
+from callbacks.pruning.structured import PruningCallback, PruningConfig, calibration_windows
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.llm.calibration.windows import CalibrationConfig
 from pangu_modules.llm.pruning.depth import perplexity

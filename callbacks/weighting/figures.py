@@ -16,8 +16,8 @@ def draw_stages(domains: Rows, stages: Rows) -> Figure:
     """Draw mean weights by domain and stage with their standard errors, the effective batch, and the target's loss.
 
     Args:
-        domains: rows of `callbacks.dwm_report.preference_rows`.
-        stages: rows of `callbacks.dwm_report.stage_rows`.
+        domains: rows of `callbacks.weighting.report.preference_rows`.
+        stages: rows of `callbacks.weighting.report.stage_rows`.
     """
     from matplotlib.figure import Figure
 

@@ -12,8 +12,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
-from callbacks.dwm_checks import check_run
-from callbacks.recorded_weighting import RecordedWeighting, part_of
+from callbacks.weighting.checks import check_run
+from callbacks.weighting.recorded import RecordedWeighting, part_of
 from pangu_modules.llm.weighting.baselines import weights as baselines
 from pangu_modules.llm.weighting.baselines.ngrams import Scorer, Selection, offline_scorer, sequences_of
 from pangu_modules.llm.weighting.protocol import per_sequence_losses

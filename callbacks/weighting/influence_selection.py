@@ -11,10 +11,10 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from callbacks.dwm_batches import DrawnBatches, data_source, target_batches, training_batches
-from callbacks.dwm_checks import check_run
-from callbacks.dwm_learner import trained_parameters
-from callbacks.recorded_weighting import RecordedWeighting
+from callbacks.weighting.batches import DrawnBatches, data_source, target_batches, training_batches
+from callbacks.weighting.checks import check_run
+from callbacks.weighting.learner import trained_parameters
+from callbacks.weighting.recorded import RecordedWeighting
 from pangu_modules.common.errors import UsageError
 from pangu_modules.llm.weighting.baselines import weights as baselines
 from pangu_modules.llm.weighting.baselines.influence import InfluenceModel, measured_influences

@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
 
-from callbacks.binarization_report import BinarizationRecord
-from callbacks.pruning_report import on_device
+from callbacks.binarization.report import BinarizationRecord
+from callbacks.pruning.report import on_device
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.llm.lora import has_adapters
 from pangu_modules.llm.onebit.config import OneBitConfig

@@ -12,7 +12,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from tiny_llm import tiny_module, token_batch
 from torch.utils.data import DataLoader, Dataset
 
-from callbacks.structured_pruning import LayerDropping, StructuredPruning, calibration_windows
+from callbacks.pruning.structured import LayerDropping, StructuredPruning, calibration_windows
 from pangu_modules.llm.calibration.windows import CalibrationConfig
 from pangu_modules.llm.causal_lm import CausalLM
 from pangu_modules.llm.lora import LoRAConfig

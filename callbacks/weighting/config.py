@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from callbacks.dwm_schedule import StageSchedule
+from callbacks.weighting.schedule import StageSchedule
 from pangu_modules.llm.weighting.model import DataWeightingModel
 
 

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from callbacks.dwm_figures import CAPTION, draw_stages
+from callbacks.weighting.figures import CAPTION, draw_stages
 from pangu_modules.llm.losses import count_targets, labels_of
 from pangu_modules.llm.weighting.model import effective_batch_size
 from pangu_modules.llm.weighting.update import UpdateResult, Weighed

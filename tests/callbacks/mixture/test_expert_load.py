@@ -13,7 +13,7 @@ from tiny_moge import moge_module, short_trainer
 from tiny_text import TokenBatches
 
 from callbacks import ExpertLoad
-from callbacks.expert_load import draw_load, selected_experts
+from callbacks.mixture.expert_load import draw_load, selected_experts
 from pangu_modules.llm.moge.statistics import LoadMeter, coefficient_of_variation
 from pangu_modules.report.parts import PARTS
 

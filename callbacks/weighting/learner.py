@@ -10,8 +10,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torch.optim import Optimizer
 
-from callbacks.dwm_batches import DrawnBatches, data_source, target_batches, training_batches
-from callbacks.dwm_config import DWMConfig
+from callbacks.weighting.batches import DrawnBatches, data_source, target_batches, training_batches
+from callbacks.weighting.config import DWMConfig
 from pangu_modules.llm.weighting.features import FeatureReader
 from pangu_modules.llm.weighting.model import DataWeightingModel
 from pangu_modules.llm.weighting.preconditioning import next_step, schedule_factor

@@ -12,8 +12,8 @@ from lightning.pytorch import LightningModule, Trainer
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from callbacks.dwm_checks import steps_of
-from callbacks.dwm_report import Record
+from callbacks.weighting.checks import steps_of
+from callbacks.weighting.report import Record
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.llm.weighting.baselines.ngrams import sequences_of
 from pangu_modules.llm.weighting.update import Weighed

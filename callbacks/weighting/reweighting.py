@@ -28,10 +28,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from callbacks.dwm_checks import check_run, complete_config, steps_of
-from callbacks.dwm_config import DWMConfig
-from callbacks.dwm_learner import Learner
-from callbacks.dwm_report import Record
+from callbacks.weighting.checks import check_run, complete_config, steps_of
+from callbacks.weighting.config import DWMConfig
+from callbacks.weighting.learner import Learner
+from callbacks.weighting.report import Record
 from pangu_modules.llm.weighting.features import READERS, FeatureReader, KeptModel, is_kept, keep_model
 from pangu_modules.llm.weighting.model import DataWeightingModel
 from pangu_modules.llm.weighting.saving import encoder_folder, load_stages, save_weighting_model, stage_file

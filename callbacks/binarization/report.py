@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
-from callbacks.pruning_report import held_out_batches, on_device
+from callbacks.pruning.report import held_out_batches, on_device
 from pangu_modules.common.files import write_atomically
 from pangu_modules.llm.onebit.config import OneBitConfig
 from pangu_modules.llm.onebit.layer import SMALLEST_SCALE, ProgressiveBinaryLinear

@@ -18,7 +18,7 @@ from tiny_llm import TINY_LLAMA, tiny_module
 from tiny_text import TokenBatches
 
 from callbacks import Distillation, ExactResume, ProgressiveBinarization, StructuredPruning, WeightAverage
-from callbacks.progressive_binarization import refuse_trainer
+from callbacks.binarization.progressive import refuse_trainer
 from pangu_modules import CausalLM, LoRAPlan, OneBitConfig, Plan, Recipe, SlimLLMConfig
 from pangu_modules.engine.run import fit_stage
 from pangu_modules.llm.onebit.plan import binarized_linears, binary_layers, rows_with_other_values, target_names

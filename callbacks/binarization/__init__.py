@@ -1,0 +1,1 @@
+"""Callbacks that make weights binary over training."""

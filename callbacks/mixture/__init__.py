@@ -1,0 +1,1 @@
+"""Callbacks for mixtures of experts: balance and load."""

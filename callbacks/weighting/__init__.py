@@ -1,0 +1,1 @@
+"""Callbacks that weigh the sequences of a batch: DWM and its baselines."""

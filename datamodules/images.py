@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from datamodules.base import DataModule
 from datamodules.loader import seeded
-from datamodules.samples import LabelledImages, digits, fashion_mnist, small_digits
+from datamodules.samples.embedded import LabelledImages, digits, fashion_mnist, small_digits
 
 Source = Literal["mnist", "fashion", "small_digits"]
 STATISTICS: dict[Source, tuple[float, float]] = {

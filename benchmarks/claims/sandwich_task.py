@@ -117,8 +117,8 @@ def byte_windows(seed: int) -> tuple[Tensor, Tensor, list[dict[str, Tensor]]]:
     """
     import torch
 
-    from datamodules.ngrams import sequences_sharing
-    from datamodules.samples import python_topics
+    from datamodules.samples.embedded import python_topics
+    from datamodules.text.ngrams import sequences_sharing
 
     text = torch.frombuffer(bytearray(python_topics().encode()), dtype=torch.uint8).long()
     count = len(text) // (WINDOW - 1)

@@ -50,7 +50,7 @@ def test_the_gain_is_relative():
 
 
 def test_the_texts_share_nothing_and_the_sets_differ():
-    from datamodules.ngrams import shared_ngrams
+    from datamodules.text.ngrams import shared_ngrams
 
     pytest.importorskip("transformers")
     sets = [load_texts(seed, miniature=True) for seed in range(3)]

@@ -7,7 +7,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from datamodules.images import DigitsData, FolderImages, GreyImages, ImageFolderData
-from datamodules.samples import LabelledImages
+from datamodules.samples.embedded import LabelledImages
 
 
 def prepared(**fields: object) -> DigitsData:

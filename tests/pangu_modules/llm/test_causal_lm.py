@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from tiny_llm import VOCABULARY, tiny_module, token_batch, word_tokenizer
 from torch.utils.data import DataLoader
 
-from datamodules.text import TextData
+from datamodules.text.running import TextData
 from pangu_modules.engine.exact_resume import ExactResume
 from pangu_modules.llm.causal_lm import CausalLM, prompts_of
 from pangu_modules.llm.distillation.teacher import distillation_objective

@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("tokenizers")
 
 from datamodules import SmallVocabularyData
-from datamodules.small_vocabulary import CHUNK, split_chunks
+from datamodules.text.small_vocabulary import CHUNK, split_chunks
 
 TEXT = "In the beginning was the word, and the word was with the reader.\nÜber 10 % more.\n" * 40
 

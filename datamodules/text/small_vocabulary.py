@@ -12,8 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from datamodules.reading import read_texts
-from datamodules.text import TextData, pack
+from datamodules.text.reading import read_texts
+from datamodules.text.running import TextData, pack
 from pangu_modules.common.cache import cached
 
 END_OF_TEXT = "<|endoftext|>"

@@ -30,7 +30,7 @@ def read_texts(source: str, field: str) -> list[str]:
 
         return [topics[name] for name in sorted(topics)]
     if source.startswith(BIBLE):
-        from datamodules.samples import bible_text
+        from datamodules.samples.embedded import bible_text
 
         return [bible_text(source.removeprefix(BIBLE))]
     texts = [str(row[field]) for row in read_rows(source, field)]

@@ -7,9 +7,9 @@ from pydantic import ValidationError
 from tiny_llm import byte_tokenizer, tiny_module
 
 from datamodules import DataModule
-from datamodules.ngrams import shared_ngrams
-from datamodules.text import TextData, Windows, pack, split_blocks, tokenize
-from datamodules.tokens import assign_splits
+from datamodules.text.ngrams import shared_ngrams
+from datamodules.text.running import TextData, Windows, pack, split_blocks, tokenize
+from datamodules.text.tokens import assign_splits
 
 SPLITS = ("train", "val", "test", "calibration")
 

@@ -3,7 +3,7 @@ import json
 import pytest
 from datasets import Dataset, DatasetDict
 
-from datamodules.reading import download, read_rows, read_texts
+from datamodules.text.reading import download, read_rows, read_texts
 
 
 def test_files_and_folders_are_read_in_a_fixed_order(tmp_path):

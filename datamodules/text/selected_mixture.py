@@ -10,8 +10,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from pydantic import Field
 from torch.utils.data import Dataset
 
-from datamodules.mixture import MixtureData
-from datamodules.text import Windows
+from datamodules.text.mixture import MixtureData
+from datamodules.text.running import Windows
 from pangu_modules.llm.weighting.baselines.ngrams import Selection, offline_scorer
 from pangu_modules.llm.weighting.baselines.weights import threshold_of
 

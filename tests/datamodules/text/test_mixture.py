@@ -6,7 +6,7 @@ import torch
 from pydantic import ValidationError
 
 from datamodules import Domain, MixtureData, SelectedMixtureData
-from datamodules.corruptions import (
+from datamodules.text.corruptions import (
     BOILERPLATE,
     CORRUPTIONS,
     PYTHON_CODE,
@@ -15,8 +15,8 @@ from datamodules.corruptions import (
     sections,
     shuffled_tokens,
 )
-from datamodules.mixture import limited, mixture_counts, trained_tokenizer
-from datamodules.ngrams import shared_ngrams
+from datamodules.text.mixture import limited, mixture_counts, trained_tokenizer
+from datamodules.text.ngrams import shared_ngrams
 
 SPLITS = ("train", "val", "test")
 
@@ -243,7 +243,7 @@ def test_a_split_without_a_window_tells_what_to_do(sources):
 
 def test_the_size_of_the_target_is_told(sources, monkeypatch):
     told = []
-    monkeypatch.setattr("datamodules.mixture.rank_zero_info", told.append)
+    monkeypatch.setattr("datamodules.text.mixture.rank_zero_info", told.append)
     data = mixture(sources, val_fraction=0.2)
     data.setup()
     documents = len(data.texts["val"][0])

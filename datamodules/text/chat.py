@@ -11,9 +11,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.ngrams import sequences_sharing
-from datamodules.reading import download, read_rows
-from datamodules.tokens import SPLITS, TokenData, assign_splits
+from datamodules.text.ngrams import sequences_sharing
+from datamodules.text.reading import download, read_rows
+from datamodules.text.tokens import SPLITS, TokenData, assign_splits
 
 IGNORE_INDEX = -100
 Message = Mapping[str, str]

@@ -1,6 +1,6 @@
 """The embedded samples: data and models that need no network, from installed packages and the standard library.
 
-Images, texts and tasks are here; the models are in `datamodules.embedded_models`, and have their names here too.
+Images, texts and tasks are here; the models are in `datamodules.samples.embedded_models`, and have their names here too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.embedded_models import (
+from datamodules.samples.embedded_models import (
     imagenet_classifier,
     sentence_embeddings,
     sentence_encoder_folder,

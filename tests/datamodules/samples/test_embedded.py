@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules import samples
-from datamodules.embedded_models import renamed_in_order
+from datamodules.samples import embedded as samples
+from datamodules.samples.embedded_models import renamed_in_order
 from pangu_modules.common import cache
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}

@@ -14,11 +14,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from datamodules.corruptions import PYTHON_CODE, Corruption, corrupt, domain_texts, shuffled_tokens
-from datamodules.ngrams import sequences_sharing, shared_ngrams
-from datamodules.reading import PYTHON_TOPICS, download
-from datamodules.text import Windows, pack, tokenize
-from datamodules.tokens import TokenData, assign_splits
+from datamodules.text.corruptions import PYTHON_CODE, Corruption, corrupt, domain_texts, shuffled_tokens
+from datamodules.text.ngrams import sequences_sharing, shared_ngrams
+from datamodules.text.reading import PYTHON_TOPICS, download
+from datamodules.text.running import Windows, pack, tokenize
+from datamodules.text.tokens import TokenData, assign_splits
 from pangu_modules.common.cache import cached
 from pangu_modules.common.config import Config as BaseConfig
 

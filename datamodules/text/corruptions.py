@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.reading import read_texts
+from datamodules.text.reading import read_texts
 
 PYTHON_CODE = "python_code"
 SECTION = 4000
@@ -40,7 +40,7 @@ VOWELS, CONSONANTS = "aeiou", "bcdfghjklmnpqrstvwxyz"
 
 
 def domain_texts(source: str, field: str) -> list[str]:
-    """Return the documents of a source: ``"python_code"``, or what `datamodules.reading.read_texts` knows.
+    """Return the documents of a source: ``"python_code"``, or what `datamodules.text.reading.read_texts` knows.
 
     A source that is one long text becomes its `sections`, since splits are made of whole documents.
 

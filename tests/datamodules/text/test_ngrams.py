@@ -1,6 +1,6 @@
 import torch
 
-from datamodules.ngrams import ngram_hashes, sequences_sharing, shared_ngrams
+from datamodules.text.ngrams import ngram_hashes, sequences_sharing, shared_ngrams
 
 
 def slow_ngrams(sequences, n):

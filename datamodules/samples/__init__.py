@@ -1,0 +1,1 @@
+"""Embedded samples: data and models inside Python packages, without a network."""

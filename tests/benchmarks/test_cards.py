@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cards import NOT_MEASURED, config_table, main
+from benchmarks.pages.cards import NOT_MEASURED, config_table, main
 
 CARD = "# A card\n<!-- {0}:begin -->\n{1}\n<!-- {0}:end -->\n"
 

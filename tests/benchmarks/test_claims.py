@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.claims import __main__ as command
-from benchmarks.claims.definitions import Arm, Claim, Gain, Method, Metric, Ratio
-from benchmarks.claims.harness import ArmsFailedError, fingerprint, run_arms, tasks_of
-from benchmarks.claims.output import (
+from benchmarks import claims as command
+from benchmarks.harness.arms import Arm, Claim, Gain, Method, Metric, Ratio
+from benchmarks.harness.discovery import load, names_in
+from benchmarks.harness.output import (
     claims_table,
     draw,
     judge,
@@ -24,10 +24,10 @@ from benchmarks.claims.output import (
     terminal_rows,
     write_results,
 )
-from benchmarks.claims.reuse import reuse_results
-from benchmarks.claims.verdicts import AlwaysEqual, EverySeedAbove, MeanAbove
-from benchmarks.claims.worker import checked
-from benchmarks.discovery import load, names_in
+from benchmarks.harness.reuse import reuse_results
+from benchmarks.harness.running import ArmsFailedError, fingerprint, run_arms, tasks_of
+from benchmarks.harness.verdicts import AlwaysEqual, EverySeedAbove, MeanAbove
+from benchmarks.harness.worker import checked
 
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(Path(__file__).parent))
@@ -169,8 +169,8 @@ def test_a_failure_is_reported_with_its_log_after_all_others_have_run(tmp_path):
 PROGRAM = """
 import signal, sys, time
 from pathlib import Path
-from benchmarks.claims.definitions import Arm, Method
-from benchmarks.claims.harness import run_arms
+from benchmarks.harness.arms import Arm, Method
+from benchmarks.harness.running import run_arms
 
 def quick(seed, inputs, folder):
     return {"x": seed}

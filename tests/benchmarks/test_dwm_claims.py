@@ -4,11 +4,13 @@ import json
 
 import pytest
 
-from benchmarks.claims import __main__ as command
-from benchmarks.claims.definitions import ArmInput
-from benchmarks.claims.dwm import ESS, LOSS, NOISE, OVERHEAD, SHIFT, benchmark, gates
-from benchmarks.claims.dwm_curves import draw, series
-from benchmarks.claims.dwm_task import (
+from benchmarks import claims as command
+from benchmarks.harness.arms import ArmInput
+from benchmarks.harness.running import fingerprint
+from benchmarks.harness.verdicts import EverySeedAbove
+from benchmarks.methods.dwm.claims import ESS, LOSS, NOISE, OVERHEAD, SHIFT, benchmark, gates
+from benchmarks.methods.dwm.curves import draw, series
+from benchmarks.methods.dwm.task import (
     Below,
     GapShare,
     Size,
@@ -18,8 +20,6 @@ from benchmarks.claims.dwm_task import (
     noise_weight,
     shift,
 )
-from benchmarks.claims.harness import fingerprint
-from benchmarks.claims.verdicts import EverySeedAbove
 from recipes.dwm_text import DOMAINS
 
 ROWS = [

@@ -6,8 +6,8 @@ import types
 import pytest
 import torch
 
-from benchmarks.speed import dwm
-from benchmarks.speed.dwm_peers import unrolled_slopes
+from benchmarks.methods.dwm import speed as dwm
+from benchmarks.methods.dwm.peers import unrolled_slopes
 
 
 @pytest.fixture(autouse=True)

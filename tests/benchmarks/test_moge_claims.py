@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.claims import __main__ as command
-from benchmarks.claims.harness import fingerprint
-from benchmarks.claims.moge import STEPS, benchmark, gates
-from benchmarks.claims.moge_task import (
+from benchmarks import claims as command
+from benchmarks.harness.running import fingerprint
+from benchmarks.harness.verdicts import EverySeedAbove, MeanAbove
+from benchmarks.methods.moge.claims import STEPS, benchmark, gates
+from benchmarks.methods.moge.task import (
     UNIFORM,
     ExpertTime,
     RoundTrip,
@@ -19,7 +20,6 @@ from benchmarks.claims.moge_task import (
     distance,
     proportion_distance,
 )
-from benchmarks.claims.verdicts import EverySeedAbove, MeanAbove
 from pangu_modules.llm.moge.router import route_moge, route_topk
 
 

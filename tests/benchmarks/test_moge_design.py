@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.moge_design import REPORTED, SKEW, check_rows, main
+from benchmarks.methods.moge.design import REPORTED, SKEW, check_rows, main
 from pangu_modules.simulator.hardware import CARDS
 from pangu_modules.simulator.layout import Layout, Workload
 from pangu_modules.simulator.model_shape import PANGU_PRO_MOE
@@ -27,7 +27,7 @@ def test_committed_results_are_current(tmp_path: Path) -> None:
     committed = (ROOT / "docs/moge_simulator.md").read_text()
     document.write_text(committed)
     assert main(["--results", str(tmp_path), "--document", str(document)]) == 0
-    assert document.read_text() == committed, "run python -m benchmarks.moge_design"
+    assert document.read_text() == committed, "run python -m benchmarks.methods.moge.design"
     assert (tmp_path / "moge_design.md").read_text() == (ROOT / "benchmarks/results/moge_design.md").read_text()
     assert (tmp_path / "moge_design.png").read_bytes().startswith(b"\x89PNG")
 

@@ -1,6 +1,6 @@
 """MoGE's races compare like with like."""
 
-from benchmarks.speed import moge
+from benchmarks.methods.moge import speed as moge
 
 
 def test_both_sides_agree_and_the_dense_side_has_as_many_operations():

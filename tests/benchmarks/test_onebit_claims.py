@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.claims import __main__ as command
-from benchmarks.claims import onebit, onebit_figures
-from benchmarks.claims.definitions import ArmInput
-from benchmarks.claims.onebit_task import MEASURED, BestOf, MostSeedsAbove, Taken, read_losses
+from benchmarks import claims as command
+from benchmarks.harness.arms import ArmInput
+from benchmarks.methods.onebit import claims as onebit
+from benchmarks.methods.onebit import figures as onebit_figures
+from benchmarks.methods.onebit.task import MEASURED, BestOf, MostSeedsAbove, Taken, read_losses
 from pangu_modules import OneBitConfig
 
 METHOD = onebit.benchmark()

@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny_llm import TINY_LLAMA, token_batch
 
-from benchmarks.speed import onebit
-from benchmarks.speed.harness import run_contests
-from benchmarks.speed.onebit_training import Step, binarized, step_contest
+from benchmarks.methods.onebit import speed as onebit
+from benchmarks.methods.onebit.speed_training import Step, binarized, step_contest
+from benchmarks.races.race import run_contests
 from pangu_modules.llm.models.loading import new_causal_lm
 from pangu_modules.llm.onebit.plan import binary_layers
 

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from benchmarks.claims import __main__ as command
-from benchmarks.claims import pangu_light, slimllm
-from benchmarks.claims.harness import fingerprint
-from benchmarks.claims.pruning_task import START, Pick, RelativeGain, load_texts
+from benchmarks import claims as command
+from benchmarks.harness.running import fingerprint
+from benchmarks.methods.pangu_light import claims as pangu_light
+from benchmarks.methods.pruning.task import START, Pick, RelativeGain, load_texts
+from benchmarks.methods.slimllm import claims as slimllm
 
 METHODS = {"slimllm": slimllm.benchmark, "pangu_light": pangu_light.benchmark}
 

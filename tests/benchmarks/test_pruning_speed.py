@@ -4,8 +4,8 @@ import importlib.util
 
 import torch
 
-from benchmarks.speed import pruning
-from benchmarks.speed.pruning_search import NUM_HEADS, contributions, naive_search
+from benchmarks.methods.pruning import speed as pruning
+from benchmarks.methods.pruning.search import NUM_HEADS, contributions, naive_search
 from pangu_modules.llm.calibration.statistics import StreamingCovariance
 from pangu_modules.llm.pruning.slimllm.search import UnitGram, remove_units
 

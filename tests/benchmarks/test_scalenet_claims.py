@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from benchmarks.claims import __main__ as command
-from benchmarks.claims.harness import fingerprint
-from benchmarks.claims.scalenet import added_parameters, arms, benchmark, gates
-from benchmarks.claims.verdicts import MeanAbove
+from benchmarks import claims as command
+from benchmarks.harness.running import fingerprint
+from benchmarks.harness.verdicts import MeanAbove
+from benchmarks.methods.scalenet.claims import added_parameters, arms, benchmark, gates
 
 GATED = {"base", "scalenet", "continued", "no_adapters", "scratch", "scratch_3e"}
 

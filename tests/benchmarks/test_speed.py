@@ -2,21 +2,9 @@ import json
 
 import pytest
 
-from benchmarks.discovery import names_in
-from benchmarks.speed import __main__ as command
-from benchmarks.speed.harness import (
-    Benchmark,
-    Contest,
-    Race,
-    UnequalOutcomeError,
-    measure,
-    run_contests,
-    summarize,
-    timed,
-)
-from benchmarks.speed.lightning_step import lightning_contest
-from benchmarks.speed.output import ratios_table, render, result_of, write_results
-from benchmarks.speed.scalenet import (
+from benchmarks import speed as command
+from benchmarks.harness.discovery import names_in
+from benchmarks.methods.scalenet.speed import (
     BOUND,
     SIZES,
     Size,
@@ -25,6 +13,18 @@ from benchmarks.speed.scalenet import (
     largest_difference,
     shared_name,
     sides,
+)
+from benchmarks.races.lightning_step import lightning_contest
+from benchmarks.races.output import ratios_table, render, result_of, write_results
+from benchmarks.races.race import (
+    Benchmark,
+    Contest,
+    Race,
+    UnequalOutcomeError,
+    measure,
+    run_contests,
+    summarize,
+    timed,
 )
 
 SMALL = Size(

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from benchmarks.tables import main, recipes_section, replace_sections, results_section
+from benchmarks.pages.tables import main, recipes_section, replace_sections, results_section
 
 README = """# Title
 
@@ -73,7 +73,7 @@ def test_both_sections_are_written_between_their_markers_only(project):
 def test_check_changes_nothing_and_tells_what_is_old(project, capsys):
     assert command(project, "--check") == 1
     assert (project / "README.md").read_text() == README
-    assert "is out of date: run python -m benchmarks.tables" in capsys.readouterr().err
+    assert "is out of date: run python -m benchmarks.pages.tables" in capsys.readouterr().err
     assert command(project) == 0
     assert command(project, "--check") == 0
     (project / "recipes" / "toy.py").write_text('"""Another."""\nrecipe = Recipe()\n')

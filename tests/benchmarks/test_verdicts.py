@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from benchmarks.claims.verdicts import AlwaysEqual, EverySeedAbove, MeanAbove, student_t, summarize
+from benchmarks.harness.verdicts import AlwaysEqual, EverySeedAbove, MeanAbove, student_t, summarize
 
 
 def test_bounds_equal_a_published_t_table():

@@ -1,0 +1,1 @@
+"""What all benchmarks share: arms, claims, verdicts, races, results."""

@@ -1,0 +1,1 @@
+"""One folder a method: its claims, the task they run on, its races."""

@@ -1,0 +1,232 @@
+"""The task of DWM's claims: a recipe run with one way to weigh its data, and what its report says of the weights."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.harness.arms import Arm, ArmInput, Gain, SeedResults
+
+if TYPE_CHECKING:
+    from pangu_modules import Recipe
+
+Rows = list[dict[str, Any]]
+LATE = 2  # from the third stage on (the first is uniform, in the second DWM learns for the first time)
+TIMED_STEPS = 20
+
+
+@dataclass(frozen=True)
+class GapShare(Gain):
+    """How much of the way from `over` to `best` the arm has gone, in percent (0: like `over`, 100: like `best`)."""
+
+    best: str = ""
+
+    @property
+    def unit(self) -> str:
+        """Percent."""
+        return "%"
+
+    def of(self, results: SeedResults) -> float:
+        """Return the share in one seed."""
+        own, over, best = (results[name][self.metric.key] for name in (self.arm, self.over, self.best))
+        return 100 * (own - over) / (best - over)
+
+
+@dataclass(frozen=True)
+class Below(Gain):
+    """How far below `limit` (in the arm's own number) the arm is; `over` is the arm itself."""
+
+    limit: float = 0.0
+
+    def of(self, results: SeedResults) -> float:
+        """Return the distance in one seed, in the metric's unit."""
+        return self.metric.scale * (self.limit - results[self.arm][self.metric.key])
+
+
+@dataclass(frozen=True)
+class Size(Gain):
+    """The size of the arm's number, whatever its sign; `over` is the arm itself."""
+
+    def of(self, results: SeedResults) -> float:
+        """Return the size in one seed, in the metric's unit."""
+        return self.metric.scale * abs(results[self.arm][self.metric.key])
+
+
+@dataclass(frozen=True)
+class WeighedRun:
+    """Trains and tests a recipe; returns its test metrics and, by stage, weights, effective batch and target loss.
+
+    Args:
+        recipe: module that holds ``recipe``, whose callback ``dwm`` weighs.
+        changes: what `Recipe.derive` takes; seeds of run, data and weighting are the arm's.
+        weighting: fields of `BatchWeighting`, which then replaces ``dwm``; None keeps ``dwm``.
+        influence: fields of `InfluenceSelection`, likewise.
+        selection: fields of `SelectedMixtureData`, whose data then replace the recipe's.
+        ess_from: arm whose effective batch sizes random weights take over, stage by stage.
+        frozen_from: arm whose weighting models are used, without updates.
+        noise: domains whose mean weight is ``noise_weight``, from the third stage on.
+        followed: domain whose weight's change from the first learned stage to the last is ``shift``, in standard
+            errors of the difference.
+        time_overhead: measure ``overhead``, the CPU time of weighing a batch as a share of a plain training step.
+    """
+
+    recipe: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    weighting: Mapping[str, Any] | None = None
+    influence: Mapping[str, Any] | None = None
+    selection: Mapping[str, Any] | None = None
+    ess_from: str | None = None
+    frozen_from: str | None = None
+    noise: tuple[str, ...] = ()
+    followed: str | None = None
+    time_overhead: bool = False
+
+    def derived(self, seed: int, inputs: Mapping[str, ArmInput] | None = None) -> Recipe:
+        """Return the recipe that runs with this seed; without `inputs` what depends on other arms is left out."""
+        from callbacks import BatchWeighting, InfluenceSelection
+
+        recipe: Recipe = importlib.import_module(self.recipe).recipe
+        changes = {**self.changes, "seed": seed, "data": {**self.changes.get("data", {}), "seed": seed}}
+        callbacks = dict(changes.pop("callbacks", {}))
+        if self.weighting is not None:
+            fields = {**self.weighting, "seed": seed}
+            if self.ess_from and inputs is not None:
+                fields["ess"] = ess_by_stage(inputs[self.ess_from].values)
+            callbacks = {"dwm": None, "weighting": BatchWeighting.Config(**fields)}
+        elif self.influence is not None:
+            callbacks = {"dwm": None, "weighting": InfluenceSelection.Config(**self.influence, seed=seed)}
+        else:
+            frozen = {"frozen": str(inputs[self.frozen_from].folder / "run")} if self.frozen_from and inputs else {}
+            callbacks["dwm"] = {**callbacks.get("dwm", {}), **frozen, "seed": seed}
+        derived = recipe.derive(**changes, callbacks=callbacks)
+        return derived if self.selection is None else selected(derived, self.selection)
+
+    def __call__(self, seed: int, inputs: Mapping[str, ArmInput], folder: Path) -> dict[str, float]:
+        """Train and test in `folder`."""
+        recipe = self.derived(seed, inputs)
+        run = recipe.fit(run_dir=folder / "run", quiet=True)
+        name = "dwm" if self.weighting is None and self.influence is None else "weighting"
+        values = {**run.metrics, "parameters": run.parameters, "train_seconds": run.seconds}
+        values |= self.numbers(*(read_rows(folder / "run", f"{name}-{part}") for part in ("1-domains", "2-stages")))
+        if self.time_overhead:
+            values["overhead"] = overhead(recipe, run.checkpoint, folder / "run", inputs[str(self.frozen_from)].folder)
+        return values
+
+    def numbers(self, domains: Rows, stages: Rows) -> dict[str, float]:
+        """Return what the report's two tables say, as numbers: by stage, and over the late stages."""
+        values: dict[str, float] = {}
+        for row in stages:
+            values[f"ess_stage{row['stage']}"] = row["effective batch, share"]
+            if row["validation loss, end"] is not None:
+                values[f"target_loss_stage{row['stage']}"] = row["validation loss, end"]
+        late = [row["effective batch, share"] for row in stages if row["stage"] >= LATE]
+        values["ess"] = statistics.fmean(late or [row["effective batch, share"] for row in stages])
+        for row in domains:
+            values[f"tokens_{row['domain']}"] = row["tokens"]
+            for stage in (int(key.removeprefix("stage ")) for key in row if key.startswith("stage ")):
+                if row[f"stage {stage}"] is not None:
+                    values[f"weight_{row['domain']}_stage{stage}"] = row[f"stage {stage}"]
+        if self.noise:
+            values["noise_weight"] = noise_weight([row for row in domains if row["domain"] in self.noise])
+        if self.followed:
+            values["shift"] = shift(next(row for row in domains if row["domain"] == self.followed))
+        return values
+
+
+def weighed_arm(name: str, description: str, run: WeighedRun, seeds: int | None = None) -> Arm:
+    """Return the arm of a `WeighedRun`; its results depend on the resolved recipe and the arms it takes from."""
+    needs = tuple(other for other in (run.ess_from, run.frozen_from) if other)
+    measured = {"noise": list(run.noise), "followed": run.followed, "overhead": run.time_overhead}
+    return Arm(name, description, run, {"recipe": run.derived(0).plain(), **measured}, needs, seeds)
+
+
+def selected(recipe: Recipe, fields: Mapping[str, Any]) -> Recipe:
+    """Return a recipe on `MixtureData` with the part of its data that an offline method keeps."""
+    from datamodules import SelectedMixtureData
+
+    return recipe.derive(data=SelectedMixtureData.Config(**dict(recipe.stages[""].data), **fields))
+
+
+def read_rows(folder: Path, name: str) -> Rows:
+    """Return the rows of a table that a callback left for the report of the run in `folder`."""
+    rows: Rows = json.loads((folder / "report_parts" / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+    return rows
+
+
+def ess_by_stage(values: Mapping[str, float]) -> tuple[float, ...]:
+    """Return an arm's effective batch sizes by stage, as shares of the batch."""
+    stages = sorted(int(key.removeprefix("ess_stage")) for key in values if key.startswith("ess_stage"))
+    return tuple(min(1.0, values[f"ess_stage{stage}"]) for stage in stages)
+
+
+def noise_weight(rows: Rows) -> float:
+    """Return the mean weight of domains over the late stages (all, if training has fewer); 1 is uniform."""
+    stages = sorted({int(key.removeprefix("stage ")) for row in rows for key in row if key.startswith("stage ")})
+    late = [stage for stage in stages if stage >= LATE] or stages
+    means = [row[f"stage {stage}"] for row in rows for stage in late if row.get(f"stage {stage}") is not None]
+    return statistics.fmean(means)
+
+
+def shift(row: Mapping[str, Any]) -> float:
+    """Return the change of a domain's mean weight from the first learned stage to the last, in standard errors."""
+    stages = sorted(int(key.removeprefix("stage ")) for key in row if key.startswith("stage "))
+    first, last = stages[min(1, len(stages) - 1)], stages[-1]
+    error = math.hypot(row[f"± stage {first}"] or 0.0, row[f"± stage {last}"] or 0.0)
+    change: float = row[f"stage {last}"] - row[f"stage {first}"]
+    return change / error if error else 0.0
+
+
+def overhead(recipe: Recipe, checkpoint: Path, folder: Path, frozen: Path) -> float:
+    """Return the CPU time of weighing a batch with a frozen model as a share of a training step's, medians of 20.
+
+    The forward pass whose token losses are looked at is that of training, so it does not count. Weighing and training
+    alternate, so that what else the machine does meets both.
+    """
+    import torch
+
+    from pangu_modules import CausalLM
+    from pangu_modules.llm.weighting.features import TokenLosses
+    from pangu_modules.llm.weighting.protocol import per_sequence_losses
+    from pangu_modules.llm.weighting.saving import load_stages
+    from pangu_modules.llm.weighting.update import weigh
+
+    stage = recipe.stages[""]
+    data = stage.data.build()
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    module = CausalLM.load_from_checkpoint(checkpoint, weights_only=True, map_location="cpu")
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.0)
+    model = list(load_stages(frozen / "run").values())[-1]
+    with torch.no_grad():
+        output = module.model(input_ids=batch["input_ids"])
+
+    def train() -> None:
+        optimizer.zero_grad()
+        per_sequence_losses(module, batch).mean().backward()
+        optimizer.step()
+
+    def weigh_batch() -> None:
+        with torch.no_grad():
+            weigh(model, batch, TokenLosses.features(output, batch))
+
+    weighing, training = interleaved(weigh_batch, train)
+    return weighing / training
+
+
+def interleaved(*actions: Callable[[], None]) -> list[float]:
+    """Return the median CPU seconds of each action, taken in turn; the first round does not count."""
+    seconds: list[list[float]] = [[] for _ in actions]
+    for turn in range(1 + TIMED_STEPS):
+        for action, times in zip(actions, seconds, strict=True):
+            start = time.process_time()
+            action()
+            if turn:
+                times.append(time.process_time() - start)
+    return [statistics.median(times) for times in seconds]

@@ -1,0 +1,1 @@
+"""Benchmarks of pruning: what SlimLLM and Pangu Light share, and their races."""

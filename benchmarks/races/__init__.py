@@ -1,0 +1,1 @@
+"""Races: two implementations of one thing, measured in turn."""

@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name} {value}: must be at least 1")
     try:
-        build = load("benchmarks.claims", options.name)
+        build = load("claims", options.name)
     except ValueError as error:
         parser.error(str(error))
     method = build(miniature=options.miniature)

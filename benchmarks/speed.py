@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
     if options.repeats < MIN_REPEATS:
         parser.error(f"--repeats {options.repeats}: a median with quartiles needs at least {MIN_REPEATS}")
     try:
-        build = load("benchmarks.speed", options.name)
+        build = load("speed", options.name)
     except ValueError as error:
         parser.error(str(error))
     benchmark = build()

@@ -1,34 +1,33 @@
-"""Finds the benchmark that a name on the command line means: a module with a function ``benchmark``."""
+"""Finds the benchmark that a name on the command line means: a folder of ``benchmarks/methods`` with the file asked."""
 
 from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pangu_modules.common.names import nearest
 
-
-def names_in(package: str) -> list[str]:
-    """Return the modules of `package` that define ``benchmark`` at their top level, without importing them."""
-    spec = importlib.util.find_spec(package)
-    folder = Path(str(spec.origin)).parent if spec else Path()
-    return sorted(path.stem for path in folder.glob("*.py") if _defines_benchmark(path))
+METHODS = Path(__file__).parents[1] / "methods"
 
 
-def load(package: str, name: str) -> Callable[..., Any]:
-    """Return the function ``benchmark`` of the module `name` in `package`.
+def names_of(kind: str) -> list[str]:
+    """Return the methods that have a benchmark of this kind, ``claims`` or ``speed``, without importing them."""
+    return sorted(path.parent.name for path in METHODS.glob(f"*/{kind}.py") if _defines_benchmark(path))
+
+
+def load(kind: str, name: str) -> Callable[..., Any]:
+    """Return the function ``benchmark`` of ``benchmarks/methods/<name>/<kind>.py``.
 
     Raises:
         ValueError: there is no such benchmark; the message lists those there are.
     """
-    names = names_in(package)
+    names = names_of(kind)
     if name not in names:
-        raise ValueError(f"no benchmark {name!r} in {package}.{nearest(name, names)} There are: {', '.join(names)}.")
-    benchmark: Callable[..., Any] = importlib.import_module(f"{package}.{name}").benchmark
+        raise ValueError(f"no {kind} of {name!r}.{nearest(name, names)} There are: {', '.join(names)}.")
+    benchmark: Callable[..., Any] = importlib.import_module(f"benchmarks.methods.{name}.{kind}").benchmark
     return benchmark
 
 

@@ -1,6 +1,7 @@
 """Writes the generated parts of the README: the tables of results and the list of recipes.
 
-``python -m benchmarks.pages.tables`` rewrites what stands between the markers, ``--check`` only tells whether it is current.
+``python -m benchmarks.pages.tables`` rewrites what stands between the markers, ``--check``
+only says whether it is current.
 """
 
 from __future__ import annotations

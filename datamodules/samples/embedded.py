@@ -1,6 +1,7 @@
 """The embedded samples: data and models that need no network, from installed packages and the standard library.
 
-Images, texts and tasks are here; the models are in `datamodules.samples.embedded_models`, and have their names here too.
+Images, texts and tasks are here; the models are in `datamodules.samples.embedded_models`, and have their names here
+too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Throughput of a model on a card: prefill and decoding in tokens per second and card, memory, and where time goes.
 
 A roofline estimate (see `roofline`), without pipelining, scheduling gaps or sampling: an upper estimate rather than a
-forecast. How far it is from the throughputs that the paper reports is written by ``python -m benchmarks.methods.moge.design``.
+forecast. How far it is from the throughputs that the paper reports is written by
+``python -m benchmarks.methods.moge.design``.
 """
 
 from __future__ import annotations

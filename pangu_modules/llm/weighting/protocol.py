@@ -9,8 +9,8 @@ A `PanguModule` offers it through its objectives. Any other LightningModule impl
         def training_step(self, batch, batch_idx):
             return weighted_mean(self.sequence_losses(batch), batch.get("sample_weight"))
 
-with ``weighted_mean`` of `pangu_modules.training.objectives`, the batch mean of ``sample_weight * losses``. A batch is a
-dictionary of tensors whose first dimension is the batch. Sequences without targets are found by ``labels`` or
+with ``weighted_mean`` of `pangu_modules.training.objectives`, the batch mean of ``sample_weight * losses``.
+A batch is a dictionary of tensors whose first dimension is the batch. Sequences without targets are found by ``labels`` or
 ``input_ids`` (batch, seq) where the batch has them.
 """
 

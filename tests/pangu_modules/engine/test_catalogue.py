@@ -6,7 +6,7 @@ import pytest
 
 from pangu_modules.engine.catalogue import Entry, catalogue
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 BASE = '''"""Deep: from 12 to 24 layers.
 

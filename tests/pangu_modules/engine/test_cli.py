@@ -188,7 +188,7 @@ def test_wrong_recipes_are_refused() -> None:
 
 
 def heavy_imports(*words: str) -> set[str]:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     command = [sys.executable, "-X", "importtime", *words]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     assert "scalenet" in done.stdout.lower()

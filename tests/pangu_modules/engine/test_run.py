@@ -36,7 +36,7 @@ STAGED = Recipe(
         ),
     }
 )
-SUPPORT = Path(__file__).parents[1] / "support"
+SUPPORT = Path(__file__).parents[2] / "support"
 
 
 @pytest.fixture(autouse=True)

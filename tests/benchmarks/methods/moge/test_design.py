@@ -10,7 +10,7 @@ from pangu_modules.simulator.layout import Layout, Workload
 from pangu_modules.simulator.model_shape import PANGU_PRO_MOE
 from pangu_modules.simulator.throughput import simulate_prefill
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 
 
 def test_errors_are_those_of_the_figures_shown() -> None:

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from benchmarks import speed as command
-from benchmarks.harness.discovery import names_in
+from benchmarks.harness.discovery import names_of
 from benchmarks.methods.scalenet.speed import (
     BOUND,
     SIZES,
@@ -151,7 +151,7 @@ def test_written_results_are_whole(tmp_path):
     ],
 )
 def test_the_command_answers_wrong_arguments_with_exit_code_2(arguments, message, capsys):
-    assert "scalenet" in names_in("benchmarks.speed")
+    assert "scalenet" in names_of("speed")
     with pytest.raises(SystemExit) as exit_:
         command.main(arguments)
     assert exit_.value.code == 2

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import claims as command
 from benchmarks.harness.arms import Arm, Claim, Gain, Method, Metric, Ratio
-from benchmarks.harness.discovery import load, names_in
+from benchmarks.harness.discovery import load, names_of
 from benchmarks.harness.output import (
     claims_table,
     draw,
@@ -29,8 +29,8 @@ from benchmarks.harness.running import ArmsFailedError, fingerprint, run_arms, t
 from benchmarks.harness.verdicts import AlwaysEqual, EverySeedAbove, MeanAbove
 from benchmarks.harness.worker import checked
 
-REPOSITORY = Path(__file__).parents[2]
-sys.path.insert(0, str(Path(__file__).parent))
+REPOSITORY = Path(__file__).parents[3]
+sys.path.insert(0, str(REPOSITORY / "tests" / "support"))
 toy_arms = importlib.import_module("toy_arms")  # worker processes find it by this name and path
 
 NOISE = toy_arms.NOISE
@@ -314,10 +314,10 @@ def test_terminal_table_and_markdown_agree():
 
 
 def test_benchmarks_are_found_by_name():
-    assert "scalenet" in names_in("benchmarks.claims")
-    assert "harness" not in names_in("benchmarks.claims")
+    assert "scalenet" in names_of("claims")
+    assert "harness" not in names_of("claims")
     with pytest.raises(ValueError, match=r"no benchmark 'scalnet' in benchmarks.claims. Did you mean 'scalenet'\?"):
-        load("benchmarks.claims", "scalnet")
+        load("claims", "scalnet")
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,0 @@
-"""Races: our implementations against peers that compute the same, interleaved in one process, as ratios."""

@@ -26,7 +26,7 @@ test-slow: .venv/.installed ## The slow tests
 
 lint: .venv/.installed ## ruff and mypy
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
-	$(PY) -m benchmarks.pages.tables --check && $(PY) -m benchmarks.pages.cards --check
+	$(PY) -m benchmarks.pages.stubs --check && $(PY) -m benchmarks.pages.tables --check && $(PY) -m benchmarks.pages.cards --check
 
 format: .venv/.installed ## Format the code
 	.venv/bin/ruff check --fix . && .venv/bin/ruff format .
@@ -38,7 +38,7 @@ speed: .venv/.installed ## Measure a method's speed: make speed NAME=scalenet
 	$(PY) -m benchmarks.speed $(NAME)
 
 tables: .venv/.installed ## Write the tables of the README and of docs/ from benchmarks/results and the code
-	$(PY) -m benchmarks.pages.tables && $(PY) -m benchmarks.pages.cards
+	$(PY) -m benchmarks.pages.stubs && $(PY) -m benchmarks.pages.tables && $(PY) -m benchmarks.pages.cards
 
 clean: ## Remove the environment and caches; runs/ stays
 	rm -rf .venv .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache benchmarks/.work

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+from pangu_modules.common import registry
 from pangu_modules.common.names import nearest
 
 
-def lazy_exports(
-    package: str, exports: Mapping[str, str]
-) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """Return ``__getattr__``, ``__dir__`` and ``__all__`` for a package whose names live in the modules given.
+def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """Return ``__getattr__``, ``__dir__`` and ``__all__`` of a package whose public names are in the registry.
 
     Args:
-        package: the package's ``__name__``.
-        exports: public name -> module that defines it.
+        package: the package's ``__name__``, a kind of the registry.
     """
+    exports = registry.names(package)
 
     def getattribute(name: str) -> Any:
         if name not in exports:
             raise AttributeError(f"module {package!r} has no attribute {name!r}.{nearest(name, exports)}")
-        value = getattr(importlib.import_module(exports[name]), name)
+        value = registry.load(package, name)
         setattr(sys.modules[package], name, value)
         return value
 

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pangu_modules.llm.export.formats import EXPORT_FORMATS, export_as
+from pangu_modules.common import registry
 from pangu_modules.llm.export.transformers import GENERATION_FILE
 from pangu_modules.llm.generation.engine import GenerationEngine
 from pangu_modules.llm.lora import LoRAConfig, LoRAPlan, merge_adapters
@@ -78,7 +78,7 @@ class CausalLM(PanguModule):
             return self
 
     config: Config
-    export_formats: ClassVar[tuple[str, ...]] = tuple(EXPORT_FORMATS)
+    export_formats: ClassVar[tuple[str, ...]] = registry.names("export")
     free_fields: ClassVar[tuple[str, ...]] = ("generation", "attn_implementation", "gradient_checkpointing")
 
     def __init__(
@@ -236,7 +236,7 @@ class CausalLM(PanguModule):
         Raises:
             ValueError: the kind is unknown, or the model does not fit it.
         """
-        export_as(kind, self, folder)
+        registry.load("export", kind)(self, folder)
 
     def merge_lora(self) -> None:
         """Add the LoRA adapters to the weights and forget them; all parameters are trainable again.

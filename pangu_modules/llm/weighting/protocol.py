@@ -10,8 +10,8 @@ A `PanguModule` offers it through its objectives. Any other LightningModule impl
             return weighted_mean(self.sequence_losses(batch), batch.get("sample_weight"))
 
 with ``weighted_mean`` of `pangu_modules.training.objectives`, the batch mean of ``sample_weight * losses``.
-A batch is a dictionary of tensors whose first dimension is the batch. Sequences without targets are found by ``labels`` or
-``input_ids`` (batch, seq) where the batch has them.
+A batch is a dictionary of tensors whose first dimension is the batch. Sequences without targets are found
+by ``labels`` or ``input_ids`` (batch, seq) where the batch has them.
 """
 
 from __future__ import annotations

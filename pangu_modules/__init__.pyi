@@ -44,6 +44,7 @@ from pangu_modules.llm.pruning.short_gpt import ShortGPTConfig as ShortGPTConfig
 from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig as SlimLLMConfig
 from pangu_modules.llm.weighting.model import DataWeightingModel as DataWeightingModel
 from pangu_modules.report.run_report import RunReport as RunReport
+from pangu_modules.report.writing import write_report as write_report
 from pangu_modules.training.module import PanguModule as PanguModule
 from pangu_modules.training.objectives import Objective as Objective
 from pangu_modules.training.optim import OptimizerConfig as OptimizerConfig

@@ -96,6 +96,7 @@ TARGETS: dict[str, dict[str, str]] = {
         "load_tokenizer": "pangu_modules.llm.models.loading:load_tokenizer",
         "per_sequence_loss": "pangu_modules.llm.losses:per_sequence_loss",
         "target_parameters": "pangu_modules.llm.pruning.pangu_light.target:target_parameters",
+        "write_report": "pangu_modules.report.writing:write_report",
     },
     # Public names of `callbacks`.
     "callbacks": {

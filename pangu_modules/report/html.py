@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 from html import escape
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pangu_modules.report.run_report import ReportFigure, RunReport
-    from pangu_modules.report.tables import ReportTable
+from pangu_modules.report.run_report import ReportFigure, RunReport
+from pangu_modules.report.tables import ReportTable
 
 STYLE = """
 :root { color-scheme: light dark; }

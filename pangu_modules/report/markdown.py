@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pangu_modules.report.run_report import RunReport
-    from pangu_modules.report.tables import ReportTable
+from pangu_modules.report.run_report import RunReport
+from pangu_modules.report.tables import ReportTable
 
 
 def render_markdown(report: RunReport) -> str:

@@ -1,4 +1,4 @@
-"""RunReport: the tables, figures and settings of a run as Markdown and as one self-contained HTML page.
+"""RunReport: what a run reports, as data; `pangu_modules.report.writing` makes files of it.
 
 Needs neither torch nor lightning; matplotlib and rich are imported where something is drawn or printed.
 """
@@ -11,13 +11,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pangu_modules.common.files import write_atomically
 from pangu_modules.report.curves import Axis, learning_curves
-from pangu_modules.report.html import render_html
-from pangu_modules.report.markdown import render_markdown
 from pangu_modules.report.tables import Column, ReportTable, Row, table_of, terminal_table
 
 if TYPE_CHECKING:
@@ -39,7 +35,7 @@ class ReportFigure:
 
 @dataclass
 class RunReport:
-    """What a run reports. Fill it, then `write` it.
+    """What a run reports. Fill it, then give it to `write_report`.
 
     Args:
         title: heading of the report.
@@ -73,22 +69,6 @@ class RunReport:
         if not png.startswith(b"\x89PNG\r\n\x1a\n"):
             raise ValueError(f"figure {caption!r}: the bytes are not a PNG; save the image as PNG or pass the figure")
         self.figures.append(ReportFigure(png, caption, f"{len(self.figures) + 1:02d}-{slug(caption)}.png"))
-
-    def write(self, folder: str | Path) -> tuple[Path, Path]:
-        """Write ``report.html``, ``report.md`` and ``figures/*.png``, each atomically.
-
-        Args:
-            folder: the run's folder; created if needed.
-
-        Returns:
-            The paths of the HTML page and of the Markdown file.
-        """
-        folder = Path(folder)
-        for figure in self.figures:
-            write_atomically(folder / "figures" / figure.file_name, figure.png)
-        markdown = write_atomically(folder / "report.md", render_markdown(self))
-        page = write_atomically(folder / "report.html", render_html(self))
-        return page, markdown
 
     def setting_tables(self) -> list[ReportTable]:
         """Return the tables of time, seeds and versions, as far as they are known."""

@@ -20,6 +20,7 @@ from pangu_modules.report.run_report import (
     terminal_table,
 )
 from pangu_modules.report.tables import format_float, table_of
+from pangu_modules.report.writing import write_report
 
 HOSTILE = (
     '<script src="https://example.org/x.js">alert(1)</script> & "quotes" | pipe `code` ![i](http://example.org/i.png)'
@@ -75,7 +76,7 @@ class Page(HTMLParser):
 
 
 def test_page_escapes_everything_and_loads_nothing(report, tmp_path):
-    page, _ = report.write(tmp_path)
+    page, _ = write_report(report, tmp_path)
     parsed = Page(page.read_text())
     assert "script" not in parsed.tags
     assert "link" not in parsed.tags
@@ -89,7 +90,7 @@ def test_page_escapes_everything_and_loads_nothing(report, tmp_path):
 
 
 def test_page_holds_the_figures_that_lie_beside_the_markdown(report, tmp_path):
-    page, markdown = report.write(tmp_path)
+    page, markdown = write_report(report, tmp_path)
     embedded = re.findall(r"base64,([A-Za-z0-9+/=]+)", page.read_text())
     files = sorted((tmp_path / "figures").iterdir())
     assert [file.name for file in files] == ["01-script-src-https-example-org-x-js-alert.png", "02-second-figure.png"]
@@ -99,18 +100,18 @@ def test_page_holds_the_figures_that_lie_beside_the_markdown(report, tmp_path):
 
 
 def test_page_shows_settings_and_configuration(report, tmp_path):
-    text = Page(report.write(tmp_path)[0].read_text()).text
+    text = Page(write_report(report, tmp_path)[0].read_text()).text
     for part in ("accuracy (%)", "97.1", "wall-clock time (s)", "61.2", "2.14.1", "text: '```'\nother: <b>"):
         assert part in text
 
 
 def test_every_table_of_the_page_scrolls_in_its_own_box(report, tmp_path):
-    html = report.write(tmp_path)[0].read_text()
+    html = write_report(report, tmp_path)[0].read_text()
     assert html.count("<table>") == html.count('<div class="scroll" tabindex="0"><table>') == 4
 
 
 def test_markdown_escapes_cells_and_fences_the_configuration(report, tmp_path):
-    markdown = report.write(tmp_path)[1].read_text()
+    markdown = write_report(report, tmp_path)[1].read_text()
     assert "<script" not in markdown
     assert r"\| pipe \`code\` !\[i\](http" in markdown
     assert "````yaml\ntext: '```'\nother: <b>\n````" in markdown
@@ -119,16 +120,16 @@ def test_markdown_escapes_cells_and_fences_the_configuration(report, tmp_path):
 
 
 def test_writing_again_replaces_the_files_and_leaves_no_temporary_ones(report, tmp_path):
-    report.write(tmp_path)
+    write_report(report, tmp_path)
     report.title = "Second"
-    page, markdown = report.write(tmp_path)
+    page, markdown = write_report(report, tmp_path)
     assert "<h1>Second</h1>" in page.read_text()
     assert markdown.read_text().startswith("# Second\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "report.html", "report.md"]
 
 
 def test_an_empty_report_has_only_its_title(tmp_path):
-    page, markdown = RunReport("Nothing").write(tmp_path)
+    page, markdown = write_report(RunReport("Nothing"), tmp_path)
     assert markdown.read_text() == "# Nothing\n"
     assert "<table>" not in page.read_text()
 
@@ -239,7 +240,7 @@ def test_versions_list_what_is_installed():
 
 def test_importing_the_report_needs_neither_torch_nor_lightning_nor_matplotlib():
     heavy = "('torch', 'lightning', 'matplotlib', 'rich')"
-    program = f"import sys, pangu_modules.report.run_report; print([name for name in {heavy} if name in sys.modules])"
+    program = f"import sys, pangu_modules.report.writing; print([name for name in {heavy} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"
 

@@ -19,6 +19,8 @@ import pangu_modules
 assert pangu_modules.__file__.startswith(sys.prefix), pangu_modules.__file__
 result = recipe.stage("base").derive(trainer={"fast_dev_run": True}).fit("run", quiet=True)
 assert result.checkpoint.is_file() and result.parameters == 604938, result
+page, _ = pangu_modules.write_report(pangu_modules.RunReport("a run"), "report")
+assert "a run" in page.read_text()
 """
 
 
@@ -42,7 +44,7 @@ def test_contains_the_four_packages_and_no_others(wheel: Path) -> None:
     packages = {name.partition("/")[0] for name in names if ".dist-info" not in name}
     assert packages == {"pangu_modules", "callbacks", "datamodules", "recipes"}
     assert {f"{package}/py.typed" for package in packages} <= set(names)
-    sources = (path for path in (ROOT / "pangu_modules").rglob("*") if path.suffix in (".py", ".c"))
+    sources = (path for path in (ROOT / "pangu_modules").rglob("*") if path.suffix in (".py", ".c", ".jinja", ".yaml"))
     tracked = {path.relative_to(ROOT).as_posix() for path in sources}
     assert tracked <= set(names)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ from typing import Any
 from pangu_modules.engine.cli import Request
 from pangu_modules.engine.folder import RunFolder, to_yaml
 from pangu_modules.engine.run import StageResult
+from pangu_modules.report.masking import mask_command, mask_secrets
+from pangu_modules.report.origin import Origin, collect_machine, commit_of
 from pangu_modules.report.parts import collect_parts
 from pangu_modules.report.run_report import Column, RunReport, collect_versions, learning_curves, terminal_table
 from pangu_modules.report.writing import write_report
@@ -48,6 +52,37 @@ def result_columns(rows: list[dict[str, Any]]) -> dict[str, Column | str]:
     return first | {name: COLUMNS.get(name, name) for name in [*metrics, *others, *costs]}
 
 
+def next_commands(request: Request, folder: Path) -> list[str]:
+    """Return the command lines that use the last checkpoint of a run, with the configuration the run had."""
+    stage = list(request.recipe.stages)[-1]
+    config = ["--config", str(folder / "config.yaml")]
+    chosen = [] if request.recipe.single else ["--stage", stage]
+    checkpoint = [*config, *chosen, "--ckpt_path", str(RunFolder(folder / stage).last)]
+    exports = getattr(request.recipe.stages[stage].module.owner, "export_formats", ())
+    commands = ["validate", "test", "predict", *(["export"] if exports else [])]
+    lines = [[*program(request.name), command, *checkpoint] for command in commands]
+    return [shlex.join(line) for line in [*lines, [*program(request.name), "plan", *config]]]
+
+
+def program(recipe: str) -> list[str]:
+    """Return the words that start a recipe again: its own file where that is running, or ``pangu`` and its name."""
+    return ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else ["pangu", recipe]
+
+
+def origin_of(request: Request, folder: Path) -> Origin:
+    """Return the command line of this process, the commit of the code, the machine, and what to do next."""
+    script = Path(sys.argv[0])
+    is_file = script.suffix == ".py"
+    started = ["python", str(script)] if is_file else [script.name]
+    return Origin(
+        command=mask_command([*started, *sys.argv[1:]]),
+        # A user's own recipe lies in a repository of its own; a console script lies in none that matters.
+        commit=commit_of(script.resolve().parent if is_file else Path.cwd()),
+        machine=collect_machine(),
+        next_commands=next_commands(request, folder),
+    )
+
+
 def finish(request: Request, folder: Path, results: Mapping[str, StageResult]) -> None:
     """Write the report of a run and print its result table and paths."""
     rows = result_rows(results)
@@ -55,10 +90,11 @@ def finish(request: Request, folder: Path, results: Mapping[str, StageResult]) -
     labels = {name: name or request.name for name in results}
     report = RunReport(
         title=request.title,
-        config_yaml=to_yaml(request.recipe.plain()),
+        config_yaml=mask_secrets(to_yaml(request.recipe.plain())),
         versions=collect_versions(),
         seeds={labels[name]: result.seed for name, result in results.items()},
         seconds={labels[name]: result.seconds for name, result in results.items()},
+        origin=origin_of(request, folder),
     )
     report.add_table("Result on the test set", rows, columns)
     curves = {labels[name]: RunFolder(folder / name).metrics for name in results}

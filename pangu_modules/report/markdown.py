@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from pangu_modules.report.run_report import RunReport
 from pangu_modules.report.tables import ReportTable
+from pangu_modules.report.visible import visible
 
 
 def render_markdown(report: RunReport) -> str:
@@ -16,10 +17,13 @@ def render_markdown(report: RunReport) -> str:
     for figure in report.figures:
         caption = escape(figure.caption)
         parts.append(f"![{caption}](figures/{figure.file_name})\n\n*{caption}*")
+    if report.origin.command:
+        parts.append(_code("Command", report.origin.command))
+    if report.origin.next_commands:
+        parts.append(_code("Next commands", "\n".join(report.origin.next_commands)))
     parts += [_titled(table) for table in report.setting_tables()]
     if report.config_yaml:
-        fence = fence_for(report.config_yaml)
-        parts.append(f"## Configuration\n\n{fence}yaml\n{report.config_yaml.rstrip()}\n{fence}")
+        parts.append(_code("Configuration", report.config_yaml, language="yaml"))
     return "\n\n".join(parts) + "\n"
 
 
@@ -33,7 +37,7 @@ def markdown_table(table: ReportTable) -> str:
 
 def escape(text: str) -> str:
     """Return `text` as one line of Markdown that shows it literally, also inside a table cell."""
-    text = " ".join(text.split())
+    text = visible(" ".join(text.split()))
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|~])", r"\\\1", text)
     return re.sub(r"(?<!\w)_|_(?!\w)|^#", r"\\\g<0>", text)  # inside a word an underscore is literal already
@@ -43,6 +47,11 @@ def fence_for(text: str) -> str:
     """Return a code fence longer than any run of backticks in `text`."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     return "`" * max(3, longest + 1)
+
+
+def _code(title: str, text: str, language: str = "") -> str:
+    fence = fence_for(text)
+    return f"## {title}\n\n{fence}{language}\n{visible(text.rstrip())}\n{fence}"
 
 
 def _titled(table: ReportTable) -> str:

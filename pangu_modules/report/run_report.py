@@ -14,6 +14,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 from pangu_modules.report.curves import Axis, learning_curves
+from pangu_modules.report.origin import Origin
 from pangu_modules.report.tables import Column, ReportTable, Row, table_of, terminal_table
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Axis", "Column", "RunReport", "collect_versions", "figure_to_png", "learning_curves", "terminal_table"]
 
+WIDE = 1100  # pixels: at two pixels a point, more than the half page that a figure gets beside another
+PNG_START = b"\x89PNG\r\n\x1a\n"
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "timm", "transformers", "peft", "pydantic", "numpy")
 
 
@@ -31,6 +34,11 @@ class ReportFigure:
     png: bytes
     caption: str
     file_name: str
+
+    @property
+    def wide(self) -> bool:
+        """Whether the figure takes the page's whole width."""
+        return int.from_bytes(self.png[16:20], "big") > WIDE  # where every PNG holds its width in pixels
 
 
 @dataclass
@@ -44,6 +52,7 @@ class RunReport:
         versions: package or program -> version (see `collect_versions`).
         seeds: what was seeded (a stage's name) -> its seed.
         seconds: stage -> wall-clock seconds.
+        origin: command, commit and machine, and the commands that use the run.
     """
 
     title: str
@@ -52,6 +61,7 @@ class RunReport:
     versions: Mapping[str, str] = field(default_factory=dict)
     seeds: Mapping[str, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    origin: Origin = field(default_factory=Origin)
     tables: list[ReportTable] = field(default_factory=list, init=False)
     figures: list[ReportFigure] = field(default_factory=list, init=False)
 
@@ -66,18 +76,21 @@ class RunReport:
             ValueError: the bytes are not a PNG.
         """
         png = figure if isinstance(figure, bytes) else figure_to_png(figure)
-        if not png.startswith(b"\x89PNG\r\n\x1a\n"):
+        if not png.startswith(PNG_START):
             raise ValueError(f"figure {caption!r}: the bytes are not a PNG; save the image as PNG or pass the figure")
         self.figures.append(ReportFigure(png, caption, f"{len(self.figures) + 1:02d}-{slug(caption)}.png"))
 
     def setting_tables(self) -> list[ReportTable]:
-        """Return the tables of time, seeds and versions, as far as they are known."""
+        """Return the tables of time, seeds, machine and versions, as far as they are known."""
+        origin = {"commit": self.origin.commit, **self.origin.machine}
+        machine = ({"name": name, "value": text} for name, text in origin.items() if text)
         seconds = ({"stage": stage, "seconds": float(value)} for stage, value in self.seconds.items())
         seeds = ({"stage": stage, "seed": str(seed)} for stage, seed in self.seeds.items())
         versions = ({"package": package, "version": version} for package, version in self.versions.items())
         tables = [
             table_of(seconds, {"stage": "stage", "seconds": Column("wall-clock time", "s", 1)}, "Time"),
             table_of(seeds, {"stage": "stage", "seed": "seed"}, "Seeds"),
+            table_of(machine, {"name": "what", "value": "value"}, "Code and machine"),
             table_of(versions, {"package": "package", "version": "version"}, "Versions"),
         ]
         return [table for table in tables if table.cells]

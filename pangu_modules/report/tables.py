@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pangu_modules.common.names import nearest
+from pangu_modules.report.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,11 +90,11 @@ def terminal_table(
     from rich.text import Text
 
     table = table_of(rows, columns, title)
-    printed = Table(title=Text(table.title) if table.title else None, box=SIMPLE_HEAD, title_justify="left")
+    printed = Table(title=Text(visible(table.title)) if table.title else None, box=SIMPLE_HEAD, title_justify="left")
     for heading, numeric in zip(table.headings, table.numeric, strict=True):
-        printed.add_column(Text(heading), justify="right" if numeric else "left", overflow="fold")
+        printed.add_column(Text(visible(heading)), justify="right" if numeric else "left", overflow="fold")
     for row in table.cells:
-        printed.add_row(*(Text(cell) for cell in row))
+        printed.add_row(*(Text(visible(cell)) for cell in row))
     (console or Console()).print(printed)
 
 

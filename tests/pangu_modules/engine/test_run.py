@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -92,6 +93,21 @@ def test_the_config_of_a_run_repeats_it_exactly() -> None:
     first, second = (Path(f"runs/toy/version_{number}") for number in (0, 1))
     assert (first / "config.yaml").read_text() == (second / "config.yaml").read_text()
     assert_same_weights(first / "checkpoints/last.ckpt", second / "checkpoints/last.ckpt")
+
+
+@pytest.mark.parametrize("recipe", [SINGLE, STAGED], ids=["single", "staged"])
+def test_the_next_commands_of_the_report_run(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["toy.py", "fit", "--data.api_key", "my-secret"])
+    run(recipe, "fit")
+    text = Path("runs/toy/version_0/report.md").read_text()
+    assert "python toy.py fit --data.api_key '***'" in text
+    commands = text.partition("## Next commands\n\n```\n")[2].partition("\n```")[0].splitlines()
+    words = [shlex.split(command) for command in commands]
+    assert [parts[:3] for parts in words] == [
+        ["python", "toy.py", command] for command in ("validate", "test", "predict", "export", "plan")
+    ]
+    for parts in words:
+        run(recipe, *parts[2:])
 
 
 def test_other_commands_use_the_newest_run(capsys: pytest.CaptureFixture[str]) -> None:

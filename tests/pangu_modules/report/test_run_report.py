@@ -11,6 +11,7 @@ from rich.console import Console
 from pangu_modules.common.files import write_atomically
 from pangu_modules.report.curves import read_curves
 from pangu_modules.report.markdown import escape, fence_for, markdown_table
+from pangu_modules.report.origin import Origin
 from pangu_modules.report.run_report import (
     Column,
     RunReport,
@@ -24,6 +25,15 @@ from pangu_modules.report.writing import write_report
 
 HOSTILE = (
     '<script src="https://example.org/x.js">alert(1)</script> & "quotes" | pipe `code` ![i](http://example.org/i.png)'
+)
+
+# What a model may write into a title, a cell, a caption or a configuration, and what the page must show for it.
+MODEL_OUTPUT = (
+    "</pre></td><script>alert('1')</script>\"{{ 7*7 }}{% raw %}\x1b[31mred\x00 \u202egpj\u2066 \u200f\ud800 &amp;"
+)
+SHOWN = (
+    "</pre></td><script>alert('1')</script>\"{{ 7*7 }}{% raw %}"
+    r"\u001b[31mred\u0000 \u202egpj\u2066 \u200f\ud800 &amp;"
 )
 
 METRICS = """epoch,lr,step,test/accuracy,train/loss,val/accuracy,val/loss
@@ -87,6 +97,52 @@ def test_page_escapes_everything_and_loads_nothing(report, tmp_path):
     assert "url(" not in page.read_text()
     policy = [value for _, name, value in parsed.attributes if name == "content" and "default-src" in value]
     assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+
+
+def test_model_output_is_text_wherever_it_stands(tmp_path):
+    report = RunReport(
+        title=MODEL_OUTPUT,
+        summary=[MODEL_OUTPUT],
+        config_yaml=MODEL_OUTPUT,
+        versions={MODEL_OUTPUT: MODEL_OUTPUT},
+        seeds={MODEL_OUTPUT: 1},
+        seconds={MODEL_OUTPUT: 1.0},
+        origin=Origin(MODEL_OUTPUT, MODEL_OUTPUT, {MODEL_OUTPUT: MODEL_OUTPUT}, [MODEL_OUTPUT]),
+    )
+    report.add_table(MODEL_OUTPUT, [{MODEL_OUTPUT: MODEL_OUTPUT}])
+    report.add_figure(small_figure(), MODEL_OUTPUT)
+    page, markdown = write_report(report, tmp_path)
+    html = page.read_text(encoding="utf-8")
+    parsed, plain = Page(html), Page(write_report(RunReport("t"), tmp_path / "plain")[0].read_text())
+    assert not {"script", "link", "iframe"} & set(parsed.tags)
+    assert {name for _, name, _ in parsed.attributes} - {name for _, name, _ in plain.attributes} == {
+        "class",
+        "tabindex",
+        "alt",
+        "src",
+    }
+    assert parsed.text.count(SHOWN) == 17  # each place above once, the title also in <title>
+    assert [value for _, name, value in parsed.attributes if name == "alt"] == [SHOWN]
+    assert "49" not in parsed.text
+    for written in (html, markdown.read_text(encoding="utf-8")):
+        assert not set("\x1b\x00\u202e\u2066\u200f") & set(written)
+
+
+def test_only_figures_wider_than_half_the_page_take_its_whole_width(tmp_path):
+    report = RunReport("r")
+    for width in (5.6, 9):
+        report.add_figure(Figure(figsize=(width, 1)), f"{width}")
+    assert [figure.wide for figure in report.figures] == [False, True]
+    parsed = Page(write_report(report, tmp_path)[0].read_text())
+    assert [value for tag, name, value in parsed.attributes if tag == "figure" and name == "class"] == ["wide"]
+
+
+def test_origin_stands_in_both_files(tmp_path):
+    origin = Origin("python x.py fit", "abc-dirty", {"cores": "2 of 4"}, ["python x.py test", "python x.py plan"])
+    for file in write_report(RunReport("r", origin=origin), tmp_path):
+        text = file.read_text()
+        for part in ("python x.py fit", "python x.py test\npython x.py plan", "abc-dirty", "2 of 4"):
+            assert part in text
 
 
 def test_page_holds_the_figures_that_lie_beside_the_markdown(report, tmp_path):
@@ -239,7 +295,7 @@ def test_versions_list_what_is_installed():
 
 
 def test_importing_the_report_needs_neither_torch_nor_lightning_nor_matplotlib():
-    heavy = "('torch', 'lightning', 'matplotlib', 'rich')"
+    heavy = "('torch', 'lightning', 'matplotlib', 'rich', 'jinja2')"
     program = f"import sys, pangu_modules.report.writing; print([name for name in {heavy} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"

@@ -1,4 +1,4 @@
-"""What binarization leaves for the run's report: losses around it, t over steps, histograms of weights, sizes."""
+"""What binarization adds to the run's report: losses around it, t over steps, histograms of weights, sizes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pangu_modules.llm.onebit.layer import SMALLEST_SCALE, ProgressiveBinaryLine
 from pangu_modules.llm.onebit.schedule import Timeline, moment
 from pangu_modules.llm.onebit.sizes import sizes_of
 from pangu_modules.llm.pruning.depth import perplexity
-from pangu_modules.report.parts import leave_figure, leave_table
+from pangu_modules.report.parts import add_figure, add_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,13 +74,13 @@ class BinarizationRecord:
         self.histograms = dict(state["histograms"])
 
     def write(self, trainer: Trainer, model: nn.Module, config: OneBitConfig, parts: Timeline) -> None:
-        """Leave tables and figures for the report of the run, and all numbers as JSON in its folder."""
+        """Add tables and figures to the report of the run, and write all numbers as JSON into its folder."""
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
         losses = [{"model": LABELS[key], "test loss": self.losses[key]} for key in LABELS if key in self.losses]
         if losses:
-            leave_table(folder, f"{self.name}-1-losses", f"{self.name}: loss around binarization", losses)
+            add_table(folder, f"{self.name}-1-losses", f"{self.name}: loss around binarization", losses)
         sizes = sizes_of(model, config)
         row = {
             "binarized weights": sizes.binarized,
@@ -89,10 +89,10 @@ class BinarizationRecord:
             "whole packed file (MB)": sizes.packed_bytes / 1e6,
             "bfloat16 file (MB)": sizes.dense_bytes / 1e6,
         }
-        leave_table(folder, f"{self.name}-2-sizes", f"{self.name}: sizes", [row])
+        add_table(folder, f"{self.name}-2-sizes", f"{self.name}: sizes", [row])
         caption = "Effective weights relative to their row's scale, over all binarized layers, at five steps"
-        leave_figure(folder, f"{self.name}-3-weights", caption, draw_histograms(self.histograms))
-        leave_figure(folder, f"{self.name}-4-schedule", "The schedule", draw_schedule(config, parts))
+        add_figure(folder, f"{self.name}-3-weights", caption, draw_histograms(self.histograms))
+        add_figure(folder, f"{self.name}-4-schedule", "The schedule", draw_schedule(config, parts))
         content = {"losses": self.losses, "init_losses": self.init_losses}
         write_atomically(folder / f"{self.name}.json", json.dumps(content, indent=1) + "\n")
 

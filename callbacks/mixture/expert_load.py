@@ -20,7 +20,7 @@ from pangu_modules.llm.moge.statistics import (
     dead_experts,
     max_over_mean,
 )
-from pangu_modules.report.parts import leave_figure, leave_table
+from pangu_modules.report.parts import add_figure, add_table
 from pangu_modules.training.callback import RecipeCallback
 from pangu_modules.training.objectives import Batch
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class ExpertLoad(RecipeCallback):
-    """Logs the load of a model's mixtures and leaves its tables and heat map for the report; it changes nothing.
+    """Logs the load of a model's mixtures and adds tables and a heat map to the report; it changes nothing.
 
     Logged under ``train/load/`` every few steps, of one batch, and under ``val/load/`` and ``test/load/``, of a whole
     evaluation over all ranks: ``cv`` and ``max_over_mean`` of the tokens per expert (means over layers),
@@ -115,17 +115,17 @@ class ExpertLoad(RecipeCallback):
         self.on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the load of the test, and leave it for the report: the test ends a recipe's run."""
+        """Log the load of the test and add it to the report: the test ends a recipe's run."""
         summary = self._finish(trainer, pl_module, "test")
         if summary is None or not trainer.is_global_zero:
             return
         folder = trainer.default_root_dir
-        leave_table(folder, f"{self.name}-1-layers", f"{self.name}: experts on the test set", layer_rows(summary))
+        add_table(folder, f"{self.name}-1-layers", f"{self.name}: experts on the test set", layer_rows(summary))
         devices = self._devices(first_block(pl_module, self.name))
         title = f"{self.name}: imbalance over {devices} devices on the test set"
-        leave_table(folder, f"{self.name}-2-imbalance", title, imbalance_rows(summary))
+        add_table(folder, f"{self.name}-2-imbalance", title, imbalance_rows(summary))
         caption = "Load of each expert on the test set, as a multiple of an even load"
-        leave_figure(folder, f"{self.name}-3-map", caption, draw_load(summary.counts))
+        add_figure(folder, f"{self.name}-3-map", caption, draw_load(summary.counts))
 
     def _finish(self, trainer: Trainer, module: LightningModule, stage: str) -> LoadSummary | None:
         """Add up all ranks and log; a rank that saw no batch takes part."""

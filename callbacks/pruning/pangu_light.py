@@ -17,7 +17,7 @@ from pangu_modules.llm.pruning.pangu_light.absorb import AbsorbConfig, AbsorbPla
 from pangu_modules.llm.pruning.pangu_light.config import PanguLightConfig
 from pangu_modules.llm.pruning.pangu_light.report import PanguLightReport
 from pangu_modules.llm.pruning.report import PruneReport
-from pangu_modules.report.parts import leave_table
+from pangu_modules.report.parts import add_table
 from pangu_modules.training.callback import RecipeCallback
 from pangu_modules.training.module import PanguModule
 from pangu_modules.training.structure import find_plan
@@ -59,7 +59,7 @@ class PanguLightPruning(PruningCallback):
             )
         super().setup(trainer, pl_module, stage)
         if self.config.measure and trainer.is_global_zero and isinstance(self.report, PanguLightReport):
-            leave_shapes(trainer.default_root_dir, self.name, self.report)
+            add_shapes(trainer.default_root_dir, self.name, self.report)
         if absorb.enabled:
             absorb_into(trainer, pl_module, absorb, self.method.calib, self.name)
 
@@ -69,7 +69,7 @@ class PanguLightPruning(PruningCallback):
         return super()._prune(trainer, module)
 
     def _compare_parts(self, trainer: Trainer, module: PanguModule) -> None:
-        """Leave the table of perplexities for CLAP and SLNP on and off, of copies of the model."""
+        """Add a table of perplexities for CLAP and SLNP on and off, of copies of the model."""
         from pangu_modules.llm.pruning.pangu_light.pipeline import compare_reinitialisations
 
         held_out = held_out_batches(trainer)
@@ -82,7 +82,7 @@ class PanguLightPruning(PruningCallback):
             )
         rows = [{"start": start, "perplexity": value} for start, value in values.items()]
         title = f"{self.name}: perplexity before training, by re-initialisation"
-        leave_table(trainer.default_root_dir, f"{self.name}-5-parts", title, rows)
+        add_table(trainer.default_root_dir, f"{self.name}-5-parts", title, rows)
 
 
 class PostNormAbsorption(RecipeCallback):
@@ -133,14 +133,14 @@ class PostNormAbsorption(RecipeCallback):
             return perplexity(module.model, held_out) if held_out else 0.0
 
 
-def leave_shapes(folder: str, name: str, report: PanguLightReport) -> None:
-    """Leave the tables of the model's sizes before and after, and of the layers dropped with their scores."""
+def add_shapes(folder: str, name: str, report: PanguLightReport) -> None:
+    """Add to the report the model's sizes before and after, and the dropped layers with their scores."""
     before, after = asdict(report.shape_before), asdict(report.shape_after)
     sizes = [{"size": axis.replace("_", " "), "before": before[axis], "after": after[axis]} for axis in before]
-    leave_table(folder, f"{name}-2-sizes", f"{name}: sizes", sizes)
+    add_table(folder, f"{name}-2-sizes", f"{name}: sizes", sizes)
     dropped = [{"layer": layer, "score": score} for layer, score in report.dropped_layers.items()]
     if dropped:
-        leave_table(folder, f"{name}-3-dropped", f"{name}: dropped layers", dropped)
+        add_table(folder, f"{name}-3-dropped", f"{name}: dropped layers", dropped)
 
 
 def absorbed_by(module: Any, source: str) -> bool:

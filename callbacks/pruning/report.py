@@ -1,10 +1,9 @@
-"""What a pruning callback leaves for the run's report: perplexity and cost before and after, the layers, a heat map."""
+"""What a pruning callback adds to the run's report: perplexity and cost before and after, the layers, a heat map."""
 
 from __future__ import annotations
 
 import copy
 import itertools
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,22 +16,29 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from callbacks.pruning.perplexities import LABELS, Perplexities, write_perplexities
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.depth import perplexity
 from pangu_modules.llm.pruning.report import LayerReport, PruneReport, count_parameters
-from pangu_modules.report.parts import PARTS, leave_figure, leave_table
+from pangu_modules.report.parts import add_figure, add_table
+from pangu_modules.report.tables import Column
 from pangu_modules.training.objectives import Batch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BEFORE, UNREPAIRED, PRUNED, RECOVERED = "before pruning", "pruned, not repaired", "pruned", "after recovery"
+COST_COLUMNS = {
+    "model": Column("model"),
+    "parameters": Column("parameters"),
+    "flops_per_token": Column("operations per token", "FLOPs"),
+    "tokens_per_second": Column("speed", "tokens/s", 0),
+}
 TIMED_TOKENS = 256
 BINS = 64
 
 
 class PruningRecord:
-    """Keeps a copy of a model before it is pruned; told what was pruned, measures both for the report.
+    """Keeps a copy of a model before it is pruned; given what was pruned, measures both for the report.
 
     Perplexity is that of the datamodule's test set, as far as the trainer's ``limit_test_batches`` goes; there is none
     without a test set.
@@ -50,42 +56,26 @@ class PruningRecord:
         self.batches = held_out_batches(trainer)
 
     def write(self, report: PruneReport) -> None:
-        """Measure both models and leave tables and figure; the copy is given up."""
+        """Measure both models and add tables and figure to the report; the copy is given up."""
         dense, self.dense = self.dense, None
         assert dense is not None
         with on_device(dense, self.device), on_device(self.model, self.device):
-            costs = costs_of({BEFORE: dense, PRUNED: self.model}, self.batches)
+            costs = costs_of({LABELS["before"]: dense, LABELS["pruned"]: self.model}, self.batches)
             if self.batches:
-                leave_perplexities(self.folder, self.name, self._perplexities(dense, report))
+                write_perplexities(self.folder, self.name, self._perplexities(dense, report))
         rows = [{"model": stage, **cost} for stage, cost in costs.items()]
-        leave_table(self.folder, f"{self.name}-2-cost", f"{self.name}: cost", rows)
-        leave_table(self.folder, f"{self.name}-3-layers", f"{self.name}: layers", layer_rows(report.layers))
+        columns = {key: column for key, column in COST_COLUMNS.items() if any(key in row for row in rows)}
+        add_table(self.folder, f"{self.name}-2-cost", f"{self.name}: cost", rows, columns)
+        add_table(self.folder, f"{self.name}-3-layers", f"{self.name}: layers", layer_rows(report.layers))
         caption = "Kept query heads, and kept share of FFN channels, of each layer"
-        leave_figure(self.folder, f"{self.name}-4-map", caption, draw_kept(report.layers))
+        add_figure(self.folder, f"{self.name}-4-map", caption, draw_kept(report.layers))
 
-    def _perplexities(self, dense: nn.Module, report: PruneReport) -> dict[str, float]:
-        values = {BEFORE: perplexity(dense, self.batches)}
+    def _perplexities(self, dense: nn.Module, report: PruneReport) -> Perplexities:
+        before, repaired_from = perplexity(dense, self.batches), None
         with unrepaired(self.model, dense, report) as repaired:
             if repaired:
-                values[UNREPAIRED] = perplexity(self.model, self.batches)
-        return values | {PRUNED: perplexity(self.model, self.batches)}
-
-
-def leave_perplexities(folder: Path, name: str, perplexities: dict[str, float]) -> None:
-    """Leave the table of perplexities, by stage of the work."""
-    first = next(iter(perplexities.values()))
-    rows = [{"model": stage, "perplexity": value, "times": value / first} for stage, value in perplexities.items()]
-    leave_table(folder, f"{name}-1-perplexity", f"{name}: perplexity on the test set", rows)
-
-
-def add_recovered(trainer: Trainer, name: str) -> None:
-    """Add the perplexity of the test that ends a run to the table, which an earlier process may have written."""
-    file = Path(trainer.default_root_dir) / PARTS / f"{name}-1-perplexity.json"
-    value = trainer.callback_metrics.get("test/perplexity")
-    if file.is_file() and value is not None:
-        rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
-        known = {row["model"]: row["perplexity"] for row in rows}
-        leave_perplexities(Path(trainer.default_root_dir), name, known | {RECOVERED: float(value)})
+                repaired_from = perplexity(self.model, self.batches)
+        return Perplexities(before=before, unrepaired=repaired_from, pruned=perplexity(self.model, self.batches))
 
 
 def held_out_batches(trainer: Trainer) -> list[Batch]:
@@ -119,11 +109,11 @@ def costs_of(models: Mapping[str, nn.Module], batches: Sequence[Batch]) -> dict[
             with FlopCounterMode(display=False) if turn == 0 else nullcontext() as counter:
                 took = _seconds(model, ids)
             if counter is not None:
-                costs[name]["FLOPs per token"] = counter.get_total_flops() // ids.numel()
+                costs[name]["flops_per_token"] = counter.get_total_flops() // ids.numel()
             else:
                 seconds[name].append(took)
     for name, times in seconds.items():
-        costs[name]["tokens per second"] = ids.numel() / min(times)
+        costs[name]["tokens_per_second"] = ids.numel() / min(times)
     return costs
 
 
@@ -151,8 +141,8 @@ def layer_rows(layers: Sequence[LayerReport]) -> list[dict[str, Any]]:
         }
         for layer in layers
     ]
-    told = {column for row in rows for column, value in row.items() if value is not None}
-    return [{column: value for column, value in row.items() if column in told} for row in rows]
+    known = {column for row in rows for column, value in row.items() if value is not None}
+    return [{column: value for column, value in row.items() if column in known} for row in rows]
 
 
 def draw_kept(layers: Sequence[LayerReport]) -> Figure:

@@ -13,7 +13,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from pydantic import Field
 from torch import nn
 
-from callbacks.pruning.report import PruningRecord, add_recovered
+from callbacks.pruning.perplexities import add_recovered
+from callbacks.pruning.report import PruningRecord
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.common.files import write_atomically
 from pangu_modules.llm.calibration.windows import CalibrationConfig, draw_windows

@@ -83,8 +83,8 @@ class RecordedWeighting(RecipeCallback):
             self._record.validated(self._stage, float(loss))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the tables for the report."""
-        self._record.leave(trainer)
+        """Add the tables to the report."""
+        self._record.write(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums for the report; what follows from data and seed is made again."""

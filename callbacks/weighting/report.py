@@ -1,4 +1,4 @@
-"""What DWM logs, and leaves for the run's report: the mean weight of each domain by stage, and what the stages did."""
+"""What DWM logs, and adds to the run's report: the mean weight of each domain by stage, and what the stages did."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from callbacks.weighting.figures import CAPTION, draw_stages
 from pangu_modules.llm.losses import count_targets, labels_of
 from pangu_modules.llm.weighting.model import effective_batch_size
 from pangu_modules.llm.weighting.update import UpdateResult, Weighed
-from pangu_modules.report.parts import leave_figure, leave_table
+from pangu_modules.report.parts import add_figure, add_table
 from pangu_modules.training.module import batch_size
 
 Sums = dict[str, list[float]]
@@ -118,15 +118,15 @@ class Record:
         self._sums_before, self._sums = state["sums"], {}
         self.stages = state["stages"]
 
-    def leave(self, trainer: Trainer) -> None:
-        """Leave both tables for the report of the run; every process must call it."""
+    def write(self, trainer: Trainer) -> None:
+        """Add both tables to the report of the run; every process must call it."""
         total, folder = self.total(), trainer.default_root_dir
         if trainer.is_global_zero and total:
             title = f"{self.name}: mean weight by domain and stage (1 is uniform)"
             domains, stages = preference_rows(total, domain_names(trainer)), stage_rows(self.stages)
-            leave_table(folder, f"{self.name}-1-domains", title, domains)
-            leave_table(folder, f"{self.name}-2-stages", f"{self.name}: stages", stages)
-            leave_figure(folder, f"{self.name}-3-weights", CAPTION, draw_stages(domains, stages))
+            add_table(folder, f"{self.name}-1-domains", title, domains)
+            add_table(folder, f"{self.name}-2-stages", f"{self.name}: stages", stages)
+            add_figure(folder, f"{self.name}-3-weights", CAPTION, draw_stages(domains, stages))
 
 
 def preference_rows(total: Sums, names: Sequence[str] = ()) -> list[dict[str, Any]]:

@@ -218,9 +218,9 @@ class DWMReweighting(RecipeCallback):
             self._record.validated(self.stage, float(trainer.callback_metrics[metric]))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the last stage's weighting model and leave the tables for the report."""
+        """Save the last stage's weighting model and add the tables to the report."""
         self._leave(trainer)
-        self._record.leave(trainer)
+        self._record.write(trainer)
 
     def _leave(self, trainer: Trainer) -> None:
         """Save what the stage learned to its end."""

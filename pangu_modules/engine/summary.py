@@ -13,7 +13,7 @@ from pangu_modules.engine.folder import RunFolder, to_yaml
 from pangu_modules.engine.run import StageResult
 from pangu_modules.report.masking import mask_command, mask_secrets
 from pangu_modules.report.origin import Origin, collect_machine, commit_of
-from pangu_modules.report.parts import collect_parts
+from pangu_modules.report.parts import add_parts
 from pangu_modules.report.run_report import Column, RunReport, collect_versions, learning_curves, terminal_table
 from pangu_modules.report.writing import write_report
 
@@ -101,7 +101,7 @@ def finish(request: Request, folder: Path, results: Mapping[str, StageResult]) -
     for caption, figure in learning_curves({name: path for name, path in curves.items() if path.is_file()}).items():
         report.add_figure(figure, caption)
     for name in results:
-        collect_parts(folder / name, report, prefix=name)
+        add_parts(folder / name, report, prefix=name)
     page, _ = write_report(report, folder)
     narrow = [{name: value for name, value in row.items() if name != "test/accuracy_top5"} for row in rows]
     terminal_table(narrow, result_columns(narrow), f"{request.title}\nResult on the test set")  # fits 80 columns

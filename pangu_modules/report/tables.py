@@ -64,6 +64,14 @@ def table_of(rows: Iterable[Row], columns: Mapping[str, Column | str] | None = N
         ValueError: a row has a key that `columns` does not list, so that its value would be lost.
     """
     rows = list(rows)
+    heads = columns_of(rows, columns, title)
+    cells = [[head.text(row.get(key)) for key, head in heads.items()] for row in rows]
+    numeric = [all(_is_number(row.get(key)) for row in rows) for key in heads]
+    return ReportTable(title, [head.heading for head in heads.values()], cells, numeric)
+
+
+def columns_of(rows: Iterable[Row], columns: Mapping[str, Column | str] | None, title: str) -> dict[str, Column]:
+    """Return the `Column` of each key; arguments and error as in `table_of`."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
     given: Mapping[str, Column | str] = columns if columns is not None else {key: key for key in keys}
     for key in keys:
@@ -71,10 +79,7 @@ def table_of(rows: Iterable[Row], columns: Mapping[str, Column | str] | None = N
             raise ValueError(
                 f"table {title!r}: no column for {key!r}.{nearest(key, given)} Columns: {', '.join(given)}"
             )
-    heads = {key: head if isinstance(head, Column) else Column(head) for key, head in given.items()}
-    cells = [[heads[key].text(row.get(key)) for key in heads] for row in rows]
-    numeric = [all(_is_number(row.get(key)) for row in rows) for key in heads]
-    return ReportTable(title, [head.heading for head in heads.values()], cells, numeric)
+    return {key: head if isinstance(head, Column) else Column(head) for key, head in given.items()}
 
 
 def terminal_table(

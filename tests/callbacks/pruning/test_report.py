@@ -33,6 +33,10 @@ def recipe(max_steps=2, **fields):
     )
 
 
+def record(folder):
+    return json.loads((folder / "prune-perplexities.json").read_text())
+
+
 def table(folder, name):
     return json.loads((folder / "report_parts" / f"prune-{name}.json").read_text())["rows"]
 
@@ -43,6 +47,9 @@ def test_every_stage_has_its_perplexity_also_after_a_resume(tmp_path):
     rows = table(tmp_path, "1-perplexity")
     assert [row["model"] for row in rows] == ["before pruning", "pruned, not repaired", "pruned", "after recovery"]
     assert rows[-1]["perplexity"] == pytest.approx(first.metrics["test/perplexity"])
+    assert list(record(tmp_path).items()) == list(
+        zip(("before", "unrepaired", "pruned", "recovered"), (row["perplexity"] for row in rows), strict=True)
+    )
     (stage,) = recipe(max_steps=3).stages.values()
     resumed = fit_stage(stage, tmp_path, ckpt_path=first.checkpoint, quiet=True)
     after = table(tmp_path, "1-perplexity")
@@ -56,8 +63,8 @@ def test_costs_and_layers_are_those_of_the_model(tmp_path):
     before, after = table(tmp_path, "2-cost")
     assert before["parameters"] == sum(parameter.numel() for parameter in tiny_module().model.parameters())
     assert after["parameters"] == result.parameters < before["parameters"]
-    assert 0 < after["FLOPs per token"] < before["FLOPs per token"]
-    assert after["tokens per second"] > 0
+    assert 0 < after["flops_per_token"] < before["flops_per_token"]
+    assert after["tokens_per_second"] > 0
     layers = table(tmp_path, "3-layers")
     assert sorted(row["query heads"] for row in layers) == ["2 of 4", "4 of 4"]
     assert sorted(row["FFN channels"] for row in layers) == ["32 of 64", "64 of 64"]

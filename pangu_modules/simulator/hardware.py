@@ -1,4 +1,4 @@
-"""The table of accelerators: peak rates, memory and links of each, with the public document every number stands in.
+"""Accelerators (``cards.yaml``): peak rates, memory and links, with the public document every number stands in.
 
 A *device* is what a process sees; a *card* is what one buys, and may hold two devices. All rates are the vendor's peak
 figures per device without sparsity; what software reaches of them is `Efficiency`.
@@ -6,10 +6,11 @@ figures per device without sparsity; what software reaches of them is `Efficienc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from pangu_modules.common.config import Config
@@ -90,159 +91,14 @@ class Efficiency(Config):
     overlap: float = Field(0.0, ge=0, le=1, description="Fraction of communication hidden behind computation.")
 
 
-def _card(document: str, links: str, read: Mapping[str, str] | None = None, **fields: Any) -> Card:
-    """Make a card whose compute and memory figures are quoted from `document`, and its link figures from `links`.
-
-    `read` names, by figure, a public page in which it was read for this table.
-    """
-    sources = {name: Source(document=links if name in NUMBERS[4:] else document) for name in NUMBERS}
-    sources["link_latency_us"] = Source(document="estimate of the order of magnitude, in no datasheet")
-    sources |= {name: Source(document=page, verified=True) for name, page in (read or {}).items()}
-    return Card(sources={name: source for name, source in sources.items() if fields.get(name) is not None}, **fields)
+def _shipped() -> dict[str, Card]:
+    """Read ``cards.yaml``, a list of cards."""
+    text = files("pangu_modules.simulator").joinpath("cards.yaml").read_text(encoding="utf-8")
+    cards = [Card.model_validate(fields) for fields in yaml.safe_load(text)]
+    return {card.name: card for card in cards}
 
 
-_ATLAS_800I = "Huawei, Atlas 800I A2 inference server, product page and user guide"
-_ATLAS_DUO = "Huawei, Atlas 300I Duo inference card, product page and user guide"
-_LOCKWOOD_A100 = "glennklockwood.com/garden/processors/A100, which quotes NVIDIA's datasheet"
-_LOCKWOOD_H100 = "glennklockwood.com/garden/processors/h100, which quotes NVIDIA's figures"
-_DUO_PAGES = "3dnews.ru/1131049 and elektronikpraxis.de on the Atlas 300I Duo: two processors"
-_MI300X_PAGE = "aiwiki.ai/wiki/amd_instinct_mi300x"
-
-_CARDS = (
-    _card(
-        _ATLAS_800I,
-        f"{_ATLAS_800I}: HCCS full mesh, 392 GB/s in both directions over 7 links",
-        name="ascend_800i_a2",
-        title="Ascend 800I A2 (64 GB)",
-        tflops_16bit=280,
-        tops_int8=550,
-        memory_gb=64,
-        memory_gb_per_s=1600,
-        link_gb_per_s=196,
-        link_latency_us=10,
-        topology="mesh",
-        network_gb_per_s=25,
-    ),
-    _card(
-        _ATLAS_800I,
-        f"{_ATLAS_800I}: HCCS full mesh, 392 GB/s in both directions over 7 links",
-        name="ascend_800i_a2_32gb",
-        title="Ascend 800I A2 (32 GB)",
-        tflops_16bit=280,
-        tops_int8=550,
-        memory_gb=32,
-        memory_gb_per_s=800,
-        link_gb_per_s=196,
-        link_latency_us=10,
-        topology="mesh",
-        network_gb_per_s=25,
-    ),
-    _card(
-        f"{_ATLAS_DUO}: 140 TFLOPS fp16, 280 TOPS int8, 96 GB and 408 GB/s over two processors",
-        f"{_ATLAS_DUO}: PCIe 4.0 x16 (32 GB/s in one direction) shared by two processors",
-        {
-            "tops_int8": f"{_DUO_PAGES}, 280 TOPS together",
-            "memory_gb": f"{_DUO_PAGES}, 48 GB each",
-            "memory_gb_per_s": f"{_DUO_PAGES}, 408 GB/s together, about 204 each",
-        },
-        name="ascend_300i_duo",
-        title="Ascend 300I Duo (96 GB)",
-        tflops_16bit=70,
-        tops_int8=140,
-        memory_gb=48,
-        memory_gb_per_s=204,
-        link_gb_per_s=16,
-        link_latency_us=20,
-        topology="switch",
-        devices_per_card=2,
-    ),
-    _card(
-        "NVIDIA A100 Tensor Core GPU datasheet",
-        "NVIDIA A100 Tensor Core GPU datasheet: NVLink 600 GB/s in both directions",
-        dict.fromkeys(NUMBERS[:5], _LOCKWOOD_A100),
-        name="a100_80gb",
-        title="NVIDIA A100 SXM 80 GB",
-        tflops_16bit=312,
-        tops_int8=624,
-        memory_gb=80,
-        memory_gb_per_s=2039,
-        link_gb_per_s=300,
-        link_latency_us=3,
-        topology="switch",
-        network_gb_per_s=25,
-    ),
-    _card(
-        "NVIDIA H100 Tensor Core GPU datasheet",
-        "NVIDIA H100 Tensor Core GPU datasheet: NVLink 900 GB/s in both directions",
-        dict.fromkeys(NUMBERS[:5], _LOCKWOOD_H100),
-        name="h100_sxm",
-        title="NVIDIA H100 SXM 80 GB",
-        tflops_16bit=989,
-        tops_int8=1979,
-        memory_gb=80,
-        memory_gb_per_s=3350,
-        link_gb_per_s=450,
-        link_latency_us=3,
-        topology="switch",
-        network_gb_per_s=50,
-    ),
-    _card(
-        "NVIDIA H200 Tensor Core GPU datasheet",
-        "NVIDIA H200 Tensor Core GPU datasheet: NVLink 900 GB/s in both directions",
-        name="h200",
-        title="NVIDIA H200 SXM",
-        tflops_16bit=989,
-        tops_int8=1979,
-        memory_gb=141,
-        memory_gb_per_s=4800,
-        link_gb_per_s=450,
-        link_latency_us=3,
-        topology="switch",
-        network_gb_per_s=50,
-    ),
-    _card(
-        "NVIDIA L40S datasheet",
-        "NVIDIA L40S datasheet: PCIe 4.0 x16",
-        name="l40s",
-        title="NVIDIA L40S",
-        tflops_16bit=362,
-        tops_int8=733,
-        memory_gb=48,
-        memory_gb_per_s=864,
-        link_gb_per_s=32,
-        link_latency_us=10,
-        topology="switch",
-    ),
-    _card(
-        "NVIDIA Ada GPU architecture whitepaper, RTX 4090, fp16 with fp32 accumulation",
-        "NVIDIA Ada GPU architecture whitepaper: PCIe 4.0 x16",
-        name="rtx_4090",
-        title="NVIDIA RTX 4090",
-        tflops_16bit=165,
-        tops_int8=661,
-        memory_gb=24,
-        memory_gb_per_s=1008,
-        link_gb_per_s=32,
-        link_latency_us=10,
-        topology="switch",
-    ),
-    _card(
-        "AMD Instinct MI300X data sheet",
-        "AMD Instinct MI300X data sheet: 7 Infinity Fabric links of 128 GB/s in both directions",
-        {"memory_gb": _MI300X_PAGE, "memory_gb_per_s": _MI300X_PAGE},
-        name="mi300x",
-        title="AMD Instinct MI300X",
-        tflops_16bit=1307,
-        tops_int8=2615,
-        memory_gb=192,
-        memory_gb_per_s=5300,
-        link_gb_per_s=448,
-        link_latency_us=5,
-        topology="mesh",
-        network_gb_per_s=50,
-    ),
-)
-CARDS: dict[str, Card] = {card.name: card for card in _CARDS}
+CARDS: dict[str, Card] = _shipped()
 
 
 def find_card(name: str) -> Card:
@@ -258,12 +114,12 @@ def find_card(name: str) -> Card:
         raise UsageError(
             f"hardware: unknown card {name!r}.{nearest(name, CARDS)} Known: {known}; or give a .yaml file of a card"
         )
-    import yaml
-
     try:
         return Card.model_validate(yaml.safe_load(Path(name).read_text(encoding="utf-8")))
     except OSError as error:
         raise UsageError(f"hardware: cannot read {name}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"hardware: {name} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except yaml.YAMLError as error:
         raise UsageError(f"hardware: {name} is not valid YAML: {error}") from error
     except ValidationError as error:

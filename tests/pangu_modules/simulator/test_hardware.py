@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from pangu_modules.common.errors import UsageError
+from pangu_modules.simulator import hardware
 from pangu_modules.simulator.hardware import CARDS, NUMBERS, Card, find_card
 
 
@@ -22,6 +23,14 @@ def test_every_number_names_its_source(card: Card) -> None:
     given = {name for name in NUMBERS if getattr(card, name) is not None}
     assert given == set(card.sources)
     assert all(source.document for source in card.sources.values())
+
+
+def test_shipped_cards_are_those_of_the_file_in_its_order() -> None:
+    listed = yaml.safe_load((Path(hardware.__file__).parent / "cards.yaml").read_text(encoding="utf-8"))
+    assert [card["name"] for card in listed] == list(CARDS)
+    assert find_card("h200") is CARDS["h200"]
+    assert (CARDS["h200"].memory_gb, CARDS["h200"].sources["memory_gb"].verified) == (141, False)
+    assert CARDS["a100_80gb"].sources["memory_gb"].verified
 
 
 def test_a_number_without_a_source_is_refused() -> None:
@@ -58,6 +67,12 @@ def test_a_card_of_ones_own(tmp_path: Path) -> None:
         find_card(str(path))
     path.write_text("{")
     with pytest.raises(UsageError, match="not valid YAML"):
+        find_card(str(path))
+    path.write_bytes(b"name: \xff")
+    with pytest.raises(UsageError, match=r"mine.yaml is not UTF-8 text: invalid start byte at byte 6"):
+        find_card(str(path))
+    path.write_text("- name: mine")
+    with pytest.raises(UsageError, match=r"mine.yaml: Input should be a valid dictionary"):
         find_card(str(path))
     with pytest.raises(UsageError, match=r"cannot read .*other.yaml: No such file"):
         find_card(str(tmp_path / "other.yaml"))

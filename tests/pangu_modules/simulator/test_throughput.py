@@ -16,9 +16,10 @@ from pangu_modules.common.errors import UsageError
 from pangu_modules.engine.cli import main
 from pangu_modules.simulator.hardware import CARDS, Efficiency
 from pangu_modules.simulator.layout import Layout, Workload
+from pangu_modules.simulator.memory import memory_bytes
 from pangu_modules.simulator.model_shape import DENSE_32B, DENSE_72B, PANGU_PRO_MOE, ModelShape
 from pangu_modules.simulator.roofline import decode_step, prefill_step
-from pangu_modules.simulator.throughput import memory_bytes, plan_rows, rank_layouts, simulate, simulate_decode
+from pangu_modules.simulator.throughput import plan_rows, rank_layouts, simulate, simulate_decode
 
 A2, DUO, L40S = CARDS["ascend_800i_a2"], CARDS["ascend_300i_duo"], CARDS["l40s"]
 EIGHT = Layout(attention_dp=2, attention_tp=4, expert_tp=2, expert_ep=4, shared_tp=8)

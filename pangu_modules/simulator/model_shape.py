@@ -95,12 +95,15 @@ def shape_of(config: Any, name: str = "model") -> ModelShape:
     """Return the shape that a transformers configuration describes.
 
     Args:
-        config: a configuration with transformers' field names, of a decoder with gated MLPs.
+        config: an object with transformers' field names, of a decoder with gated MLPs; of a model for text and images
+            the decoder's part is taken.
         name: name in tables.
 
     Raises:
         ValueError: the configuration lacks a size, or describes latent attention, which is not modelled.
     """
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config(decoder=True)
     if getattr(config, "kv_lora_rank", None):
         raise ValueError(f"{name}: multi-head latent attention (kv_lora_rank) is not modelled")
     heads = _first(config, name, "num_attention_heads")

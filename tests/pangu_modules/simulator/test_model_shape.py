@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from pangu_modules.simulator.model_shape import DENSE_32B, DENSE_72B, PANGU_PRO_MOE, shape_of
+from pangu_modules.simulator.throughput import PARAMETER_TOLERANCE
 
 
 def test_parameter_counts() -> None:
@@ -46,6 +49,52 @@ def test_shape_counts_what_transformers_builds(architecture: str, fields: dict[s
     norms = ("q_norm.weight", "k_norm.weight")  # of Qwen3's heads: too few weights to be in a shape
     head_norms = sum(weight.numel() for name, weight in model.named_parameters() if name.endswith(norms))
     assert counted + head_norms == sum(parameter.numel() for parameter in model.parameters())
+
+
+MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields"),
+    [
+        ("qwen2", {}),
+        ("qwen3", {"head_dim": 8}),
+        ("gemma2", {"head_dim": 8}),
+        ("granite", {}),
+        ("olmo2", {}),
+        ("qwen2_moe", {"num_experts": 4, "shared_expert_intermediate_size": 16, **MOE}),
+        ("glm4_moe", {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, **MOE}),
+        ("granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    ],
+)
+def test_models_of_other_methods_are_described_well_enough_to_plan(architecture: str, fields: dict[str, Any]) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "intermediate_size": 48}
+    config = AutoConfig.for_model(architecture, **sizes, tie_word_embeddings=True, **fields)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    assert shape_of(config).parameters() == pytest.approx(weights, rel=PARAMETER_TOLERANCE)
+
+
+def test_of_a_model_for_text_and_images_the_decoder_is_taken() -> None:
+    from transformers import Gemma3Config
+
+    text = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 8}
+    config = Gemma3Config(text_config={**text, "num_key_value_heads": 2, "intermediate_size": 48})
+    shape = shape_of(config)
+    assert (shape.num_layers, shape.hidden_size, shape.num_kv_heads) == (3, 32, 2)
+
+
+def test_the_simulator_needs_no_method_and_no_torch() -> None:
+    program = (
+        "import sys, pangu_modules.simulator.throughput, pangu_modules.simulator.design_search; "
+        "print([name for name in sys.modules if name.startswith(('pangu_modules.llm', 'torch', 'transformers'))])"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"
 
 
 def test_the_papers_configuration_gives_the_papers_shape() -> None:

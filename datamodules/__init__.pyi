@@ -1,8 +1,8 @@
 # Written from pangu_modules/common/registry.py by `make tables`.
 from datamodules.base import DataModule as DataModule
 from datamodules.calibration import calibration_batches as calibration_batches
-from datamodules.images import DigitsData as DigitsData
-from datamodules.images import ImageFolderData as ImageFolderData
+from datamodules.images.digits import DigitsData as DigitsData
+from datamodules.images.folders import ImageFolderData as ImageFolderData
 from datamodules.loader import ResumableLoader as ResumableLoader
 from datamodules.text.chat import ChatData as ChatData
 from datamodules.text.mixture import Domain as Domain

@@ -120,9 +120,9 @@ TARGETS: dict[str, dict[str, str]] = {
     "datamodules": {
         "ChatData": "datamodules.text.chat:ChatData",
         "DataModule": "datamodules.base:DataModule",
-        "DigitsData": "datamodules.images:DigitsData",
+        "DigitsData": "datamodules.images.digits:DigitsData",
         "Domain": "datamodules.text.mixture:Domain",
-        "ImageFolderData": "datamodules.images:ImageFolderData",
+        "ImageFolderData": "datamodules.images.folders:ImageFolderData",
         "MixtureData": "datamodules.text.mixture:MixtureData",
         "ResumableLoader": "datamodules.loader:ResumableLoader",
         "SelectedMixtureData": "datamodules.text.selected_mixture:SelectedMixtureData",

@@ -8,7 +8,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 from toys import ToyData
 
 from datamodules.calibration import calibration_batches
-from datamodules.images import DigitsData
+from datamodules.images.digits import DigitsData
 
 
 class Foreign(LightningDataModule):

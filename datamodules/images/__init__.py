@@ -1,0 +1,1 @@
+"""Images to classify: embedded digits, and folders with one folder a class."""

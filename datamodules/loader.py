@@ -204,7 +204,7 @@ def shard(order: Tensor, rank: int, world_size: int, *, drop_last: bool) -> Tens
     """
     if drop_last:
         order = order[: len(order) // world_size * world_size]
-    else:
+    else:  # with fewer samples than processes, one repetition of the order would not reach
         order = order.repeat(world_size)[: -(-len(order) // world_size) * world_size]
     return order[rank::world_size]
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -14,15 +12,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor
 
+from datamodules.text.byte_pairs import trained_tokenizer
 from datamodules.text.corruptions import PYTHON_CODE, Corruption, corrupt, domain_texts, shuffled_tokens
 from datamodules.text.ngrams import sequences_sharing, shared_ngrams
 from datamodules.text.reading import PYTHON_TOPICS, download
 from datamodules.text.running import Windows, pack, tokenize
 from datamodules.text.tokens import TokenData, assign_splits
-from pangu_modules.common.cache import cached
 from pangu_modules.common.config import Config as BaseConfig
 
-END_OF_TEXT = "<|endoftext|>"
 NOISE = 0.125
 
 
@@ -278,6 +275,7 @@ def mixture_counts(available: Mapping[str, int], shares: Mapping[str, float], si
             f"{int(possible)} are there without repeating one; lower size or the domain's share, or give more text"
         )
     whole = possible if size is None else size
+    # A product like 0.29 * 100 is just below its whole number in floating point and would lose a window.
     counts = {name: int(whole * share / total + 1e-9) for name, share in shares.items()}
     for name in sorted(shares, key=lambda name: available[name]):
         if shares[name] > 0 and counts[name] == 0:
@@ -295,36 +293,3 @@ def limited(documents: Sequence[tuple[int, str]], characters: int, seed: int) ->
         chosen.append((index, text[:room]))
         room -= len(text)
     return chosen
-
-
-def trained_tokenizer(texts: Sequence[str], vocab_size: int) -> Path:
-    """Return the folder of a byte-level BPE tokenizer trained on `texts`; the same texts are trained on once.
-
-    The folder lies in the cache (``$PANGU_CACHE``). The end-of-text token is the only special one.
-
-    Args:
-        texts: training text.
-        vocab_size: number of tokens; fewer if the text has no more pairs to merge.
-    """
-    digest = hashlib.sha256(str(vocab_size).encode())
-    for text in texts:
-        digest.update(text.encode() + b"\0")
-    return cached(f"bpe-{vocab_size}-{digest.hexdigest()[:16]}", lambda folder: _train_bpe(texts, vocab_size, folder))
-
-
-def _train_bpe(texts: Sequence[str], vocab_size: int, folder: Path) -> None:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
-    fast.save_pretrained(folder)

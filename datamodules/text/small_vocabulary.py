@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +11,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from datamodules.text.byte_pairs import trained_tokenizer
 from datamodules.text.reading import read_texts
 from datamodules.text.running import TextData, pack
-from pangu_modules.common.cache import cached
 
-END_OF_TEXT = "<|endoftext|>"
-CHUNK = 16  # windows
+CHUNK = 16  # windows: long enough that few of them lie at a border, short enough that all splits are of one kind
 
 
 class SmallVocabularyData(TextData):
@@ -55,8 +53,7 @@ class SmallVocabularyData(TextData):
     def tokenizer_folder(self) -> Path:
         """The folder of the tokenizer."""
         texts = [text for source in self.sources.values() for text in read_texts(source, self.config.text_field)]
-        digest = hashlib.sha256("\0".join([str(self.config.vocab_size), *texts]).encode()).hexdigest()[:12]
-        return cached(f"bpe-{digest}", lambda folder: save_tokenizer(texts, self.config.vocab_size, folder))
+        return trained_tokenizer(texts, self.config.vocab_size, min_count=2, by_line=True)
 
     def module_arguments(self) -> dict[str, Any]:
         """Return the tokenizer's folder."""
@@ -83,23 +80,3 @@ def split_chunks(windows: Tensor, fractions: Mapping[str, float]) -> dict[str, T
 
 def _joined(chunks: Sequence[Tensor], windows: Tensor) -> Tensor:
     return torch.cat([windows[:0], *chunks])
-
-
-def save_tokenizer(texts: Sequence[str], vocab_size: int, folder: Path) -> None:
-    """Train a byte-level BPE tokenizer and write it as a transformers folder; any text can be encoded.
-
-    Args:
-        texts: what it is trained on.
-        vocab_size: tokens of the vocabulary; with little text there may be fewer.
-        folder: where it goes.
-    """
-    from tokenizers import ByteLevelBPETokenizer, Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = ByteLevelBPETokenizer()
-    lines = (line for text in texts for line in text.splitlines(keepends=True))
-    tokenizer.train_from_iterator(lines, vocab_size, special_tokens=[END_OF_TEXT], show_progress=False)
-    plain = Tokenizer.from_str(tokenizer.to_str())
-    PreTrainedTokenizerFast(tokenizer_object=plain, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT).save_pretrained(
-        folder
-    )

@@ -6,6 +6,7 @@ import torch
 from pydantic import ValidationError
 
 from datamodules import Domain, MixtureData, SelectedMixtureData
+from datamodules.text.byte_pairs import trained_tokenizer
 from datamodules.text.corruptions import (
     BOILERPLATE,
     CORRUPTIONS,
@@ -15,7 +16,7 @@ from datamodules.text.corruptions import (
     sections,
     shuffled_tokens,
 )
-from datamodules.text.mixture import limited, mixture_counts, trained_tokenizer
+from datamodules.text.mixture import limited, mixture_counts
 from datamodules.text.ngrams import shared_ngrams
 
 SPLITS = ("train", "val", "test")

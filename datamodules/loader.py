@@ -5,8 +5,8 @@ with the same number of workers, and augmentation still draws from each worker's
 augmentation are functions of (seed, epoch, sample), hence the state is two numbers, equal on all processes and for any
 number of workers.
 
-Lightning saves and restores a loader that has ``state_dict`` and ``load_state_dict``, and tells the epoch through
-``loader.batch_sampler.sampler.set_epoch``. It calls ``iter`` before it tells the epoch, so that the loader must not
+Lightning saves and restores a loader that has ``state_dict`` and ``load_state_dict``, and sets the epoch through
+``loader.batch_sampler.sampler.set_epoch``. It calls ``iter`` before it sets the epoch, so that the loader must not
 start before the first ``next``.
 """
 
@@ -92,7 +92,7 @@ class ResumableLoader:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the current epoch's batches (after a resume, those left of it); then the next epoch is current."""
+        """Yield the current epoch's batches (after a resume, those that remain); then the next epoch is current."""
         self.batch_sampler.begin()
         for batch in self._loader:
             self.batch_sampler.delivered += 1

@@ -158,5 +158,5 @@ def held_out(source: Source, test_size: int) -> tuple[LabelledImages, LabelledIm
 
 
 def take(data: LabelledImages, index: Tensor) -> LabelledImages:
-    """Return the images at `index`."""
+    """Return the images and classes at `index` `(n,)` int64, in its order."""
     return LabelledImages(data.images[index], data.labels[index])

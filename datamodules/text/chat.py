@@ -103,7 +103,7 @@ class ChatData(TokenData):
 
 
 class Conversations(Dataset[Sample]):
-    """Tokenized conversations."""
+    """Tokenized conversations of unequal lengths; `pad_right` makes batches of them."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = samples

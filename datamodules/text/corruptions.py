@@ -74,7 +74,7 @@ def corrupt(text: str, corruption: Corruption, generator: np.random.Generator) -
     """Return `text` corrupted as named; ``"none"`` returns it as it is.
 
     - ``shuffled_words``: the text's own words in random order;
-    - ``shuffled_tokens``: left as it is here; `shuffled_tokens` mixes the tokens of each window later;
+    - ``shuffled_tokens``: unchanged here; `shuffled_tokens` mixes the tokens of each window later;
     - ``boilerplate``: eight fixed sentences of web pages, in random order;
     - ``cipher``: an invented language: every letter exchanged for a fixed other one, vowels for vowels;
     - ``random_characters``: base64 of random bytes, in lines of 76;

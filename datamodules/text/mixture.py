@@ -224,7 +224,7 @@ class MixtureData(TokenData):
             raise ValueError(
                 f"{split}: {before} windows of sequence_length={self.config.sequence_length} tokens, "
                 f"{self.removed[split]} of them share overlap_ngram={self.config.overlap_ngram} tokens in a row with a "
-                "split before it, and none is left: give more text, a larger fraction or shorter sequences"
+                "split before it, and none remains: give more text, a larger fraction or shorter sequences"
             )
         if self.removed[split]:
             rank_zero_info(f"{split}: {self.removed[split]} of {before} windows left out, shared with an earlier split")

@@ -42,7 +42,7 @@ class TextData(TokenData):
 
     @property
     def sources(self) -> dict[str, str]:
-        """The sources by domain."""
+        """Domain -> source; a single source has the empty name."""
         source = self.config.source
         return {"": source} if isinstance(source, str) else source
 

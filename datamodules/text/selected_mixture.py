@@ -19,7 +19,7 @@ from pangu_modules.llm.weighting.baselines.weights import threshold_of
 class SelectedMixtureData(MixtureData):
     """`MixtureData` whose training windows are those that an offline method ranks highest for the target.
 
-    Weights inside the batch do not replace such a selection: what it has left in may differ in worth, too. Weighting
+    Weights inside the batch do not replace such a selection: what a selection keeps still differs in worth. Weighting
     models learned on the raw mixture serve the selected one (``frozen`` of `DWMReweighting`).
     """
 

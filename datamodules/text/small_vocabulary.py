@@ -44,19 +44,19 @@ class SmallVocabularyData(TextData):
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer, trained at the first use."""
+        """The trained tokenizer, as transformers loads it."""
         from pangu_modules.llm.models.loading import load_tokenizer
 
         return load_tokenizer(str(self.tokenizer_folder))
 
     @cached_property
     def tokenizer_folder(self) -> Path:
-        """The folder of the tokenizer."""
+        """Its transformers folder in the cache; the first use trains it on the text of all splits."""
         texts = [text for source in self.sources.values() for text in read_texts(source, self.config.text_field)]
         return trained_tokenizer(texts, self.config.vocab_size, min_count=2, by_line=True)
 
     def module_arguments(self) -> dict[str, Any]:
-        """Return the tokenizer's folder."""
+        """Return the tokenizer's folder as its name: the module loads this very one."""
         return {"tokenizer": str(self.tokenizer_folder)}
 
 
@@ -65,7 +65,7 @@ def split_chunks(windows: Tensor, fractions: Mapping[str, float]) -> dict[str, T
 
     Args:
         windows: of one text, in its order.
-        fractions: share of each split; what is left is for train.
+        fractions: share of each split; the rest is for train.
     """
     chunks = windows.split(CHUNK)
     order = torch.randperm(len(chunks), generator=torch.Generator().manual_seed(0)).tolist()

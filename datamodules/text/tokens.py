@@ -90,7 +90,7 @@ def assign_splits(sizes: Sequence[int], fractions: Mapping[str, float], seed: in
 
     Args:
         sizes: tokens of each document.
-        fractions: share of each split; what is left is for train.
+        fractions: share of each split; the rest is for train.
         seed: of order and draws.
     """
     generator = np.random.default_rng(seed)

@@ -44,7 +44,7 @@ class Column:
 
 @dataclass(frozen=True)
 class ReportTable:
-    """A titled table whose cells are text; `numeric` tells which columns are aligned to the right."""
+    """A titled table whose cells are text; `numeric` says which columns are aligned to the right."""
 
     title: str
     headings: list[str]

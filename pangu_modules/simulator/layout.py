@@ -38,7 +38,7 @@ class Layout(Config):
 
     @property
     def devices(self) -> int:
-        """Number of devices."""
+        """Devices of the whole layout, which every part of the model is spread over."""
         return self.attention_dp * self.attention_tp
 
     def check(self, shape: ModelShape) -> None:
@@ -114,7 +114,7 @@ class Workload(Config):
 
     @property
     def weight_bytes(self) -> float:
-        """Bytes of a weight of the layers."""
+        """Bytes of a weight of attention and MLPs; embeddings and routers take 2."""
         return {"bf16": 2.0, "w8a8": 1.0, "w8a16": 1.0, "w4a16": 0.5}[self.precision]
 
 
@@ -155,12 +155,12 @@ def parse_layout(text: str) -> Request:
 
 
 def layout_from(values: dict[str, str]) -> Layout:
-    """Return the validated layout; raises UsageError."""
+    """Return the layout of these fields, given as text; raises UsageError."""
     return _validated(Layout, values, "layout")
 
 
 def efficiency_from(values: dict[str, str]) -> Efficiency:
-    """Return the validated efficiency; raises UsageError."""
+    """Return the efficiency of these fields, given as text; raises UsageError."""
     return _validated(Efficiency, values, "layout.efficiency")
 
 

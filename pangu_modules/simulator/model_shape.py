@@ -51,7 +51,7 @@ class ModelShape(Config):
 
     @property
     def sparse_layers(self) -> int:
-        """Layers with routed experts."""
+        """Layers with routed experts; none in a dense model."""
         return self.num_layers - self.dense_layers if self.num_experts else 0
 
     @property
@@ -63,22 +63,22 @@ class ModelShape(Config):
 
     @property
     def expert_parameters(self) -> int:
-        """Parameters of one routed expert."""
+        """Weights of one routed expert's three matrices: gate, up and down."""
         return 3 * self.hidden_size * self.expert_intermediate
 
     @property
     def shared_parameters(self) -> int:
-        """Parameters of one layer's shared expert."""
+        """Weights of one layer's shared expert: three matrices too."""
         return 3 * self.hidden_size * self.shared_intermediate
 
     @property
     def dense_parameters(self) -> int:
-        """Parameters of one dense layer's MLP."""
+        """Weights of one dense layer's MLP: three matrices too."""
         return 3 * self.hidden_size * self.dense_intermediate
 
     @property
     def embedding_parameters(self) -> int:
-        """Parameters of input and output embeddings together."""
+        """Weights of input and output embeddings: one matrix where they are tied, else two."""
         return self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
 
     def parameters(self, *, active: bool = False) -> int:

@@ -37,7 +37,7 @@ class ImageClassifier(PanguModule):
 
     Args:
         config: the configuration.
-        **runtime: what the data tells: ``num_classes``; ``in_chans``, the images' channels; ``mean`` and ``std`` of
+        **runtime: what only the data know: ``num_classes``; ``in_chans``, the images' channels; ``mean`` and ``std`` of
             their normalisation, which exports repeat. The configuration may give the first two instead.
 
     Raises:

@@ -78,13 +78,26 @@ def _draw(metric: str, curves: Mapping[str, Curves], axis: Axis) -> Figure:
 
 
 def read_curves(path: str | Path) -> Curves:
-    """Read a ``metrics.csv``: name under ``train/`` or ``val/`` -> optimizer steps and finite values, in file order."""
+    """Read a ``metrics.csv``: name under ``train/`` or ``val/`` -> optimizer steps and finite values, in file order.
+
+    A kill or a full disk can cut off the last row; what is no number there is not drawn.
+    """
     curves: Curves = {}
     with Path(path).open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
+            step = _number(row.get("step"))
             for name, text in row.items():
-                if name and name.startswith(("train/", "val/")) and text and math.isfinite(float(text)):
+                value = _number(text) if name and name.startswith(("train/", "val/")) else math.nan
+                if math.isfinite(step) and math.isfinite(value):
                     steps, values = curves.setdefault(name, ([], []))
-                    steps.append(int(row["step"]))
-                    values.append(float(text))
+                    steps.append(int(step))
+                    values.append(value)
     return curves
+
+
+def _number(text: str | None) -> float:
+    """Return the number that `text` is, or nan."""
+    try:
+        return float(text or math.nan)
+    except ValueError:
+        return math.nan

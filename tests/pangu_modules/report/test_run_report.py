@@ -269,6 +269,19 @@ def test_curves_read_only_finite_training_and_validation_values(tmp_path):
     }
 
 
+def test_curves_of_a_file_that_was_cut_off_are_those_of_its_whole_rows(tmp_path):
+    path = tmp_path / "metrics.csv"
+    for cut, curves in (
+        ("", {}),
+        ("epoch,step,train/loss", {}),
+        ("epoch,step,train/loss\n0,1,2.5\n0,2,1e", {"train/loss": ([1], [2.5])}),
+        ("epoch,step,train/loss\n0,1,2.5\n0,", {"train/loss": ([1], [2.5])}),
+        ("epoch,train/loss,step\n0,2.5,1\n0,1.5", {"train/loss": ([1], [2.5])}),
+    ):
+        path.write_text(cut)
+        assert read_curves(path) == curves
+
+
 def test_learning_curves_draw_each_metric_with_its_unit(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text(METRICS)

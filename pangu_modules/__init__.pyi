@@ -2,7 +2,7 @@
 from pangu_modules.common.config import Config as Config
 from pangu_modules.common.config import Configurable as Configurable
 from pangu_modules.engine.recipe import Recipe as Recipe
-from pangu_modules.engine.recipe import Stage as Stage
+from pangu_modules.engine.spec import Stage as Stage
 from pangu_modules.llm.calibration.windows import CalibrationConfig as CalibrationConfig
 from pangu_modules.llm.causal_lm import CausalLM as CausalLM
 from pangu_modules.llm.distillation.teacher import distillation_objective as distillation_objective

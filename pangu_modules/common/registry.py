@@ -78,7 +78,7 @@ TARGETS: dict[str, dict[str, str]] = {
         "ShapePlan": "pangu_modules.llm.pruning.plan:ShapePlan",
         "ShortGPTConfig": "pangu_modules.llm.pruning.short_gpt:ShortGPTConfig",
         "SlimLLMConfig": "pangu_modules.llm.pruning.slimllm.config:SlimLLMConfig",
-        "Stage": "pangu_modules.engine.recipe:Stage",
+        "Stage": "pangu_modules.engine.spec:Stage",
         "TargetShape": "pangu_modules.llm.pruning.pangu_light.target:TargetShape",
         "UpcycleConfig": "pangu_modules.llm.moge.upcycling:UpcycleConfig",
         "UpcyclePlan": "pangu_modules.llm.moge.upcycling:UpcyclePlan",

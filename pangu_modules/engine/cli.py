@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,81 +12,67 @@ from pydantic import NonNegativeInt, ValidationError
 
 from pangu_modules.common.errors import UsageError, readable
 from pangu_modules.common.names import nearest
-from pangu_modules.engine.bare_help import COMMANDS, bare_help
 from pangu_modules.engine.messages import short_message
-from pangu_modules.engine.recipe import Recipe, Stage
+from pangu_modules.engine.request import COMMANDS, HELP, OPTIONS, Program, Request
+from pangu_modules.engine.spec import RecipeSpec, Stage
 
-# Options beside the configuration, by command.
-OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
-    "fit": {
-        "--ckpt_path": {"type": str, "help": "Checkpoint to resume from: a path, or 'last' for the newest run's."},
-    },
-    "validate": {},
-    "test": {},
-    "predict": {"--output": {"type": str, "help": "File for the predictions (default: predictions.pt in the run)."}},
-    "export": {
-        "--format": {"type": str, "help": "Export format, one of the module's (default: its first)."},
-        "--output": {"type": str, "help": "Folder for the export (default: export/ in the run's folder)."},
-    },
-    "plan": {
-        "--json": {"action": "store_true", "help": "Print one JSON object."},
-        "--hardware": {"type": str, "help": "Estimate throughput on this card: a name, or a YAML file of a card."},
-        "--layout": {"type": str, "help": "With --hardware: parallel layout and workload, key=value,... or 'auto'."},
-    },
-}
-CHECKPOINT_HELP = "Checkpoint: a path, 'last' or 'best' of the newest run (default: last)."
-for _command in ("validate", "test", "predict", "export"):
-    OPTIONS[_command]["--ckpt_path"] = {"type": str, "default": "last", "help": CHECKPOINT_HELP}
 PRINT_CONFIG = "--print_config"
 OWN_FIELDS = ("module", "data", "callbacks", "trainer")  # the other fields of Stage become plain options
 
 
-@dataclass(frozen=True)
-class Request:
-    """A parsed command line: the command, the recipe with all overrides, and the command's own options."""
-
-    command: str
-    recipe: Recipe
-    name: str
-    title: str
-    options: dict[str, Any] = field(default_factory=dict)
+def main(recipe: RecipeSpec, arguments: list[str] | None = None) -> None:
+    """Parse the command line of the running script, run the command; exit with code 2 on a bad value."""
+    answer(lambda: recipe, sys.argv[1:] if arguments is None else arguments, Program.of_script())
 
 
-def main(recipe: Recipe, arguments: list[str] | None = None) -> None:
-    """Parse the command line, run the command; exit with code 2 and a short message on a bad value."""
-    words = sys.argv[1:] if arguments is None else arguments
-    program = Path(sys.argv[0])
+def answer(load: Callable[[], RecipeSpec], words: list[str], program: Program) -> None:
+    """Do what `words` ask of a recipe; exit with code 2 and a short message on a bad value.
+
+    Args:
+        load: returns the recipe; called once the command is known, so that the bare help does not wait for its imports.
+        words: the command and its options.
+        program: how the recipe was started.
+    """
     try:
-        request = parse(recipe, words, program)
+        check_command(words)
+        if words[0] in HELP:
+            print(program.bare_help())
+            return
+        request = parse(load(), words, program)
         if request is not None:
             from pangu_modules.engine.commands import run
 
             run(request)
     except (UsageError, ValidationError) as error:
         message = readable(error) if isinstance(error, ValidationError) else str(error)
-        command = words[0] if words and words[0] in COMMANDS else ""
-        help_command = " ".join(part for part in ("python", sys.argv[0], command, "--help") if part)
-        print(f"error: {message}\nSee: {help_command}", file=sys.stderr)
+        command = f" {words[0]}" if words and words[0] in COMMANDS else ""
+        print(f"error: {message}\nSee: {program.call}{command} --help", file=sys.stderr)
         raise SystemExit(2) from None
 
 
-def parse(recipe: Recipe, words: list[str], program: Path) -> Request | None:
-    """Return the request, or None where printing the configuration or help was all that was asked.
-
-    Raises:
-        UsageError: an unknown command, option or stage, or a value that does not validate.
-    """
-    title = _title()
+def check_command(words: list[str]) -> None:
+    """Raise a UsageError unless the first word is a command, or asks for help."""
     if not words:
         raise UsageError(f"no command given; commands: {', '.join(COMMANDS)}")
+    if words[0] not in (*COMMANDS, *HELP):
+        hint = nearest(words[0], COMMANDS)
+        raise UsageError(f"unknown command {words[0]!r}.{hint} Commands: {', '.join(COMMANDS)}")
+
+
+def parse(recipe: RecipeSpec, words: list[str], program: Program) -> Request | None:
+    """Return the request, or None where printing the configuration was all that was asked.
+
+    Args:
+        recipe: the recipe as written.
+        words: a command (see `check_command`) and its options.
+        program: how the recipe was started.
+
+    Raises:
+        UsageError: an unknown option or stage, or a value that does not validate.
+    """
     command, *rest = words
-    if command in ("-h", "--help"):
-        print(bare_help(str(program), title))
-        return None
-    if command not in COMMANDS:
-        raise UsageError(f"unknown command {command!r}.{nearest(command, COMMANDS)} Commands: {', '.join(COMMANDS)}")
     removed = removed_callbacks(recipe, rest)
-    parser = build_parser(recipe, command, removed, f"{program} {command}", title)
+    parser = build_parser(recipe, command, removed, program)
     # jsonargparse's own --print_config (it stays in the help) prints before later words are read and drops nulls.
     values = _parse(parser, [word for word in rest if word != PRINT_CONFIG])
     changed = overridden(recipe, values, removed)
@@ -96,10 +82,10 @@ def parse(recipe: Recipe, words: list[str], program: Path) -> Request | None:
         print(to_yaml(changed.plain()), end="")
         return None
     options = {key: values[key] for key in ("stage", *map(_option_key, OPTIONS[command])) if key in values}
-    return Request(command=command, recipe=changed, name=program.stem, title=title, options=options)
+    return Request(command=command, recipe=changed, program=program, options=options)
 
 
-def removed_callbacks(recipe: Recipe, words: list[str]) -> set[str]:
+def removed_callbacks(recipe: RecipeSpec, words: list[str]) -> set[str]:
     """Return the callbacks (with their stage's prefix) set to null on the command line or in a ``--config`` file."""
     removed = set()
     for prefix, stage in _prefixed(recipe):
@@ -139,15 +125,15 @@ def _is_null(content: Any, dotted: str) -> bool:
     return content is None
 
 
-def build_parser(recipe: Recipe, command: str, removed: set[str], program: str, title: str) -> Any:
+def build_parser(recipe: RecipeSpec, command: str, removed: set[str], program: Program) -> Any:
     """Build the parser of a command: a group per stage and part, defaults from the recipe."""
     from jsonargparse import ActionConfigFile, ArgumentParser
     from lightning.pytorch import Trainer
 
     parser = ArgumentParser(
-        prog=f"python {program}",
+        prog=f"{program.call} {command}",
         usage="%(prog)s [options]",  # the generated one lists every option a second time
-        description=title,
+        description=program.title,
         allow_abbrev=False,
         exit_on_error=False,
     )
@@ -207,7 +193,7 @@ def known_options(parser: Any) -> list[str]:
     return [option for action in parser._actions for option in action.option_strings]
 
 
-def overridden(recipe: Recipe, values: dict[str, Any], removed: set[str]) -> Recipe:
+def overridden(recipe: RecipeSpec, values: dict[str, Any], removed: set[str]) -> RecipeSpec:
     """Return the recipe with the parsed values, validated by the configurations themselves.
 
     Raises:
@@ -222,10 +208,7 @@ def overridden(recipe: Recipe, values: dict[str, Any], removed: set[str]) -> Rec
             stages[name] = _overridden_stage(stage, {**part, "seed": seed}, prefix, removed)
         except ValidationError as error:
             raise UsageError(readable(error, name)) from error
-    if recipe.single:
-        fields = {key: getattr(stages[""], key) for key in Stage.model_fields}
-        return Recipe(cost=recipe.cost, reference=recipe.reference, **fields)
-    return Recipe(stages=stages, cost=recipe.cost, reference=recipe.reference)
+    return recipe.with_stages(stages)
 
 
 def _overridden_stage(stage: Stage, values: dict[str, Any], prefix: str, removed: set[str]) -> Stage:
@@ -251,15 +234,9 @@ def _given_trainer_arguments(values: dict[str, Any], recipe_values: dict[str, An
     return {key: value for key, value in values.items() if key in recipe_values or value != signature[key].default}
 
 
-def _prefixed(recipe: Recipe) -> list[tuple[str, Stage]]:
+def _prefixed(recipe: RecipeSpec) -> list[tuple[str, Stage]]:
     return [(f"{name}." if name else "", stage) for name, stage in recipe.stages.items()]
 
 
 def _option_key(option: str) -> str:
     return option.removeprefix("--")
-
-
-def _title() -> str:
-    """Return the first line of the running recipe's docstring."""
-    document = getattr(sys.modules.get("__main__"), "__doc__", None) or "A recipe."
-    return document.strip().splitlines()[0]

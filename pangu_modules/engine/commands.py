@@ -15,10 +15,10 @@ import torch
 from pangu_modules.common.errors import UsageError, usage_errors
 from pangu_modules.common.files import write_atomically
 from pangu_modules.common.names import nearest
-from pangu_modules.engine.cli import Request
 from pangu_modules.engine.folder import RunFolder, new_version, to_yaml, versions
-from pangu_modules.engine.recipe import Stage
+from pangu_modules.engine.request import Request
 from pangu_modules.engine.run import StageResult, build_data, build_trainer, fit_stage, load_module
+from pangu_modules.engine.spec import Stage
 from pangu_modules.engine.starting import usage_errors_until_start
 
 INTERRUPTED = 130  # exit code of a run that was stopped from outside
@@ -47,7 +47,7 @@ def fit(request: Request) -> None:
         results = _fit_stages(request, folder, resume)
     except SystemExit:  # how Lightning ends after SIGTERM (with code 0) and after Ctrl-C
         again = "fit --ckpt_path last" if request.recipe.single else "fit"
-        print(f"stopped before the end; to go on: python {sys.argv[0]} {again}", file=sys.stderr)
+        print(f"stopped before the end; to go on: {request.program.call} {again}", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
     except UsageError:
         if not resume and not list(folder.rglob("*.ckpt")):  # nothing was trained
@@ -90,11 +90,12 @@ def _run_folder(request: Request) -> tuple[Path, bool]:
     ``--ckpt_path last`` continues the newest run; a pipeline whose newest run is unfinished and has this very
     configuration is continued without asking; a single stage of a pipeline runs inside the newest run.
     """
-    existing = versions(request.name)
+    recipe = request.program.name
+    existing = versions(recipe)
     given = request.options.get("ckpt_path")
     if given == "last":
         if not existing:
-            raise UsageError(f"--ckpt_path last: there is no run of {request.name} to resume; start with fit alone")
+            raise UsageError(f"--ckpt_path last: there is no run of {recipe} to resume; start with fit alone")
         if request.recipe.single and not RunFolder(existing[-1]).last.is_file():
             raise UsageError(f"--ckpt_path last: {RunFolder(existing[-1]).last} does not exist; start with fit alone")
         return existing[-1], True
@@ -106,7 +107,7 @@ def _run_folder(request: Request) -> tuple[Path, bool]:
         raise UsageError(f"--stage: no stage {chosen!r}.{nearest(chosen, request.recipe.stages)} Stages: {known}")
     if existing and not request.recipe.single and (chosen or _unfinished(existing[-1], request)):
         return existing[-1], True
-    return new_version(request.name), False
+    return new_version(recipe), False
 
 
 def _unfinished(folder: Path, request: Request) -> bool:
@@ -133,9 +134,10 @@ def _checkpoint(request: Request) -> tuple[Stage, Path, RunFolder]:
         raise UsageError(f"--stage: no stage {name!r}; stages: {', '.join(request.recipe.stages)}")
     stage = request.recipe.stages[name]
     if given in ("last", "best"):
-        existing = versions(request.name)
+        recipe = request.program.name
+        existing = versions(recipe)
         if not existing:
-            raise UsageError(f"--ckpt_path {given}: there is no run of {request.name}; run fit first, or give a path")
+            raise UsageError(f"--ckpt_path {given}: there is no run of {recipe}; run fit first, or give a path")
         folder = RunFolder(existing[-1] / name)
         path = folder.checkpoints / f"{given}.ckpt"
     else:
@@ -206,7 +208,7 @@ def plan(request: Request) -> None:
         return
     from pangu_modules.report.run_report import terminal_table
 
-    terminal_table(plan_rows(figures), title=request.title)
+    terminal_table(plan_rows(figures), title=request.program.title)
     if hardware:
         headings = {key: key.replace("_", " ") for key in figures["throughput"][0]}
         terminal_table(figures["throughput"], headings, title=f"Upper estimate of tokens/s per card: {hardware}")

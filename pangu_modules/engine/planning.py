@@ -10,13 +10,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pangu_modules.common.errors import UsageError, usage_errors
-from pangu_modules.engine.recipe import Recipe, Stage
+from pangu_modules.engine.spec import RecipeSpec, Stage
 from pangu_modules.training.module import PanguModule, batch_size
 
 BYTES_FP32 = 4
 
 
-def plan_recipe(recipe: Recipe) -> dict[str, Any]:
+def plan_recipe(recipe: RecipeSpec) -> dict[str, Any]:
     """Return the figures of `plan_stage`; of a pipeline those of its last stage, and all under ``stages``.
 
     The recipe's reference figures are under ``reference``, by the same names.
@@ -58,7 +58,7 @@ def plan_stage(stage: Stage) -> dict[str, Any]:
     }
 
 
-def throughput_rows(recipe: Recipe, hardware: str, layout: str) -> list[dict[str, Any]]:
+def throughput_rows(recipe: RecipeSpec, hardware: str, layout: str) -> list[dict[str, Any]]:
     """Return a row per parallel layout with the throughput that the last stage's model can have on a card.
 
     A module may bring its own ``plan_on_hardware(hardware, layout)``; of a language model the sizes in its

@@ -1,157 +1,26 @@
-"""Recipe: an experiment as code. One stage or several in order, each with module, data, callbacks and trainer."""
+"""Recipe: an experiment as code. One stage or several in order, each with module, data, callbacks and trainer.
+
+It stands on top of the engine: the data are `RecipeSpec`'s, running them and the command line are imported when asked
+for, and nothing below imports this module.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING
 
-from pydantic import Field, NonNegativeInt, SerializeAsAny, field_validator
-
-from pangu_modules.common.config import Config
-from pangu_modules.common.names import nearest
+from pangu_modules.engine.spec import RecipeSpec
 
 if TYPE_CHECKING:
     from pangu_modules.engine.run import StageResult
 
 
-class Stage(Config):
-    """One training run: what `Recipe` holds once, or by name for a pipeline."""
-
-    module: SerializeAsAny[Config] = Field(description="Configuration of the LightningModule.")
-    data: SerializeAsAny[Config] = Field(description="Configuration of the datamodule.")
-    callbacks: dict[str, SerializeAsAny[Config] | None] = Field(
-        {}, description="Configurations of the callbacks, by name; null removes one."
-    )
-    trainer: dict[str, Any] = Field({}, description="Arguments of lightning.Trainer.")
-    seed: NonNegativeInt = Field(0, description="Seed of weights, data order and augmentation.")
-    start_from: str | None = Field(None, description="Earlier stage whose last checkpoint this stage starts from.")
-    loggers: list[Literal["csv", "tensorboard", "wandb"]] = Field(
-        ["csv"], description="Where metrics go; tensorboard and wandb need their packages."
-    )
-
-    @property
-    def active_callbacks(self) -> dict[str, Config]:
-        """The callbacks that have not been removed, by name."""
-        return {name: config for name, config in self.callbacks.items() if config is not None}
-
-    @field_validator("trainer")
-    @classmethod
-    def _keep_callbacks_apart(cls, trainer: dict[str, Any]) -> dict[str, Any]:
-        if "callbacks" in trainer:
-            raise ValueError("trainer.callbacks: give callbacks by name in `callbacks`, so that they can be overridden")
-        return trainer
-
-    def derive(self, **changes: Any) -> Self:
-        """Return a validated copy; mappings change single fields of module, data, trainer and each named callback.
-
-        A callback given as None is removed, a Config under a new name is added.
-
-        Raises:
-            ValueError: fields are given for a callback that the stage does not have.
-        """
-        if isinstance(changes.get("trainer"), Mapping):
-            changes["trainer"] = {**self.trainer, **changes["trainer"]}
-        if isinstance(changes.get("callbacks"), Mapping):
-            changes["callbacks"] = {**self.callbacks, **self._derived_callbacks(changes["callbacks"])}
-        return super().derive(**changes)
-
-    def _derived_callbacks(self, changes: Mapping[str, Any]) -> dict[str, Config | None]:
-        derived: dict[str, Config | None] = {}
-        for name, change in changes.items():
-            if change is None or isinstance(change, Config):
-                derived[name] = change
-                continue
-            current = self.active_callbacks.get(name)
-            if current is None:
-                known = ", ".join(self.active_callbacks) or "none"
-                raise ValueError(f"callbacks: no callback {name!r}.{nearest(name, self.callbacks)} Known: {known}.")
-            derived[name] = current.derive(**change)
-        return derived
-
-
-class Recipe:
+class Recipe(RecipeSpec):
     """An experiment: stages in order, what the paper states, and the commands to run it.
 
     A recipe of one stage is written flat: ``Recipe(module=..., data=..., callbacks=..., trainer=...)``; a pipeline as
-    ``Recipe(stages={"base": Stage(...), "expand": Stage(..., start_from="base")})``.
-
-    Args:
-        stages: stages by name, in the order of their work.
-        cost: what a run costs, for ``make list``: minutes on two cores, or "paper scale".
-        reference: figures the model must have, stated by the paper or derived from its formulas (e.g.
-            ``{"parameters": 89_002_216}``); ``plan`` compares them.
-        **single: the fields of `Stage`, for a recipe of one stage.
-
-    Raises:
-        ValueError: both or neither form is given, or `start_from` names no earlier stage.
+    ``Recipe(stages={"base": Stage(...), "expand": Stage(..., start_from="base")})``. Its arguments are `RecipeSpec`'s.
     """
-
-    def __init__(
-        self,
-        *,
-        stages: Mapping[str, Stage] | None = None,
-        cost: str = "",
-        reference: Mapping[str, float] | None = None,
-        **single: Any,
-    ) -> None:
-        if bool(single) == bool(stages):
-            raise ValueError("give a recipe either `stages` or the fields of a single stage (module, data, ...)")
-        self.stages: dict[str, Stage] = dict(stages) if stages else {"": Stage(**single)}
-        self.cost = cost
-        self.reference = dict(reference or {})
-        self._check_order()
-
-    def _check_order(self) -> None:
-        earlier: list[str] = []
-        for name, stage in self.stages.items():
-            if stage.start_from is not None and stage.start_from not in earlier:
-                raise ValueError(
-                    f"stage {name!r}: start_from={stage.start_from!r} names no earlier stage; "
-                    f"earlier stages: {', '.join(earlier) or 'none'}"
-                )
-            earlier.append(name)
-
-    @property
-    def single(self) -> bool:
-        """Whether the recipe is one stage without a name (then options have no prefix)."""
-        return list(self.stages) == [""]
-
-    def stage(self, name: str) -> Recipe:
-        """Return one stage as a recipe of its own, e.g. to derive an arm of a comparison from it."""
-        if name not in self.stages:
-            raise ValueError(f"no stage {name!r}.{nearest(name, self.stages)} Stages: {', '.join(self.stages)}")
-        fields = {field: getattr(self.stages[name], field) for field in Stage.model_fields}
-        return Recipe(cost=self.cost, reference=self.reference, **{**fields, "start_from": None})
-
-    def derive(
-        self,
-        *,
-        cost: str | None = None,
-        reference: Mapping[str, float] | None = None,
-        **changes: Mapping[str, Any] | Any,
-    ) -> Recipe:
-        """Return a variant, validated like the constructor; unchanged values are kept.
-
-        Of a recipe of one stage: ``base.derive(module={"backbone": "vit_tiny"}, trainer={"max_epochs": 1})``;
-        of a pipeline the changes come by stage: ``base.derive(expand={"module": {"depth_factor": 3}})``.
-        """
-        given = {"": changes} if self.single else changes
-        for name in given:
-            if name not in self.stages:
-                known = ", ".join(self.stages)
-                raise ValueError(f"no stage {name!r} to derive.{nearest(name, self.stages)} Stages: {known}")
-        stages = {name: stage.derive(**given.get(name, {})) for name, stage in self.stages.items()}
-        derived = Recipe.__new__(Recipe)
-        derived.stages, derived.cost = stages, self.cost if cost is None else cost
-        derived.reference = self.reference if reference is None else dict(reference)
-        derived._check_order()
-        return derived
-
-    def plain(self) -> dict[str, Any]:
-        """Return the whole configuration as plain data: the content of ``config.yaml``."""
-        plain = {name: stage.plain() for name, stage in self.stages.items()}
-        return plain[""] if self.single else plain
 
     def fit(self, run_dir: str | Path, *, start_from: str | Path | None = None, quiet: bool = False) -> StageResult:
         """Train and test the recipe's only stage in `run_dir`, without the command line.

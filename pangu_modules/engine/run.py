@@ -21,7 +21,7 @@ from pangu_modules.common.errors import UsageError, usage_errors
 from pangu_modules.common.files import write_atomically
 from pangu_modules.engine.checkpoint_io import write_checkpoints_atomically
 from pangu_modules.engine.folder import RunFolder, merge_metrics, set_metrics_aside, to_yaml
-from pangu_modules.engine.recipe import Stage
+from pangu_modules.engine.spec import Stage
 from pangu_modules.engine.starting import StartMark, usage_errors_until_start
 from pangu_modules.training.module import PanguModule
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pangu_modules.engine.cli import Request
 from pangu_modules.engine.folder import RunFolder, to_yaml
+from pangu_modules.engine.request import Request
 from pangu_modules.engine.run import StageResult
 from pangu_modules.report.masking import mask_command, mask_secrets
 from pangu_modules.report.origin import Origin, collect_machine, commit_of
@@ -87,9 +87,9 @@ def finish(request: Request, folder: Path, results: Mapping[str, StageResult]) -
     """Write the report of a run and print its result table and paths."""
     rows = result_rows(results)
     columns = result_columns(rows)
-    labels = {name: name or request.name for name in results}
+    labels = {name: name or request.program.name for name in results}
     report = RunReport(
-        title=request.title,
+        title=request.program.title,
         config_yaml=mask_secrets(to_yaml(request.recipe.plain())),
         versions=collect_versions(),
         seeds={labels[name]: result.seed for name, result in results.items()},
@@ -104,5 +104,6 @@ def finish(request: Request, folder: Path, results: Mapping[str, StageResult]) -
         add_parts(folder / name, report, prefix=name)
     page, _ = write_report(report, folder)
     narrow = [{name: value for name, value in row.items() if name != "test/accuracy_top5"} for row in rows]
-    terminal_table(narrow, result_columns(narrow), f"{request.title}\nResult on the test set")  # fits 80 columns
+    title = f"{request.program.title}\nResult on the test set"
+    terminal_table(narrow, result_columns(narrow), title)  # fits 80 columns
     print(f"run folder  {folder}\nreport      {page}")

@@ -15,6 +15,7 @@ from toys import ToyData, ToyModule, Widen
 from pangu_modules import Recipe, Stage
 from pangu_modules.engine.cli import main, parse
 from pangu_modules.engine.messages import readable_types, short_message
+from pangu_modules.engine.request import Program
 
 RECIPE = Recipe(
     module=ToyModule.Config(),
@@ -28,7 +29,7 @@ STAGED = Recipe(
         "second": Stage(module=ToyModule.Config(width=5), data=ToyData.Config(), start_from="first"),
     }
 )
-PROGRAM = Path("toy.py")
+PROGRAM = Program(name="toy", call="python toy.py", title="A toy.")
 
 
 def parsed(*words: str, recipe: Recipe = RECIPE) -> Any:

@@ -1,0 +1,80 @@
+"""What the command line asks for, as data: the commands with their options, the program's name, and the request."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from pangu_modules.engine.spec import RecipeSpec
+
+COMMANDS = {
+    "fit": "train, evaluate on the test set, write the report (resume with --ckpt_path last)",
+    "validate": "evaluate a checkpoint on the validation set",
+    "test": "evaluate a checkpoint on the test set",
+    "predict": "write predictions of a checkpoint",
+    "export": "write a checkpoint in the ecosystem's own format",
+    "plan": "print parameters, FLOPs and memory without weights or data (--json for machines)",
+}
+HELP = ("-h", "--help")
+
+# Options beside the configuration, by command.
+OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "fit": {
+        "--ckpt_path": {"type": str, "help": "Checkpoint to resume from: a path, or 'last' for the newest run's."},
+    },
+    "validate": {},
+    "test": {},
+    "predict": {"--output": {"type": str, "help": "File for the predictions (default: predictions.pt in the run)."}},
+    "export": {
+        "--format": {"type": str, "help": "Export format, one of the module's (default: its first)."},
+        "--output": {"type": str, "help": "Folder for the export (default: export/ in the run's folder)."},
+    },
+    "plan": {
+        "--json": {"action": "store_true", "help": "Print one JSON object."},
+        "--hardware": {"type": str, "help": "Estimate throughput on this card: a name, or a YAML file of a card."},
+        "--layout": {"type": str, "help": "With --hardware: parallel layout and workload, key=value,... or 'auto'."},
+    },
+}
+CHECKPOINT_HELP = "Checkpoint: a path, 'last' or 'best' of the newest run (default: last)."
+for _command in ("validate", "test", "predict", "export"):
+    OPTIONS[_command]["--ckpt_path"] = {"type": str, "default": "last", "help": CHECKPOINT_HELP}
+
+
+@dataclass(frozen=True)
+class Program:
+    """How a recipe was started.
+
+    Attributes:
+        name: the recipe's name, that of its folder below ``runs/``.
+        call: what a user types before the command: ``python recipes/scalenet_digits.py``; messages repeat it.
+        title: the first line of the recipe's docstring.
+    """
+
+    name: str
+    call: str
+    title: str
+
+    @classmethod
+    def of_script(cls) -> Self:
+        """Describe the script that is running."""
+        document = getattr(sys.modules.get("__main__"), "__doc__", None) or "A recipe."
+        return cls(name=Path(sys.argv[0]).stem, call=f"python {sys.argv[0]}", title=document.strip().splitlines()[0])
+
+    def bare_help(self) -> str:
+        """Return the help text that lists the commands."""
+        lines = [f"usage: {self.call} COMMAND [options]", "", self.title, "", "commands:"]
+        lines += [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
+        return "\n".join([*lines, "", f"Every option with its default: {self.call} fit --help"])
+
+
+@dataclass(frozen=True)
+class Request:
+    """A parsed command line: the command, the recipe with all overrides, and the command's own options."""
+
+    command: str
+    recipe: RecipeSpec
+    program: Program
+    options: dict[str, Any] = field(default_factory=dict)

@@ -61,8 +61,7 @@ def plan_stage(stage: Stage) -> dict[str, Any]:
 def throughput_rows(recipe: RecipeSpec, hardware: str, layout: str) -> list[dict[str, Any]]:
     """Return a row per parallel layout with the throughput that the last stage's model can have on a card.
 
-    A module may bring its own ``plan_on_hardware(hardware, layout)``; of a language model the sizes in its
-    configuration are enough.
+    The estimate is the module's own: what its ``plan_on_hardware(hardware, layout)`` returns.
 
     Args:
         recipe: the recipe.
@@ -73,15 +72,11 @@ def throughput_rows(recipe: RecipeSpec, hardware: str, layout: str) -> list[dict
         UsageError: an unknown card or layout, one that the model does not fit, or a model without such an estimate.
     """
     module = meta_module(list(recipe.stages.values())[-1])
-    own = getattr(module, "plan_on_hardware", None)
+    estimate = getattr(module, "plan_on_hardware", None)
+    if estimate is None:
+        raise UsageError(f"--hardware: there is no estimate of throughput for {type(module).__name__}")
     with usage_errors("hardware"):
-        if own is not None:
-            return list(own(hardware, layout))
-        if not hasattr(module.model, "config"):
-            raise UsageError(f"--hardware: there is no estimate of throughput for {type(module).__name__}")
-        from pangu_modules.simulator.throughput import plan_model
-
-        return plan_model(module.model, hardware, layout)
+        return list(estimate(hardware, layout))
 
 
 def meta_module(stage: Stage) -> PanguModule:
@@ -91,6 +86,7 @@ def meta_module(stage: Stage) -> PanguModule:
     arguments: dict[str, Any] = {}
     with suppress(FileNotFoundError, ImportError):  # a plan needs no data: the configuration must be enough
         arguments = getattr(data, "module_arguments", dict)()
+    # Without the checkpoint to start from, whose weights do not matter here and whose stage may not have run yet.
     with usage_errors("module"), torch.device("meta"):
         module: PanguModule = stage.module.derive(init_checkpoint=None).build(**arguments)
     return module

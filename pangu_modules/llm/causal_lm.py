@@ -265,6 +265,20 @@ class CausalLM(PanguModule):
         inside = sum(count for name, count in counts.items() if ".experts." in name)
         return sum(counts.values()) - inside + inside * share // experts
 
+    def plan_on_hardware(self, hardware: str, layout: str) -> list[dict[str, Any]]:
+        """Return a row per parallel layout with the throughput this model can have on a card; it needs no storage.
+
+        Args:
+            hardware: name of a card, or a YAML file that describes one.
+            layout: ``key=value,...``; empty or ``auto`` for the fastest layouts of one node.
+
+        Raises:
+            UsageError: an unknown card or layout, one that the model does not fit, or layers of unequal sizes.
+        """
+        from pangu_modules.simulator.throughput import plan_model
+
+        return plan_model(self.model, hardware, layout)
+
 
 def language_modelling_loss(module: CausalLM, batch: Batch, outputs: Outputs) -> Tensor:
     """Return each sequence's mean next-token cross-entropy, (batch,); 0 for one without targets."""

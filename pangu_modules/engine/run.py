@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import logging
 import warnings
@@ -20,7 +19,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from pangu_modules.common.errors import UsageError, usage_errors
 from pangu_modules.common.files import write_atomically
 from pangu_modules.engine.checkpoint_io import write_checkpoints_atomically
+from pangu_modules.engine.exact_resume import ExactResume
 from pangu_modules.engine.folder import RunFolder, merge_metrics, set_metrics_aside, to_yaml
+from pangu_modules.engine.resume_checkpoint import ResumeCheckpoint
 from pangu_modules.engine.spec import Stage
 from pangu_modules.engine.starting import StartMark, usage_errors_until_start
 from pangu_modules.training.module import PanguModule
@@ -73,6 +74,7 @@ def fit_stage(stage: Stage, path: Path, *, ckpt_path: Path | None = None, quiet:
     folder.path.mkdir(parents=True, exist_ok=True)
     write_atomically(folder.path / "config.yaml", to_yaml(stage.plain()))
     aside = set_metrics_aside(folder.metrics) if ckpt_path else None
+    # Before data and module are built: the split of the data and the first weights depend on the seed too.
     seed_everything(stage.seed, workers=True, verbose=False)
     data = build_data(stage)
     module = build_module(stage, data) if ckpt_path is None else load_module(stage, ckpt_path)
@@ -127,6 +129,7 @@ def load_module(stage: Stage, ckpt_path: Path) -> PanguModule:
     stored = torch.load(ckpt_path, map_location="cpu", weights_only=True).get("hyper_parameters", {})
     if "config" not in stored:
         raise UsageError(f"--ckpt_path: {ckpt_path} holds no configuration: give a .ckpt file that fit has written")
+    # Built from the checkpoint, not from the recipe: callbacks may have changed the structure since the recipe's start.
     ours = stage.module.plain()
     config = stored["config"] | {name: ours[name] for name in owner.free_fields}
     with usage_errors("module"):
@@ -146,7 +149,7 @@ def build_trainer(
 ) -> Trainer:
     """Build the Trainer of a stage with the recipe's callbacks, those every run has, and the loggers."""
     arguments = dict(stage.trainer)
-    arguments.setdefault("log_every_n_steps", 10)
+    arguments.setdefault("log_every_n_steps", 10)  # Lightning's 50 is a whole epoch of the embedded data
     arguments = {name: instantiate(value) for name, value in arguments.items()}
     with usage_errors("loggers"):
         arguments["logger"] = build_loggers(stage, folder)
@@ -156,6 +159,7 @@ def build_trainer(
         arguments["enable_progress_bar"] = False
     with usage_errors("callbacks"):
         callbacks = [config.build(name=name) for name, config in stage.active_callbacks.items()]
+    # The recipe's come first: what they draw at random at the start is drawn before exact resume restores the states.
     callbacks += [timer or Timer(), *standard_callbacks(folder, module, arguments), StartMark()]
     _silence_advice(quiet)
     with usage_errors("trainer"):
@@ -169,12 +173,6 @@ def standard_callbacks(folder: RunFolder, module: PanguModule, arguments: Mappin
 
     ``last.ckpt`` is written after ``best.ckpt``, so that it knows of it.
     """
-    # The one place where the library reaches up: recipes resume exactly without asking for it.
-    try:
-        from callbacks import ExactResume, ResumeCheckpoint
-    except ImportError as error:
-        raise UsageError(shadowed_message(error)) from error
-
     callbacks: list[Callback] = []
     if arguments.get("enable_progress_bar") is not False:
         callbacks.append(RichProgressBar(leave=False))
@@ -233,19 +231,6 @@ def test_metrics(trainer: Trainer, module: PanguModule, data: LightningDataModul
         return {}
     (metrics,) = trainer.test(module, datamodule=data, verbose=False)
     return {name: float(value) for name, value in metrics.items()}
-
-
-def shadowed_message(error: ImportError) -> str:
-    """Explain an import that found a package of the user's own under one of our names."""
-    places = {}
-    for name in ("callbacks", "datamodules", "recipes"):
-        spec = importlib.util.find_spec(name)
-        places[name] = spec.origin if spec is not None and spec.origin else "not found"
-    found = "; ".join(f"{name}: {place}" for name, place in places.items())
-    return (
-        f"{error}. A package of your own named callbacks, datamodules or recipes may shadow the one of Pangu Recipes "
-        f"({found}). Rename yours, or start from a folder that does not hold it."
-    )
 
 
 def _silence_advice(quiet: bool) -> None:

@@ -231,7 +231,7 @@ def test_two_processes_share_one_run_folder() -> None:
     assert done.stdout.count("run folder") == 1  # only the first process reports
 
 
-def test_a_package_of_the_user_that_shadows_ours_is_named(tmp_path: Path) -> None:
+def test_a_package_of_the_user_that_shadows_ours_is_no_obstacle_to_a_recipe_without_it(tmp_path: Path) -> None:
     (tmp_path / "callbacks").mkdir()
     (tmp_path / "callbacks" / "__init__.py").write_text("")
     (tmp_path / "mine.py").write_text(
@@ -246,11 +246,8 @@ def test_a_package_of_the_user_that_shadows_ours_is_named(tmp_path: Path) -> Non
     )
     command = [sys.executable, "mine.py", "fit", "--trainer.fast_dev_run", "true"]
     done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, timeout=300)
-    assert done.returncode == 2
-    assert "cannot import name 'ExactResume' from 'callbacks'" in done.stderr
-    assert "may shadow the one of Pangu Recipes" in done.stderr
-    assert str(tmp_path / "callbacks") in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "run folder" in done.stdout
 
 
 def test_loggers_that_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pangu_modules.common import registry
 from pangu_modules.common.names import nearest
+from pangu_modules.common.threads import running_a_recipe, spin_briefly
 
 
 def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
@@ -21,6 +22,8 @@ def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[
     def getattribute(name: str) -> Any:
         if name not in exports:
             raise AttributeError(f"module {package!r} has no attribute {name!r}.{nearest(name, exports)}")
+        if running_a_recipe():  # the first name that it asks of us loads torch: this is the last moment before
+            spin_briefly()
         value = registry.load(package, name)
         setattr(sys.modules[package], name, value)
         return value

@@ -3,10 +3,19 @@ PY := .venv/bin/python
 NAME ?= scalenet_digits
 ARGS ?= fit
 
-.PHONY: recipe setup list test test-slow lint format claims speed tables clean
+# Waiting OpenMP threads sleep instead of spinning: pangu_modules/common/threads.py says why.
+ifeq ($(origin OMP_WAIT_POLICY),undefined)
+export GOMP_SPINCOUNT ?= 1000
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help recipe setup list test test-slow lint format claims speed tables clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 recipe: .venv/.installed ## Run a recipe: make recipe NAME=scalenet_digits ARGS="fit --help"
-	$(PY) recipes/$(NAME).py $(ARGS)
+	$(PY) -m pangu_modules.engine.console $(NAME) $(ARGS)
 
 setup: .venv/.installed ## Create .venv and install everything
 

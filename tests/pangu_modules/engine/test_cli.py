@@ -15,7 +15,7 @@ from toys import ToyData, ToyModule, Widen
 from pangu_modules import Recipe, Stage
 from pangu_modules.engine.cli import main, parse
 from pangu_modules.engine.messages import readable_types, short_message
-from pangu_modules.engine.request import Program
+from pangu_modules.engine.request import COMMANDS, Program
 
 RECIPE = Recipe(
     module=ToyModule.Config(),
@@ -185,6 +185,18 @@ def test_wrong_recipes_are_refused() -> None:
         STAGED.fit("nowhere")
 
 
+def test_bare_help_lists_the_commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["recipes/toy.py"])
+    main(RECIPE, ["--help"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("usage: python recipes/toy.py COMMAND [options]\n")
+    assert [line.split()[0] for line in printed.splitlines() if line.startswith("  ")] == list(COMMANDS)
+    with pytest.raises(SystemExit) as stopped:
+        main(RECIPE, [])
+    assert stopped.value.code == 2
+    assert "no command given; commands: fit, validate" in capsys.readouterr().err
+
+
 # Without heavy imports.
 
 
@@ -198,7 +210,7 @@ def heavy_imports(*words: str) -> set[str]:
 
 
 def test_bare_help_and_list_import_nothing_heavy() -> None:
-    assert heavy_imports("recipes/scalenet_digits.py", "--help") == set()
+    assert heavy_imports("-m", "pangu_modules.engine.console", "scalenet_digits", "--help") == set()
     assert heavy_imports("-m", "pangu_modules.engine.catalogue") == set()
 
 

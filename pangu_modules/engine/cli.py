@@ -225,7 +225,10 @@ def _overridden_stage(stage: Stage, values: dict[str, Any], prefix: str, removed
 
 
 def _given_trainer_arguments(values: dict[str, Any], recipe_values: dict[str, Any]) -> dict[str, Any]:
-    """Keep the Trainer's arguments that differ from its own defaults or that the recipe sets."""
+    """Keep the Trainer's arguments that differ from its own defaults or that the recipe sets.
+
+    The parser returns all forty: ``config.yaml`` would hold defaults that a later Lightning may change or drop.
+    """
     import inspect
 
     from lightning.pytorch import Trainer

@@ -54,13 +54,20 @@ class PanguModule(Configurable, LightningModule):
         self.config = config if isinstance(config, BaseConfig) else type(self).Config.model_validate(config)
         self.runtime = runtime
         self.objectives: dict[str, Objective] = {}
+        # 1. Read the checkpoint to start from, if any, before building: its plans become this module's structure.
         start = self._read_start()
+        # 2. Build the base model. A checkpoint's configuration describes the same base, whatever plans came later.
         self.model: nn.Module = self.build_model()
+        # 3. Apply the recorded plans in their order: each was made for the shapes that the one before it has left.
         for plan in self.config.structure:
             plan.apply(self)
+        # 4. Only now has the model the shapes of the checkpoint's tensors.
         if start is not None:
             load_weights(self, start, source=str(self.config.init_checkpoint))
+        # 5. Forget where the weights came from: this module's own checkpoints hold them, and load without that place.
         self.config = self.config.derive(**self.fields_spent_by_building())
+        # 6. Plans that the configuration itself asks for act on the loaded weights (an expansion copies them). A module
+        #    rebuilt from its own checkpoint has them in `structure` already, applied in step 3.
         for plan in self.initial_plans():
             if find_plan(self.config.structure, plan.kind, plan.source) is None:
                 self.restructure(plan)

@@ -49,14 +49,34 @@ def test_contains_the_four_packages_and_no_others(wheel: Path) -> None:
     assert tracked <= set(names)
 
 
-def test_trains_a_step_from_another_folder(wheel: Path, tmp_path: Path) -> None:
-    environment = tmp_path / "environment"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
-    python = environment / "bin" / "python"
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("installed") / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    python = folder / "bin" / "python"
     install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
     subprocess.run([*install, str(wheel)], check=True)
-    (inner,) = environment.glob("lib/python*/site-packages")
+    (inner,) = folder.glob("lib/python*/site-packages")
     outer = next(path for path in site.getsitepackages() if "site-packages" in path)
     (inner / "outer.pth").write_text(outer + "\n")  # torch and the like; our editable install is not followed from here
-    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    subprocess.run([str(python), "-c", TRAIN], cwd=tmp_path, check=True, env=variables)
+    return folder
+
+
+@pytest.fixture
+def variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PANGU_RUN_DIR")}
+
+
+def test_trains_a_step_from_another_folder(environment: Path, variables: dict[str, str], tmp_path: Path) -> None:
+    subprocess.run([str(environment / "bin" / "python"), "-c", TRAIN], cwd=tmp_path, check=True, env=variables)
+
+
+def test_the_console_script_lists_and_runs_the_recipes(
+    environment: Path, variables: dict[str, str], tmp_path: Path
+) -> None:
+    pangu = str(environment / "bin" / "pangu")
+    listed = subprocess.run([pangu, "list"], cwd=tmp_path, check=True, env=variables, capture_output=True, text=True)
+    assert "scalenet_digits" in listed.stdout
+    words = ["scalenet_digits", "fit", "--stage", "base", "--base.trainer.fast_dev_run", "true"]
+    subprocess.run([pangu, *words], cwd=tmp_path, check=True, env=variables)
+    assert (tmp_path / "runs" / "scalenet_digits" / "version_0" / "base" / "result.json").is_file()

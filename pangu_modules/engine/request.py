@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,17 +52,21 @@ class Program:
         name: the recipe's name, that of its folder below ``runs/``.
         call: what a user types before the command: ``python recipes/scalenet_digits.py``; messages repeat it.
         title: the first line of the recipe's docstring.
+        script: the recipe's own file, where that is the script running.
     """
 
     name: str
     call: str
     title: str
+    script: Path | None = None
 
     @classmethod
     def of_script(cls) -> Self:
         """Describe the script that is running."""
         document = getattr(sys.modules.get("__main__"), "__doc__", None) or "A recipe."
-        return cls(name=Path(sys.argv[0]).stem, call=f"python {sys.argv[0]}", title=document.strip().splitlines()[0])
+        script = Path(sys.argv[0])
+        call = shlex.join(["python", sys.argv[0]])
+        return cls(name=script.stem, call=call, title=document.strip().splitlines()[0], script=script)
 
     def bare_help(self) -> str:
         """Return the help text that lists the commands."""

@@ -60,24 +60,18 @@ def next_commands(request: Request, folder: Path) -> list[str]:
     checkpoint = [*config, *chosen, "--ckpt_path", str(RunFolder(folder / stage).last)]
     exports = getattr(request.recipe.stages[stage].module.owner, "export_formats", ())
     commands = ["validate", "test", "predict", *(["export"] if exports else [])]
-    lines = [[*program(request.name), command, *checkpoint] for command in commands]
-    return [shlex.join(line) for line in [*lines, [*program(request.name), "plan", *config]]]
-
-
-def program(recipe: str) -> list[str]:
-    """Return the words that start a recipe again: its own file where that is running, or ``pangu`` and its name."""
-    return ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else ["pangu", recipe]
+    lines = [[command, *checkpoint] for command in commands]
+    return [f"{request.program.call} {shlex.join(line)}" for line in [*lines, ["plan", *config]]]
 
 
 def origin_of(request: Request, folder: Path) -> Origin:
     """Return the command line of this process, the commit of the code, the machine, and what to do next."""
-    script = Path(sys.argv[0])
-    is_file = script.suffix == ".py"
-    started = ["python", str(script)] if is_file else [script.name]
+    script = request.program.script
+    started = ["pangu"] if script is None else ["python", str(script)]
     return Origin(
         command=mask_command([*started, *sys.argv[1:]]),
         # A user's own recipe lies in a repository of its own; a console script lies in none that matters.
-        commit=commit_of(script.resolve().parent if is_file else Path.cwd()),
+        commit=commit_of(Path.cwd() if script is None else script.resolve().parent),
         machine=collect_machine(),
         next_commands=next_commands(request, folder),
     )

@@ -33,8 +33,9 @@ test: .venv/.installed ## The fast tests: two workers of one thread each, since 
 test-slow: .venv/.installed ## The slow tests
 	$(PY) -m pytest -q -m slow
 
-lint: .venv/.installed ## ruff and mypy
-	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+lint: .venv/.installed ## Style, types, spelling, who imports whom, declared dependencies, generated files
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/codespell && .venv/bin/mypy
+	.venv/bin/lint-imports --no-logo && .venv/bin/deptry .
 	$(PY) -m benchmarks.pages.stubs --check && $(PY) -m benchmarks.pages.tables --check && $(PY) -m benchmarks.pages.cards --check
 
 format: .venv/.installed ## Format the code
@@ -50,4 +51,4 @@ tables: .venv/.installed ## Write the tables of the README and of docs/ from ben
 	$(PY) -m benchmarks.pages.stubs && $(PY) -m benchmarks.pages.tables && $(PY) -m benchmarks.pages.cards
 
 clean: ## Remove the environment and caches; runs/ stays
-	rm -rf .venv .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache benchmarks/.work
+	rm -rf .venv .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache benchmarks/.work

@@ -20,7 +20,6 @@ from tiny_llm import VOCABULARY, tiny_module
 from torch import nn
 
 from callbacks import DWMReweighting
-from pangu_modules import DataWeightingModel
 from pangu_modules.llm.weighting.saving import load_weighting_model
 from pangu_modules.training.objectives import weighted_mean
 from pangu_modules.training.optim import OptimizerConfig, lr_factor
@@ -314,11 +313,6 @@ def test_only_fit_sets_it_up(tmp_path):
     callback = dwm()
     callback.setup(None, None, "validate")
     assert callback.model is None
-
-
-def test_public_names():
-    assert DataWeightingModel.Config(vocab_size=5).build().config.d_model == 128
-    assert "sample weights" in DWMReweighting.needs
 
 
 def test_two_processes_of_a_trainer_equal_one(tmp_path):

@@ -1,4 +1,4 @@
-"""What a method declares: its arms, its claims about them, and the metrics they are made of."""
+"""What a method declares: its arms, and its claims about them."""
 
 from __future__ import annotations
 
@@ -7,76 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.quantities import Metric, Quantity
 from benchmarks.harness.verdicts import Rule
-
-SeedResults = Mapping[str, Mapping[str, float]]
-"""Arm -> its numbers, of one seed."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A number that arms return: where it stands, how it is printed, and which direction is better.
-
-    Args:
-        key: name in the arm's results, e.g. ``test/accuracy``; the harness adds ``seconds`` and ``cpu_seconds``.
-        title: name in tables and figures.
-        unit: unit after scaling.
-        scale: factor from the arm's number to the unit, e.g. 100 for percent.
-        digits: digits after the point in tables.
-        higher_is_better: the sign of gains.
-        difference_unit: unit of differences, where it is another one (points, not percent).
-        log_axis: whether figures use a logarithmic axis.
-    """
-
-    key: str
-    title: str
-    unit: str = ""
-    scale: float = 1  # an int, so that counts stay whole numbers
-    digits: int = 3
-    higher_is_better: bool = True
-    difference_unit: str = ""
-    log_axis: bool = False
-
-
-CPU_SECONDS = Metric("cpu_seconds", "CPU time", "s", digits=0, higher_is_better=False)
-
-
-@dataclass(frozen=True)
-class Gain:
-    """How much better `arm` is than `over`, positive where it is better, in the metric's unit."""
-
-    metric: Metric
-    arm: str
-    over: str
-
-    @property
-    def unit(self) -> str:
-        """Unit of the difference."""
-        return self.metric.difference_unit or self.metric.unit
-
-    def of(self, results: SeedResults) -> float:
-        """Return the gain in one seed."""
-        gain = self.metric.scale * (results[self.arm][self.metric.key] - results[self.over][self.metric.key])
-        return gain if self.metric.higher_is_better else -gain
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """`arm` divided by `over`."""
-
-    metric: Metric
-    arm: str
-    over: str
-    unit: str = "times"
-
-    def of(self, results: SeedResults) -> float:
-        """Return the ratio in one seed."""
-        return results[self.arm][self.metric.key] / results[self.over][self.metric.key]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement about two arms.
+    """A statement about a quantity that arms measure.
 
     Args:
         id: short name, unique within the method.
@@ -88,7 +25,7 @@ class Claim:
 
     id: str
     statement: str
-    quantity: Gain | Ratio
+    quantity: Quantity
     rule: Rule | None = None
     paper: str = ""
 
@@ -162,7 +99,7 @@ class Method:
             _check_names(f"arm {arm.name!r}: needs", arm.needs, known)
             known.append(arm.name)
         for claim in self.claims:
-            _check_names(f"claim {claim.id!r}:", (claim.quantity.arm, claim.quantity.over), known)
+            _check_names(f"claim {claim.id!r}:", claim.quantity.arms, known)
         for kind, names in (("arm", known), ("claim", [claim.id for claim in self.claims])):
             repeated = sorted({name for name in names if names.count(name) > 1})
             if repeated:

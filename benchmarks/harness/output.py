@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness.arms import CPU_SECONDS, Arm, Claim, Method, Metric, SeedResults
+from benchmarks.harness.arms import Arm, Claim, Method
+from benchmarks.harness.quantities import CPU_SECONDS, Metric, SeedResults
 from benchmarks.harness.verdicts import CONFIDENCE, MeanAbove, summarize
 from pangu_modules.common.files import write_atomically
 from pangu_modules.report.markdown import escape, markdown_table
@@ -21,16 +22,20 @@ Result = dict[str, Any]
 
 
 def judge(claim: Claim, by_seed: Mapping[int, SeedResults]) -> Result:
-    """Return a claim's entry in the result file, from the seeds in which both its arms have its metric.
+    """Return a claim's entry in the result file, from the seeds in which all its arms have its metrics.
 
     Raises:
         ValueError: there is no such seed.
     """
-    arms = (claim.quantity.arm, claim.quantity.over)
-    key = claim.quantity.metric.key
-    seeds = [seed for seed in sorted(by_seed) if all(key in by_seed[seed].get(arm, {}) for arm in arms)]
+    arms, keys = claim.quantity.arms, [metric.key for metric in claim.quantity.metrics]
+    seeds = [
+        seed
+        for seed, results in sorted(by_seed.items())
+        if all(key in results.get(arm, {}) for arm in arms for key in keys)
+    ]
     if not seeds:
-        raise ValueError(f"claim {claim.id!r}: no seed has results of both {' and '.join(arms)}")
+        whose = f"{'both ' if len(arms) == 2 else ''}{' and '.join(arms)}"
+        raise ValueError(f"claim {claim.id!r}: no seed has results of {whose} ({', '.join(keys)})")
     values = [claim.quantity.of(by_seed[seed]) for seed in seeds]
     summary = summarize(values, claim.rule.confidence if isinstance(claim.rule, MeanAbove) else CONFIDENCE)
     entry: Result = {

@@ -119,7 +119,23 @@ class AlwaysEqual:
         return f"every seed exactly {self.target:,g}"
 
 
-Rule = MeanAbove | EverySeedAbove | AlwaysEqual
+@dataclass(frozen=True)
+class MostSeedsAbove:
+    """At least two thirds of the seeds are above `margin`; undecided with fewer than three seeds."""
+
+    margin: float = 0.0
+
+    def judge(self, values: Sequence[float]) -> Verdict:
+        """Return the verdict on one value per seed."""
+        if len(values) < MIN_SEEDS:
+            return "undecided"
+        return "holds" if 3 * sum(value > self.margin for value in values) >= 2 * len(values) else "does not hold"
+
+    def __str__(self) -> str:
+        return f"two thirds of the seeds above {self.margin:g}"
+
+
+Rule = MeanAbove | EverySeedAbove | AlwaysEqual | MostSeedsAbove
 
 
 def _all_or_none(satisfied: Sequence[bool]) -> Verdict:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.harness.arms import Arm, Claim, Gain, Method, Metric, Ratio
+from benchmarks.harness.arms import Arm, Claim, Method
+from benchmarks.harness.quantities import Below, Gain, Magnitude, Metric, Ratio, RecoveredShare, RelativeGain
 from benchmarks.harness.verdicts import EverySeedAbove, MeanAbove
-from benchmarks.methods.dwm.task import Below, GapShare, Size, WeighedRun, weighed_arm
-from benchmarks.methods.pruning.task import RelativeGain
+from benchmarks.methods.dwm.task import WeighedRun, weighed_arm
 
 TEXT, SMOLLM2 = "recipes.dwm_text", "recipes.dwm_smollm2"
 STEPS, WIDE_STEPS, STAGES = 800, 400, 10
@@ -193,7 +193,7 @@ def gates() -> tuple[Claim, ...]:
         Claim(
             "gap_to_oracle",
             "At least a fifth of the way from uniform weights to clean data alone",
-            GapShare(LOSS, "dwm", "uniform", best="oracle"),
+            RecoveredShare(LOSS, "dwm", "uniform", best="oracle"),
             EverySeedAbove(20.0),
         ),
         Claim(
@@ -213,13 +213,13 @@ def gates() -> tuple[Claim, ...]:
         Claim(
             "transfer_overhead",
             "Weighing a batch by a frozen model stays below a tenth of a training step, by (percentage points)",
-            Below(OVERHEAD, "wide_transfer", "wide_transfer", limit=TRANSFER_LIMIT),
+            Below(OVERHEAD, "wide_transfer", limit=TRANSFER_LIMIT),
             EverySeedAbove(0.0),
         ),
         Claim(
             "preference_moves",
             "The hard domain's weight changes from the first learned stage to the last by over 2 standard errors",
-            Size(SHIFT, "pair_dwm", "pair_dwm"),
+            Magnitude(SHIFT, "pair_dwm"),
             EverySeedAbove(2.0),
             paper="preferences move during training",
         ),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness.arms import Arm, ArmInput, Gain, SeedResults
+from benchmarks.harness.arms import Arm, ArmInput
 
 if TYPE_CHECKING:
     from pangu_modules import Recipe
@@ -20,43 +20,6 @@ if TYPE_CHECKING:
 Rows = list[dict[str, Any]]
 LATE = 2  # from the third stage on (the first is uniform, in the second DWM learns for the first time)
 TIMED_STEPS = 20
-
-
-@dataclass(frozen=True)
-class GapShare(Gain):
-    """How much of the way from `over` to `best` the arm has gone, in percent (0: like `over`, 100: like `best`)."""
-
-    best: str = ""
-
-    @property
-    def unit(self) -> str:
-        """Percent."""
-        return "%"
-
-    def of(self, results: SeedResults) -> float:
-        """Return the share in one seed."""
-        own, over, best = (results[name][self.metric.key] for name in (self.arm, self.over, self.best))
-        return 100 * (own - over) / (best - over)
-
-
-@dataclass(frozen=True)
-class Below(Gain):
-    """How far below `limit` (in the arm's own number) the arm is; `over` is the arm itself."""
-
-    limit: float = 0.0
-
-    def of(self, results: SeedResults) -> float:
-        """Return the distance in one seed, in the metric's unit."""
-        return self.metric.scale * (self.limit - results[self.arm][self.metric.key])
-
-
-@dataclass(frozen=True)
-class Size(Gain):
-    """The size of the arm's number, whatever its sign; `over` is the arm itself."""
-
-    def of(self, results: SeedResults) -> float:
-        """Return the size in one seed, in the metric's unit."""
-        return self.metric.scale * abs(results[self.arm][self.metric.key])
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.harness.arms import Arm, Claim, Gain, Method, Metric, Ratio
+from benchmarks.harness.arms import Arm, Claim, Method
+from benchmarks.harness.quantities import Below, Gain, Metric, Ratio, Value
 from benchmarks.harness.recipe_arm import RecipeRun, recipe_arm
 from benchmarks.harness.verdicts import AlwaysEqual, EverySeedAbove, MeanAbove
-from benchmarks.methods.dwm.task import Below, Size
 from benchmarks.methods.moge.task import ExpertTime, RoundTrip, Speculate, UniformRouters
 
 TEXT, UPCYCLED, DRAFTER = "recipes.moge_text", "recipes.moge_upcycle_smollm2", "recipes.drafter_smollm2"
@@ -171,28 +171,28 @@ def gates() -> tuple[Claim, ...]:
         Claim(
             "uniform_topk",
             "Untrained top-K routers are as unbalanced as derived: all known means within 3 standard errors",
-            Below(DEVIATION, "untrained", "untrained", limit=3.0),
+            Below(DEVIATION, "untrained", limit=3.0),
             EverySeedAbove(0.0),
             paper="imbalance is nearly certain for 64 experts, 8 of them on 8 devices",
         ),
         Claim(
             "untrained_balance",
             "Untrained MoGE routers have an imbalance score of 0 in all batches, on 2, 4 and 8 devices",
-            Size(UNTRAINED, "untrained", "untrained"),
+            Value(UNTRAINED, "untrained"),
             AlwaysEqual(0.0),
             paper="0 by construction",
         ),
         Claim(
             "trained_balance",
             "Trained MoGE has an imbalance score of 0 in all batches of 16 tokens of the test set",
-            Size(SMALL_IMBALANCE, "moge", "moge"),
+            Value(SMALL_IMBALANCE, "moge"),
             AlwaysEqual(0.0),
             paper="0 by construction",
         ),
         Claim(
             "trained_topk",
             "Trained top-K with auxiliary loss has an imbalance score above 0.3 at 128 tokens",
-            Size(IMBALANCE, "topk", "topk"),
+            Value(IMBALANCE, "topk"),
             EverySeedAbove(0.3),
         ),
         Claim(
@@ -216,25 +216,25 @@ def gates() -> tuple[Claim, ...]:
         Claim(
             "rows_of_devices",
             "Every one of 4 devices receives exactly the same number of rows from trained MoGE",
-            Size(ROW_SPREAD, "expert_time", "expert_time"),
+            Value(ROW_SPREAD, "expert_time"),
             AlwaysEqual(0.0),
         ),
         Claim(
             "expert_time",
             "Expert time of the slowest device, top-K over MoGE: the ratio is within 10 % of that of its rows",
-            Below(DISAGREEMENT, "expert_time", "expert_time", limit=0.1),
+            Below(DISAGREEMENT, "expert_time", limit=0.1),
             EverySeedAbove(0.0),
         ),
         Claim(
             "checkpoint_logits",
             "A checkpoint in the released layout gives the logits of a loop over experts, within 1e-5",
-            Below(ERROR, "checkpoint", "checkpoint", limit=1e-5),
+            Below(ERROR, "checkpoint", limit=1e-5),
             EverySeedAbove(0.0),
         ),
         Claim(
             "checkpoint_bytes",
             "Loaded and saved again, no tensor of it has changed",
-            Size(CHANGED, "checkpoint", "checkpoint"),
+            Value(CHANGED, "checkpoint"),
             AlwaysEqual(0),
         ),
     )
@@ -244,7 +244,7 @@ def reported() -> tuple[Claim, ...]:
     """Return what is measured and has no gate."""
 
     def itself(metric: Metric, arm: str, statement: str, paper: str = "") -> Claim:
-        return Claim(f"{arm}_{metric.key}", statement, Size(metric, arm, arm), paper=paper)
+        return Claim(f"{arm}_{metric.key}", statement, Value(metric, arm), paper=paper)
 
     return (
         itself(TIME_RATIO, "expert_time", "Expert time of the slowest of 4 devices at 2048 tokens, top-K over MoGE"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-from benchmarks.harness.arms import Arm, Claim, Gain, Method
-from benchmarks.harness.verdicts import AlwaysEqual, EverySeedAbove
+from benchmarks.harness.arms import Arm, Claim, Method
+from benchmarks.harness.quantities import Gain
+from benchmarks.harness.verdicts import AlwaysEqual, EverySeedAbove, MostSeedsAbove
 from benchmarks.methods.onebit.task import (
     BASE_STEPS,
     CALLBACK,
@@ -15,7 +16,6 @@ from benchmarks.methods.onebit.task import (
     LOSS,
     STEPS,
     TRAIN_LOSS,
-    MostSeedsAbove,
     Task,
     taken,
 )

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.harness.arms import Arm, ArmInput, Metric
+from benchmarks.harness.arms import Arm, ArmInput
+from benchmarks.harness.quantities import Metric
 from benchmarks.harness.recipe_arm import RecipeRun, recipe_arm
-from benchmarks.harness.verdicts import MIN_SEEDS, Verdict
 
 RECIPE = "recipes.onebit_text"
 CALLBACK = "binarize"
@@ -78,22 +78,6 @@ class Taken:
     def __call__(self, seed: int, inputs: Mapping[str, ArmInput], folder: Path) -> dict[str, float]:
         """Read it."""
         return {LOSS.key: inputs[self.arm].values[self.key]}
-
-
-@dataclass(frozen=True)
-class MostSeedsAbove:
-    """At least two thirds of the seeds are above `margin`; undecided with fewer than three seeds."""
-
-    margin: float = 0.0
-
-    def judge(self, values: Sequence[float]) -> Verdict:
-        """Return the verdict on one value per seed."""
-        if len(values) < MIN_SEEDS:
-            return "undecided"
-        return "holds" if 3 * sum(value > self.margin for value in values) >= 2 * len(values) else "does not hold"
-
-    def __str__(self) -> str:
-        return f"two thirds of the seeds above {self.margin:g}"
 
 
 @dataclass(frozen=True)

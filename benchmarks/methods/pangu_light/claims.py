@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness.arms import Arm, Claim, Gain, Method, Metric, Ratio
+from benchmarks.harness.arms import Arm, Claim, Method
+from benchmarks.harness.quantities import Drop, Gain, Metric, RelativeGain
 from benchmarks.harness.verdicts import EverySeedAbove
 from benchmarks.methods.pangu_light.sandwich_task import DIFFERENCE, sandwich_arms
-from benchmarks.methods.pruning.task import REMOVED, START, TEXT, RelativeGain, Texts, Variant, group_arms
+from benchmarks.methods.pruning.task import REMOVED, START, TEXT, Texts, Variant, group_arms
 
 if TYPE_CHECKING:
     from torch import nn
@@ -144,15 +144,6 @@ def prune(model: nn.Module, config: Mapping[str, Any], texts: Texts, seed: int) 
     pangu_light.apply_selection(model, selection)
 
 
-@dataclass(frozen=True)
-class Recovered(Ratio):
-    """Perplexity before recovery divided by that after it, of one arm."""
-
-    def of(self, results: Mapping[str, Mapping[str, float]]) -> float:
-        """Return the ratio in one seed."""
-        return results[self.arm][START.key] / results[self.arm][self.metric.key]
-
-
 def gates() -> tuple[Claim, ...]:
     """Return the claims that get a verdict: margins hold on every calibration set."""
 
@@ -189,7 +180,7 @@ def gates() -> tuple[Claim, ...]:
         Claim(
             f"recovers_{arm}",
             f"{arm}: 32 steps of distillation at least halve the perplexity",
-            Recovered(AFTER[32], arm, arm),
+            Drop(AFTER[32], arm, before=START),
             EverySeedAbove(2),
         )
         for arm in ("joint_none", "joint_slnp")

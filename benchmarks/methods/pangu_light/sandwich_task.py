@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness.arms import Arm, ArmInput, Metric
+from benchmarks.harness.arms import Arm, ArmInput
+from benchmarks.harness.quantities import Metric
 from benchmarks.methods.pruning.task import VARIANTS_FILE, Variant, picking_arms, size_of
 from pangu_modules.common.files import write_atomically
 

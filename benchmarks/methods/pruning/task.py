@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness.arms import Arm, ArmInput, Gain, Metric
+from benchmarks.harness.arms import Arm, ArmInput
+from benchmarks.harness.quantities import Metric
 from pangu_modules.common.files import write_atomically
 
 if TYPE_CHECKING:
@@ -54,21 +55,6 @@ class Variant:
     steps: tuple[int, ...] = ()
     seeds: int | None = None
     trained_seeds: int | None = None
-
-
-@dataclass(frozen=True)
-class RelativeGain(Gain):
-    """How much lower (of a metric where lower is better) `arm` is than `over`, in percent of `over`."""
-
-    @property
-    def unit(self) -> str:
-        """Percent."""
-        return "%"
-
-    def of(self, results: Mapping[str, Mapping[str, float]]) -> float:
-        """Return the gain in one seed."""
-        ratio = results[self.arm][self.metric.key] / results[self.over][self.metric.key]
-        return 100 * (ratio - 1 if self.metric.higher_is_better else 1 - ratio)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.harness.arms import CPU_SECONDS, Arm, Claim, Gain, Method, Metric, Ratio
+from benchmarks.harness.arms import Arm, Claim, Method
+from benchmarks.harness.quantities import CPU_SECONDS, Gain, Metric, Ratio
 from benchmarks.harness.recipe_arm import RecipeRun, recipe_arm
 from benchmarks.harness.verdicts import AlwaysEqual, EverySeedAbove, MeanAbove
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness.arms import Arm, Claim, Method, Metric, Ratio
+from benchmarks.harness.arms import Arm, Claim, Method
+from benchmarks.harness.quantities import Metric, Ratio, RelativeGain
 from benchmarks.harness.verdicts import EverySeedAbove
-from benchmarks.methods.pruning.task import REMOVED, START, TEXT, RelativeGain, Texts, Variant, group_arms
+from benchmarks.methods.pruning.task import REMOVED, START, TEXT, Texts, Variant, group_arms
 
 if TYPE_CHECKING:
     from torch import nn

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import claims as command
-from benchmarks.harness.arms import Arm, Claim, Gain, Method, Metric, Ratio
+from benchmarks.harness.arms import Arm, Claim, Method
 from benchmarks.harness.discovery import load, names_of
 from benchmarks.harness.output import (
     claims_table,
@@ -24,6 +24,7 @@ from benchmarks.harness.output import (
     terminal_rows,
     write_results,
 )
+from benchmarks.harness.quantities import Gain, Metric, Ratio
 from benchmarks.harness.reuse import reuse_results
 from benchmarks.harness.running import ArmsFailedError, fingerprint, run_arms, tasks_of
 from benchmarks.harness.verdicts import AlwaysEqual, EverySeedAbove, MeanAbove
@@ -316,7 +317,7 @@ def test_terminal_table_and_markdown_agree():
 def test_benchmarks_are_found_by_name():
     assert "scalenet" in names_of("claims")
     assert "harness" not in names_of("claims")
-    with pytest.raises(ValueError, match=r"no benchmark 'scalnet' in benchmarks.claims. Did you mean 'scalenet'\?"):
+    with pytest.raises(ValueError, match=r"no claims of 'scalnet'. Did you mean 'scalenet'\?"):
         load("claims", "scalnet")
 
 

@@ -7,18 +7,9 @@ import pytest
 from benchmarks import claims as command
 from benchmarks.harness.arms import ArmInput
 from benchmarks.harness.running import fingerprint
-from benchmarks.methods.dwm.claims import ESS, LOSS, NOISE, OVERHEAD, SHIFT, benchmark, gates
+from benchmarks.methods.dwm.claims import NOISE, benchmark, gates
 from benchmarks.methods.dwm.curves import draw, series
-from benchmarks.methods.dwm.task import (
-    Below,
-    GapShare,
-    Size,
-    WeighedRun,
-    ess_by_stage,
-    interleaved,
-    noise_weight,
-    shift,
-)
+from benchmarks.methods.dwm.task import WeighedRun, ess_by_stage, interleaved, noise_weight, shift
 from recipes.dwm_text import DOMAINS
 
 ROWS = [
@@ -41,8 +32,7 @@ def test_gates_need_only_arms_that_run_on_all_seeds():
     method = benchmark()
     assert method.seeds >= 3
     for claim in gates():
-        arms = [claim.quantity.arm, claim.quantity.over, *filter(None, [getattr(claim.quantity, "best", None)])]
-        assert all(method.arm(arm).seeds is None for arm in arms), claim.id
+        assert all(method.arm(arm).seeds is None for arm in claim.quantity.arms), claim.id
 
 
 def test_arms_differ_in_the_weights_alone():
@@ -103,14 +93,6 @@ def test_numbers_from_the_reports_tables():
     assert values["weight_code_stage1"] == 0.6
     assert values["noise_weight"] == noise_weight(ROWS[1:]) == 0.4
     assert values["shift"] == shift(ROWS[0]) == pytest.approx(0.2 / 0.05)
-
-
-def test_quantities():
-    results = {"ours": {LOSS.key: 4.6}, "uniform": {LOSS.key: 4.8}, "oracle": {LOSS.key: 4.3}}
-    assert GapShare(LOSS, "ours", "uniform", best="oracle").of(results) == pytest.approx(40)
-    assert Below(OVERHEAD, "a", "a", limit=0.1).of({"a": {OVERHEAD.key: 0.03}}) == pytest.approx(7)
-    assert Size(SHIFT, "a", "a").of({"a": {SHIFT.key: -3.0}}) == 3.0
-    assert ESS.higher_is_better
 
 
 def test_actions_are_timed_in_turn():

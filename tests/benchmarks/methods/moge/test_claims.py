@@ -26,7 +26,7 @@ def test_gates_need_only_arms_that_run_on_all_seeds() -> None:
     method = benchmark()
     assert method.seeds >= 3
     for claim in gates():
-        arms = (claim.quantity.arm, claim.quantity.over)
+        arms = claim.quantity.arms
         assert all(method.arm(arm).seeds is None for arm in arms), claim.id
 
 

@@ -9,9 +9,10 @@ import pytest
 
 from benchmarks import claims as command
 from benchmarks.harness.arms import ArmInput
+from benchmarks.harness.verdicts import MostSeedsAbove
 from benchmarks.methods.onebit import claims as onebit
 from benchmarks.methods.onebit import figures as onebit_figures
-from benchmarks.methods.onebit.task import MEASURED, BestOf, MostSeedsAbove, Taken, read_losses
+from benchmarks.methods.onebit.task import MEASURED, BestOf, Taken, read_losses
 from pangu_modules import OneBitConfig
 
 METHOD = onebit.benchmark()
@@ -25,7 +26,7 @@ def test_gates_use_arms_that_run_on_three_seeds():
     assert METHOD.seeds == 3
     for claim in METHOD.claims:
         if claim.rule is not None:
-            assert all(METHOD.arm(arm).seeds is None for arm in (claim.quantity.arm, claim.quantity.over)), claim.id
+            assert all(METHOD.arm(arm).seeds is None for arm in claim.quantity.arms), claim.id
 
 
 def test_all_arms_see_the_same_steps_and_data():

@@ -78,6 +78,7 @@ class Method:
         metrics: columns of the arms' table.
         figure: metrics drawn in the figure, one panel each.
         seeds: number of seeds; they are 0, 1, 2, ...
+        quick: arm that a quick check runs, at its real size but in a few minutes with all that it needs.
 
     Raises:
         ValueError: names repeat, or an arm or a claim names an arm that does not exist (or comes later).
@@ -92,6 +93,7 @@ class Method:
     metrics: tuple[Metric, ...]
     figure: tuple[Metric, ...]
     seeds: int
+    quick: str = ""
 
     def __post_init__(self) -> None:
         known: list[str] = []
@@ -100,6 +102,8 @@ class Method:
             known.append(arm.name)
         for claim in self.claims:
             _check_names(f"claim {claim.id!r}:", claim.quantity.arms, known)
+        if self.quick:
+            _check_names("quick:", (self.quick,), known)
         for kind, names in (("arm", known), ("claim", [claim.id for claim in self.claims])):
             repeated = sorted({name for name in names if names.count(name) > 1})
             if repeated:

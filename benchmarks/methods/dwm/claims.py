@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.harness.arms import Arm, Claim, Method
 from benchmarks.harness.quantities import Below, Gain, Magnitude, Metric, Ratio, RecoveredShare, RelativeGain
 from benchmarks.harness.verdicts import EverySeedAbove, MeanAbove
-from benchmarks.methods.dwm.task import WeighedRun, weighed_arm
+from benchmarks.methods.dwm.rows import CLEAN, PAIR, STAGES, STEPS, WIDE_STEPS, SmolLM2, Text, mixed, reported
 
-TEXT, SMOLLM2 = "recipes.dwm_text", "recipes.dwm_smollm2"
-STEPS, WIDE_STEPS, STAGES = 800, 400, 10
-WIDE = {"hidden_size": 256, "intermediate_size": 704}
-SEEDS, REPORTED_SEEDS = 3, 1
-NOISE = ("shuffled", "random")
-DOMAINS = ("prose", *NOISE)
+SEEDS = 3
 SELECTION = {"selection": "dsir", "keep": 0.75}  # with half, windows would repeat in so many steps
 TRANSFER_LIMIT = 0.1
 
@@ -40,6 +34,146 @@ SETUP = (
     "(letters exchanged by a fixed cipher), 2:1:1."
 )
 
+FROZEN_EARLY: dict[str, Any] = {"freeze_after_stage": 1}
+
+ARMS = (
+    mixed("uniform", "uniform weights", "uniform"),
+    mixed("dwm", "DWM"),
+    mixed("random", "random, DWM's effective batch", "random", ess_from="dwm"),
+    Text(name="oracle", description="clean data alone, uniform", method="uniform", data=CLEAN),
+    Text(name="clean_dwm", description="clean data alone, DWM", data=CLEAN),
+    mixed("wide", "twice the width, uniform", "uniform", wide=True),
+    mixed(
+        "wide_transfer",
+        "twice the width, DWM's weighting models",
+        wide=True,
+        frozen_from="dwm",
+        time_overhead=True,
+    ),
+    mixed("selected", "DSIR's selection, uniform", "uniform", selection=SELECTION),
+    mixed("selected_transfer", "DSIR's selection, DWM's weighting models", selection=SELECTION, frozen_from="dwm"),
+    Text(name="pair_uniform", description="two useful domains, uniform", method="uniform", data=PAIR),
+    Text(name="pair_dwm", description="two useful domains, DWM", data=PAIR, options={"followed": "hard"}),
+    Text(
+        name="pair_static",
+        description="two useful domains, DWM after its first stage",
+        fields=FROZEN_EARLY,
+        data=PAIR,
+    ),
+    reported("static", "DWM frozen after its first stage", **FROZEN_EARLY),
+    reported("per_sample", "DWM, each sequence alone", model={"n_mix": 0}),
+    reported("loss_high", "by loss, high preferred", "loss", prefer="high"),
+    reported("loss_low", "by loss, low preferred", "loss", prefer="low"),
+    reported("perplexity", "half of lowest perplexity under bigrams", "perplexity"),
+    reported("dsir", "half drawn by n-gram importance (DSIR)", "dsir"),
+    reported("influence", "half of largest predicted influence, chosen in each stage (as MATES)", "influence"),
+    reported("classifier", "half a classifier takes for the target", "classifier"),
+)
+"""First the arms that gates need, on all seeds; then those that are only reported."""
+SMOLLM2_ARMS = (
+    SmolLM2("smollm2_uniform", "SmolLM2, uniform weights", {"method": "uniform", "n_stages": 6}),
+    SmolLM2("smollm2_dwm", "SmolLM2, DWM"),
+)
+QUICK = "static"  # DWM in two minutes; the gated arm takes three and a half
+
+
+def gain(arm: str, over: str) -> Gain:
+    """Return how much lower the test loss of `arm` is."""
+    return Gain(LOSS, arm, over)
+
+
+def over(arm: str, what: str) -> Claim:
+    """Return DWM's gain over a baseline."""
+    return Claim(f"over_{arm}", f"Gain in test loss over {what}", gain("dwm", arm))
+
+
+GATES = (
+    Claim(
+        "noise_loses_weight",
+        "From the third stage on, noise has at most half of a uniform weight",
+        Ratio(WEIGHT, "uniform", "dwm"),
+        EverySeedAbove(2.0),
+    ),
+    Claim("below_uniform", "Lower test loss than uniform weights", gain("dwm", "uniform"), EverySeedAbove(0.0)),
+    Claim(
+        "below_random",
+        "Lower test loss than random weights with the same effective batch",
+        gain("dwm", "random"),
+        EverySeedAbove(0.0),
+    ),
+    Claim(
+        "gap_to_oracle",
+        "At least a fifth of the way from uniform weights to clean data alone",
+        RecoveredShare(LOSS, "dwm", "uniform", best="oracle"),
+        EverySeedAbove(20.0),
+    ),
+    Claim(
+        "transfer",
+        "Weighting models of the narrow run, frozen: lower test loss than uniform weights at twice the width",
+        gain("wide_transfer", "wide"),
+        EverySeedAbove(0.0),
+        paper="helps larger models, by the abstract; no number was readable",
+    ),
+    Claim(
+        "transfer_to_selection",
+        "Weighting models of the raw data's run, frozen, on data that DSIR selected: lower test loss than uniform",
+        gain("selected_transfer", "selected"),
+        EverySeedAbove(0.0),
+        paper="helps selected data, by the abstract; no number was readable",
+    ),
+    Claim(
+        "transfer_overhead",
+        "Weighing a batch by a frozen model stays below a tenth of a training step, by (percentage points)",
+        Below(OVERHEAD, "wide_transfer", limit=TRANSFER_LIMIT),
+        EverySeedAbove(0.0),
+    ),
+    Claim(
+        "preference_moves",
+        "The hard domain's weight changes from the first learned stage to the last by over 2 standard errors",
+        Magnitude(SHIFT, "pair_dwm"),
+        EverySeedAbove(2.0),
+        paper="preferences move during training",
+    ),
+    Claim(
+        "staged_over_static",
+        "With two useful domains, test loss not above that of a model frozen after its first stage, in the mean",
+        gain("pair_dwm", "pair_static"),
+        MeanAbove(0.0),
+    ),
+    Claim(
+        "control_loss",
+        "On clean data alone, the test loss is at most 1 % above that of uniform weights",
+        RelativeGain(LOSS, "clean_dwm", "oracle"),
+        EverySeedAbove(-1.0),
+    ),
+    Claim(
+        "control_batch",
+        "On clean data alone, the effective batch stays above 0.7 of the batch",
+        Ratio(ESS, "clean_dwm", "oracle"),
+        EverySeedAbove(0.7),
+    ),
+    Claim(
+        "smollm2_below_uniform",
+        "SmolLM2 trained on: lower loss on held-out prose than with uniform weights",
+        gain("smollm2_dwm", "smollm2_uniform"),
+        EverySeedAbove(0.0),
+    ),
+)
+
+
+REPORTED = (
+    over("static", "DWM frozen after its first stage"),
+    over("per_sample", "DWM that sees each sequence alone"),
+    over("loss_high", "weights by loss, high ones preferred"),
+    over("loss_low", "weights by loss, low ones preferred"),
+    over("perplexity", "keeping the half of lowest perplexity"),
+    over("dsir", "n-gram importance (DSIR)"),
+    over("influence", "the half of largest predicted influence, chosen anew in each stage (as MATES)"),
+    over("classifier", "a classifier's half"),
+    Claim("pair_over_uniform", "Two useful domains: gain over uniform weights", gain("pair_dwm", "pair_uniform")),
+)
+"""What is measured and has no gate."""
+
 
 def benchmark(miniature: bool = False) -> Method:
     """Return arms and claims; in miniature a narrow model, 10 steps and two seeds, without SmolLM2."""
@@ -49,225 +183,15 @@ def benchmark(miniature: bool = False) -> Method:
         source="arXiv:2507.16178",
         setup=SETUP,
         arms=arms(miniature),
-        claims=tuple(claim for claim in gates() + reported() if not (miniature and "smollm2" in claim.id)),
+        claims=tuple(claim for claim in GATES + REPORTED if not (miniature and "smollm2" in claim.id)),
         metrics=(LOSS, WEIGHT, ESS, OVERHEAD),
         figure=(LOSS, WEIGHT, ESS),
         seeds=2 if miniature else SEEDS,
+        quick=QUICK,
     )
 
 
 def arms(miniature: bool) -> tuple[Arm, ...]:
-    """Return the gated arms, then those that are only reported."""
-
-    def run(
-        method: str | None = None,
-        fields: Mapping[str, Any] | None = None,
-        *,
-        data: Mapping[str, Any] | None = None,
-        wide: bool = False,
-        **options: Any,
-    ) -> WeighedRun:
-        """Return a run of the text recipe: DWM with `fields`, or the baseline `method` with them."""
-        changes = text_changes(data or {}, wide, miniature)
-        if method is not None:
-            return WeighedRun(TEXT, changes, {"method": method, "n_stages": STAGES, **(fields or {})}, **options)
-        changes["callbacks"]["dwm"] |= fields or {}
-        return WeighedRun(TEXT, changes, **options)
-
-    def only_reported(name: str, description: str, run: WeighedRun) -> Arm:
-        return weighed_arm(name, description, run, seeds=REPORTED_SEEDS)
-
-    static = {"freeze_after_stage": 1}
-    clean = {"domains": domains(prose=1.0)}
-    both = ("hard", "easy")
-    pair = {"domains": pair_of_domains(), "target": both, "test": both}
-    gated = (
-        weighed_arm("uniform", "uniform weights", run("uniform", noise=NOISE)),
-        weighed_arm("dwm", "DWM", run(noise=NOISE)),
-        weighed_arm("random", "random, DWM's effective batch", run("random", noise=NOISE, ess_from="dwm")),
-        weighed_arm("oracle", "clean data alone, uniform", run("uniform", data=clean)),
-        weighed_arm("clean_dwm", "clean data alone, DWM", run(data=clean)),
-        weighed_arm("wide", "twice the width, uniform", run("uniform", wide=True, noise=NOISE)),
-        weighed_arm(
-            "wide_transfer",
-            "twice the width, DWM's weighting models",
-            run(wide=True, noise=NOISE, frozen_from="dwm", time_overhead=True),
-        ),
-        weighed_arm("selected", "DSIR's selection, uniform", run("uniform", selection=SELECTION, noise=NOISE)),
-        weighed_arm(
-            "selected_transfer",
-            "DSIR's selection, DWM's weighting models",
-            run(selection=SELECTION, noise=NOISE, frozen_from="dwm"),
-        ),
-        weighed_arm("pair_uniform", "two useful domains, uniform", run("uniform", data=pair)),
-        weighed_arm("pair_dwm", "two useful domains, DWM", run(data=pair, followed="hard")),
-        weighed_arm("pair_static", "two useful domains, DWM after its first stage", run(None, static, data=pair)),
-    )
-    others = (
-        only_reported("static", "DWM frozen after its first stage", run(None, static, noise=NOISE)),
-        only_reported("per_sample", "DWM, each sequence alone", run(None, {"model": {"n_mix": 0}}, noise=NOISE)),
-        *(
-            only_reported(
-                f"loss_{prefer}", f"by loss, {prefer} preferred", run("loss", {"prefer": prefer}, noise=NOISE)
-            )
-            for prefer in ("high", "low")
-        ),
-        only_reported("perplexity", "half of lowest perplexity under bigrams", run("perplexity", noise=NOISE)),
-        only_reported("dsir", "half drawn by n-gram importance (DSIR)", run("dsir", noise=NOISE)),
-        only_reported(
-            "influence",
-            "half of largest predicted influence, chosen in each stage (as MATES)",
-            WeighedRun(TEXT, text_changes({}, False, miniature), influence={"n_stages": STAGES}, noise=NOISE),
-        ),
-        only_reported("classifier", "half a classifier takes for the target", run("classifier", noise=NOISE)),
-    )
-    return gated + others + (() if miniature else smollm2_arms())
-
-
-def smollm2_arms() -> tuple[Arm, ...]:
-    """Return SmolLM2 with uniform weights and with DWM."""
-    trainer = {"limit_val_batches": 0, "enable_checkpointing": False}
-    uniform, dwm = (
-        WeighedRun(SMOLLM2, {"trainer": trainer}, weighting, noise=("shuffled", "cipher"))
-        for weighting in ({"method": "uniform", "n_stages": 6}, None)
-    )
-    return (
-        weighed_arm("smollm2_uniform", "SmolLM2, uniform weights", uniform),
-        weighed_arm("smollm2_dwm", "SmolLM2, DWM", dwm),
-    )
-
-
-def text_changes(data: Mapping[str, Any], wide: bool, miniature: bool) -> dict[str, Any]:
-    """Return the overrides of a text arm: its data, its width, and nothing that only costs time."""
-    from recipes.dwm_text import LLAMA
-
-    steps, sizes = (WIDE_STEPS, WIDE) if wide else (STEPS, {})
-    small: dict[str, Any] = {}
-    if miniature:
-        steps, sizes = 10, {"hidden_size": 32 if wide else 16, "intermediate_size": 32}
-        data, small = {**data, "size": 400}, {"dwm_steps": 2}
-    return {
-        "module": {"model_args": {**LLAMA, **sizes}},
-        "data": dict(data),
-        "callbacks": {"dwm": small},
-        "trainer": {
-            "max_steps": steps,
-            "val_check_interval": max(1, steps // STAGES),
-            "num_sanity_val_steps": 0,
-            "enable_checkpointing": False,
-        },
-    }
-
-
-def domains(**shares: float) -> dict[str, Any]:
-    """Return the recipe's domains with these shares, 0 for the others."""
-    from recipes.dwm_text import DOMAINS
-
-    return {name: domain.derive(share=shares.get(name, 0.0)) for name, domain in DOMAINS.items()}
-
-
-def pair_of_domains() -> dict[str, Any]:
-    """Return a hard and an easy domain in equal shares."""
-    from datamodules import Domain
-    from recipes.dwm_text import KJV
-
-    return {"hard": Domain(source=KJV), "easy": Domain(source=KJV, corruption="records")}
-
-
-def gates() -> tuple[Claim, ...]:
-    """Return the claims that get a verdict."""
-    return (
-        Claim(
-            "noise_loses_weight",
-            "From the third stage on, noise has at most half of a uniform weight",
-            Ratio(WEIGHT, "uniform", "dwm"),
-            EverySeedAbove(2.0),
-        ),
-        Claim("below_uniform", "Lower test loss than uniform weights", gain("dwm", "uniform"), EverySeedAbove(0.0)),
-        Claim(
-            "below_random",
-            "Lower test loss than random weights with the same effective batch",
-            gain("dwm", "random"),
-            EverySeedAbove(0.0),
-        ),
-        Claim(
-            "gap_to_oracle",
-            "At least a fifth of the way from uniform weights to clean data alone",
-            RecoveredShare(LOSS, "dwm", "uniform", best="oracle"),
-            EverySeedAbove(20.0),
-        ),
-        Claim(
-            "transfer",
-            "Weighting models of the narrow run, frozen: lower test loss than uniform weights at twice the width",
-            gain("wide_transfer", "wide"),
-            EverySeedAbove(0.0),
-            paper="helps larger models, by the abstract; no number was readable",
-        ),
-        Claim(
-            "transfer_to_selection",
-            "Weighting models of the raw data's run, frozen, on data that DSIR selected: lower test loss than uniform",
-            gain("selected_transfer", "selected"),
-            EverySeedAbove(0.0),
-            paper="helps selected data, by the abstract; no number was readable",
-        ),
-        Claim(
-            "transfer_overhead",
-            "Weighing a batch by a frozen model stays below a tenth of a training step, by (percentage points)",
-            Below(OVERHEAD, "wide_transfer", limit=TRANSFER_LIMIT),
-            EverySeedAbove(0.0),
-        ),
-        Claim(
-            "preference_moves",
-            "The hard domain's weight changes from the first learned stage to the last by over 2 standard errors",
-            Magnitude(SHIFT, "pair_dwm"),
-            EverySeedAbove(2.0),
-            paper="preferences move during training",
-        ),
-        Claim(
-            "staged_over_static",
-            "With two useful domains, test loss not above that of a model frozen after its first stage, in the mean",
-            gain("pair_dwm", "pair_static"),
-            MeanAbove(0.0),
-        ),
-        Claim(
-            "control_loss",
-            "On clean data alone, the test loss is at most 1 % above that of uniform weights",
-            RelativeGain(LOSS, "clean_dwm", "oracle"),
-            EverySeedAbove(-1.0),
-        ),
-        Claim(
-            "control_batch",
-            "On clean data alone, the effective batch stays above 0.7 of the batch",
-            Ratio(ESS, "clean_dwm", "oracle"),
-            EverySeedAbove(0.7),
-        ),
-        Claim(
-            "smollm2_below_uniform",
-            "SmolLM2 trained on: lower loss on held-out prose than with uniform weights",
-            gain("smollm2_dwm", "smollm2_uniform"),
-            EverySeedAbove(0.0),
-        ),
-    )
-
-
-def reported() -> tuple[Claim, ...]:
-    """Return what is measured and has no gate."""
-    others = {
-        "static": "DWM frozen after its first stage",
-        "per_sample": "DWM that sees each sequence alone",
-        "loss_high": "weights by loss, high ones preferred",
-        "loss_low": "weights by loss, low ones preferred",
-        "perplexity": "keeping the half of lowest perplexity",
-        "dsir": "n-gram importance (DSIR)",
-        "influence": "the half of largest predicted influence, chosen anew in each stage (as MATES)",
-        "classifier": "a classifier's half",
-    }
-    return (
-        *(Claim(f"over_{arm}", f"Gain in test loss over {what}", gain("dwm", arm)) for arm, what in others.items()),
-        Claim("pair_over_uniform", "Two useful domains: gain over uniform weights", gain("pair_dwm", "pair_uniform")),
-    )
-
-
-def gain(arm: str, over: str) -> Gain:
-    """Return how much lower the test loss of `arm` is."""
-    return Gain(LOSS, arm, over)
+    """Return the arms of the tables; in miniature without SmolLM2."""
+    text = tuple(row.arm(miniature) for row in ARMS)
+    return text if miniature else text + tuple(row.arm() for row in SMOLLM2_ARMS)

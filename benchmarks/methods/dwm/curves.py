@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.methods.dwm.claims import DOMAINS
+from benchmarks.methods.dwm.rows import MIXTURE
 from pangu_modules.common.files import write_atomically
 from pangu_modules.report.run_report import figure_to_png
 
@@ -41,7 +41,7 @@ def series(arm: Mapping[str, Any], prefix: str, chosen: Collection[str] | None =
     return means
 
 
-def draw(arms: Mapping[str, Any], domains: Sequence[str] = DOMAINS) -> Figure:
+def draw(arms: Mapping[str, Any], domains: Sequence[str] = MIXTURE) -> Figure:
     """Draw the mean weight of each domain under DWM, and all arms' effective batch and target loss, by stage.
 
     Arms are compared on the seeds that all of them have: each seed has its own split of the text.

@@ -7,8 +7,9 @@ import pytest
 from benchmarks import claims as command
 from benchmarks.harness.arms import ArmInput
 from benchmarks.harness.running import fingerprint
-from benchmarks.methods.dwm.claims import NOISE, benchmark, gates
+from benchmarks.methods.dwm.claims import GATES, benchmark
 from benchmarks.methods.dwm.curves import draw, series
+from benchmarks.methods.dwm.rows import NOISE
 from benchmarks.methods.dwm.task import WeighedRun, ess_by_stage, interleaved, noise_weight, shift
 from recipes.dwm_text import DOMAINS
 
@@ -31,7 +32,7 @@ def recipes_of(method):
 def test_gates_need_only_arms_that_run_on_all_seeds():
     method = benchmark()
     assert method.seeds >= 3
-    for claim in gates():
+    for claim in GATES:
         assert all(method.arm(arm).seeds is None for arm in claim.quantity.arms), claim.id
 
 

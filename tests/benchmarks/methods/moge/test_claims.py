@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import claims as command
 from benchmarks.harness.running import fingerprint
-from benchmarks.methods.moge.claims import STEPS, benchmark, gates
+from benchmarks.methods.moge.claims import GATES, STEPS, benchmark
 from benchmarks.methods.moge.task import (
     UNIFORM,
     ExpertTime,
@@ -25,7 +25,7 @@ from pangu_modules.llm.moge.router import route_moge, route_topk
 def test_gates_need_only_arms_that_run_on_all_seeds() -> None:
     method = benchmark()
     assert method.seeds >= 3
-    for claim in gates():
+    for claim in GATES:
         arms = claim.quantity.arms
         assert all(method.arm(arm).seeds is None for arm in arms), claim.id
 

@@ -4,7 +4,8 @@ import pytest
 
 from benchmarks import claims as command
 from benchmarks.harness.running import fingerprint
-from benchmarks.methods.scalenet.claims import added_parameters, arms, benchmark, gates
+from benchmarks.methods.scalenet.claims import GATES, arms, benchmark
+from benchmarks.methods.scalenet.task import added_parameters
 
 GATED = {"base", "scalenet", "continued", "no_adapters", "scratch", "scratch_3e"}
 
@@ -41,7 +42,7 @@ def test_arms_train_as_the_method_describes():
 def test_gates_need_only_the_arms_that_run_on_all_seeds():
     method = benchmark()
     assert {arm.name for arm in method.arms if arm.seeds is None} == GATED
-    assert {name for claim in gates() for name in claim.quantity.arms} <= GATED
+    assert {name for claim in GATES for name in claim.quantity.arms} <= GATED
     assert method.seeds >= 3
 
 

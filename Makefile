@@ -40,15 +40,19 @@ lint: .venv/.installed ## Style, types, spelling, who imports whom, declared dep
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/codespell && .venv/bin/mypy
 	.venv/bin/lint-imports --no-logo && .venv/bin/deptry .
 	$(PY) -m benchmarks.pages.stubs --check && $(PY) -m benchmarks.pages.tables --check && $(PY) -m benchmarks.pages.cards --check
+	@$(PY) -m benchmarks.pages.stale
 
 format: .venv/.installed ## Format the code
 	.venv/bin/ruff check --fix . && .venv/bin/ruff format .
 
-claims: .venv/.installed ## Measure a method's claims: make claims NAME=scalenet
-	$(PY) -m benchmarks.claims $(NAME)
+# For these two the defaults of NAME and ARGS, which are a recipe's, do not count: without a NAME all methods are measured.
+GIVEN = $(foreach variable,NAME ARGS,$(if $(filter file,$(origin $(variable))),,$($(variable))))
 
-speed: .venv/.installed ## Measure a method's speed: make speed NAME=scalenet
-	$(PY) -m benchmarks.speed $(NAME)
+claims: .venv/.installed ## Measure claims: make claims [NAME=scalenet] [ARGS=--quick]
+	$(PY) -m benchmarks.claims $(GIVEN)
+
+speed: .venv/.installed ## Measure speed: make speed [NAME=scalenet] [ARGS="--repeats 9"]
+	$(PY) -m benchmarks.speed $(GIVEN)
 
 tables: .venv/.installed ## Write the tables of the README and of docs/ from benchmarks/results and the code
 	$(PY) -m benchmarks.pages.stubs && $(PY) -m benchmarks.pages.tables && $(PY) -m benchmarks.pages.cards

@@ -109,6 +109,11 @@ class Method:
             if repeated:
                 raise ValueError(f"method {self.name!r}: more than one {kind} is named {', '.join(repeated)}")
 
+    def needed(self, arm: Arm) -> list[str]:
+        """Return the names of all arms that must run before `arm`, in an order in which they can."""
+        names = {each for name in arm.needs for each in (name, *self.needed(self.arm(name)))}
+        return [each.name for each in self.arms if each.name in names]
+
     def arm(self, name: str) -> Arm:
         """Return the arm of this name."""
         return next(arm for arm in self.arms if arm.name == name)

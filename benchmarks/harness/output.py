@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.arms import Arm, Claim, Method
+from benchmarks.harness.code import Codes, label
 from benchmarks.harness.quantities import CPU_SECONDS, Metric, SeedResults
 from benchmarks.harness.verdicts import CONFIDENCE, MeanAbove, summarize
 from pangu_modules.common.files import write_atomically
@@ -54,8 +55,18 @@ def judge(claim: Claim, by_seed: Mapping[int, SeedResults]) -> Result:
     return entry
 
 
-def result_of(method: Method, by_seed: Mapping[int, SeedResults]) -> Result:
-    """Return the content of the result file: gated claims, reported quantities, all raw numbers, versions."""
+def result_of(
+    method: Method, by_seed: Mapping[int, SeedResults], codes: Mapping[tuple[str, int], Codes] | None = None
+) -> Result:
+    """Return the content of the result file: gated claims, reported quantities, all raw numbers, code, versions.
+
+    Args:
+        method: what was run.
+        by_seed: seed -> arm -> its numbers.
+        codes: (arm, seed) -> the code that it ran, where that is known.
+    """
+    arms = {arm.name: _arm_entry(arm, by_seed) | _code_entry(method, arm, by_seed, codes or {}) for arm in method.arms}
+    used = {code for entry in arms.values() for code in entry.get("code", [])}
     runs = [values for arms in by_seed.values() for values in arms.values()]
     return {
         "method": method.name,
@@ -64,7 +75,8 @@ def result_of(method: Method, by_seed: Mapping[int, SeedResults]) -> Result:
         "setup": method.setup,
         "claims": [judge(claim, by_seed) for claim in method.claims if claim.rule is not None],
         "reported": [judge(claim, by_seed) for claim in method.claims if claim.rule is None],
-        "arms": {arm.name: _arm_entry(arm, by_seed) for arm in method.arms},
+        "arms": arms,
+        "code": {code: files for each in (codes or {}).values() for code, files in each.items() if code in used},
         "seconds": sum(values["seconds"] for values in runs),
         "cpu_seconds": sum(values["cpu_seconds"] for values in runs),
         "versions": collect_versions(),
@@ -149,6 +161,17 @@ def _arm_entry(arm: Arm, by_seed: Mapping[int, SeedResults]) -> Result:
     return {"description": arm.description, "config": dict(arm.config), "results": results}
 
 
+def _code_entry(
+    method: Method, arm: Arm, by_seed: Mapping[int, SeedResults], codes: Mapping[tuple[str, int], Codes]
+) -> Result:
+    """Return the hashes of what an arm and those it needs ran; nothing if one of them is unknown."""
+    names = [arm.name, *method.needed(arm)]
+    keys = [(name, seed) for seed in by_seed for name in names if name in by_seed[seed] and arm.name in by_seed[seed]]
+    if not keys or not all(key in codes for key in keys):
+        return {}
+    return {"code": sorted({code for key in keys for code in codes[key]})}
+
+
 def _claim_row(entry: Result) -> dict[str, str]:
     return {
         "statement": entry["statement"],
@@ -208,5 +231,6 @@ def _provenance(result: Result) -> str:
     name = result["method"]
     return (
         f"All raw numbers: [{name}.json]({name}.json). Written by `make claims NAME={name}` in "
-        f"{result['cpu_seconds'] / 60:.0f} minutes of CPU time, one thread for each run; {versions}."
+        f"{result['cpu_seconds'] / 60:.0f} minutes of CPU time, one thread for each run; {versions}; "
+        f"code {label(result)}."
     )

@@ -9,7 +9,6 @@ from typing import Any
 
 from benchmarks.harness.arms import Arm, Method
 from benchmarks.harness.running import tasks_of
-from pangu_modules.common.files import write_atomically
 from pangu_modules.report.run_report import collect_versions
 
 
@@ -38,9 +37,10 @@ def reuse_results(method: Method, result_file: Path, work_folder: Path) -> list[
     taken = []
     for task in tasks_of(method, work_folder):
         key = (task.arm.name, task.seed)
-        if task.result() is None and _settled(method, earlier["arms"], *key):
-            numbers = earlier["arms"][task.arm.name]["results"][str(task.seed)]
-            write_atomically(task.result_file, json.dumps(numbers))
+        if task.folder.result() is None and _settled(method, earlier["arms"], *key):
+            arm = earlier["arms"][task.arm.name]
+            codes = {code: earlier["code"][code] for code in arm["code"]} if "code" in arm else None
+            task.folder.write(arm["results"][str(task.seed)], codes)
             taken.append(key)
     return taken
 

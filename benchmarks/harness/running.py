@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.arms import Arm, ArmInput, Method
-from benchmarks.harness.worker import work
+from benchmarks.harness.code import Codes
+from benchmarks.harness.worker import ArmFolder, Job, work
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
@@ -31,24 +32,11 @@ class Task:
 
     arm: Arm
     seed: int
-    folder: Path
+    folder: ArmFolder
 
-    @property
-    def result_file(self) -> Path:
-        """The file whose presence marks the task as finished."""
-        return self.folder / "result.json"
 
-    @property
-    def log_file(self) -> Path:
-        """What the arm printed, or the traceback it ended with."""
-        return self.folder / "log.txt"
-
-    def result(self) -> dict[str, float] | None:
-        """Return the numbers of a finished task, with ``seconds`` and ``cpu_seconds``, or None."""
-        if not self.result_file.is_file():
-            return None
-        values: dict[str, float] = json.loads(self.result_file.read_text(encoding="utf-8"))
-        return values
+Key = tuple[str, int]
+"""Name of the arm, seed."""
 
 
 class ArmsFailedError(RuntimeError):
@@ -70,7 +58,7 @@ def tasks_of(method: Method, work_folder: Path) -> list[Task]:
     """Return all tasks, seed by seed, in the order of the arms."""
     prints = {arm.name: fingerprint(method, arm) for arm in method.arms}
     return [
-        Task(arm, seed, work_folder / method.name / arm.name / f"seed{seed}-{prints[arm.name]}")
+        Task(arm, seed, ArmFolder(work_folder / method.name / arm.name / f"seed{seed}-{prints[arm.name]}"))
         for seed in range(method.seeds)
         for arm in method.arms
         if arm.seeds is None or seed < arm.seeds
@@ -98,7 +86,7 @@ def run_arms(
     tasks = {(task.arm.name, task.seed): task for task in tasks_of(method, work_folder)}
     if fresh:
         shutil.rmtree(work_folder / method.name, ignore_errors=True)
-    results = {key: values for key, task in tasks.items() if (values := task.result()) is not None}
+    results = {key: values for key, task in tasks.items() if (values := task.folder.result()) is not None}
     if results:
         report(f"{len(results)} of {len(tasks)} results are there already")
     failures: dict[tuple[str, int], str] = {}
@@ -108,9 +96,9 @@ def run_arms(
             for key in _startable(tasks, results, failures, pool):
                 pool.start(key, tasks[key], _inputs(tasks, results, key))
             for key in pool.finished():
-                values = tasks[key].result()
+                values = tasks[key].folder.result()
                 if values is None:
-                    failures[key] = f"{key[0]}, seed {key[1]}: see {tasks[key].log_file}"
+                    failures[key] = f"{key[0]}, seed {key[1]}: see {tasks[key].folder.log_file}"
                     report(f"failed: {failures[key]}")
                 else:
                     results[key] = values
@@ -125,8 +113,10 @@ def run_arms(
     return by_seed
 
 
-Key = tuple[str, int]
-"""Name of the arm, seed."""
+def codes_of(method: Method, work_folder: Path) -> dict[Key, Codes]:
+    """Return the code that each finished task ran, as far as it is known."""
+    known = {(task.arm.name, task.seed): task.folder.codes() for task in tasks_of(method, work_folder)}
+    return {key: codes for key, codes in known.items() if codes is not None}
 
 
 class _Pool:
@@ -143,10 +133,9 @@ class _Pool:
         return self.jobs - len(self.running)
 
     def start(self, key: Key, task: Task, inputs: Mapping[str, ArmInput]) -> None:
-        shutil.rmtree(task.folder, ignore_errors=True)
-        task.folder.mkdir(parents=True)
-        arguments = (task.arm.run, task.seed, inputs, task.folder, task.log_file, task.result_file)
-        process = self.context.Process(target=work, args=arguments)
+        shutil.rmtree(task.folder.path, ignore_errors=True)
+        task.folder.path.mkdir(parents=True)
+        process = self.context.Process(target=work, args=(Job(task.arm.run, task.seed, inputs, task.folder),))
         with _environment(ONE_THREAD):  # a spawned process reads them when it loads its libraries
             process.start()
         self.running[key] = process
@@ -199,7 +188,7 @@ def _startable(
 
 def _inputs(tasks: Mapping[Key, Task], results: Mapping[Key, dict[str, float]], key: Key) -> dict[str, ArmInput]:
     seed = key[1]
-    return {name: ArmInput(tasks[name, seed].folder, results[name, seed]) for name in tasks[key].arm.needs}
+    return {name: ArmInput(tasks[name, seed].folder.path, results[name, seed]) for name in tasks[key].arm.needs}
 
 
 def _brief(values: Mapping[str, float]) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from benchmarks.harness.code import label
 from benchmarks.harness.output import claims_table
 from benchmarks.pages.tables import replace_sections
 from benchmarks.races.output import ratios_table
@@ -88,7 +89,8 @@ def section(kind: str, name: str, results: Path) -> str:
     if not path.is_file():
         return NOT_MEASURED
     result = json.loads(path.read_text(encoding="utf-8"))
-    return markdown_table(table_of(*(claims_table if kind == "claims" else ratios_table)(result)))
+    table = markdown_table(table_of(*(claims_table if kind == "claims" else ratios_table)(result)))
+    return f"{table}\n\nCode that was measured: {label(result)}."
 
 
 def main(arguments: list[str]) -> int:

@@ -13,12 +13,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.code import label
 from benchmarks.harness.output import measured_text
 from pangu_modules.common.files import write_atomically
 from pangu_modules.engine.catalogue import catalogue
 from pangu_modules.report.markdown import markdown_table
 from pangu_modules.report.tables import table_of
 
+CODE = (
+    "`code` is a short hash of the code that was measured, unknown where that was not recorded yet; `make lint` lists "
+    "the results whose code has changed since."
+)
 WHAT = {"claims": "claims", "speed": "races"}
 
 
@@ -32,7 +37,9 @@ def results_section(folder: Path) -> str:
             files = (path.stem for path in sorted((folder / kind).glob("*.json")))
             links = ", ".join(f"[{name}](benchmarks/results/{kind}/{name}.md)" for name in files)
             parts += [markdown_table(table_of(rows)), f"All {WHAT[kind]}, with arms and raw numbers: {links}."]
-    return "\n\n".join(parts) if parts else "No results yet."
+    if not parts:
+        return "No results yet."
+    return "\n\n".join([*parts, CODE])
 
 
 def recipes_section(folder: Path) -> str:
@@ -97,6 +104,7 @@ def _claims_row(result: dict[str, Any]) -> dict[str, str | None]:
         "claims that hold": f"{len(claims) - len(others)} of {len(claims)}",
         "the others": "; ".join(f"{each['statement']}: {measured_text(each)} ({each['verdict']})" for each in others)
         or None,
+        "code": label(result),
         "again with": f"make claims NAME={result['method']}",
     }
 
@@ -112,6 +120,7 @@ def _speed_row(result: dict[str, Any]) -> dict[str, str | None]:
             f"{entry['title']}: {entry['ratio']:.2f}, target {entry['target']:.2f}" for entry in missed
         )
         or None,
+        "code": label(result),
         "again with": f"make speed NAME={result['method']}",
     }
 

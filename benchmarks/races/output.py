@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.code import code_of_process, label
+from benchmarks.races.race import Benchmark
 from pangu_modules.common.files import write_atomically
 from pangu_modules.report.markdown import escape, markdown_table
 from pangu_modules.report.run_report import collect_versions
@@ -14,9 +16,17 @@ from pangu_modules.report.tables import format_float, table_of
 Result = dict[str, Any]
 
 
-def result_of(name: str, title: str, setup: str, ratios: list[dict[str, Any]]) -> Result:
-    """Return the content of the result file."""
-    return {"method": name, "title": title, "setup": setup, "ratios": ratios, "versions": collect_versions()}
+def result_of(name: str, benchmark: Benchmark, ratios: list[dict[str, Any]], seconds: float) -> Result:
+    """Return the content of the result file; the code is what this process has imported by now."""
+    return {
+        "method": name,
+        "title": benchmark.title,
+        "setup": benchmark.setup,
+        "ratios": ratios,
+        "seconds": seconds,
+        "code": code_of_process(),
+        "versions": collect_versions(),
+    }
 
 
 def write_results(result: Result, folder: Path) -> list[Path]:
@@ -55,7 +65,8 @@ def render(result: Result) -> str:
         "Ratios are peer / ours: above 1 ours is better. Both sides are measured in turn; a ratio is the median over "
         "neighbouring pairs, with the quartiles.",
         escape(f"Differences between the outcomes of both sides: {checks}."),
-        f"All measurements: [{name}.json]({name}.json). Written by `make speed NAME={name}`; {versions}.",
+        f"All measurements: [{name}.json]({name}.json). Written by `make speed NAME={name}`; {versions}; "
+        f"code {label(result)}.",
     ]
     return "\n\n".join(parts) + "\n"
 

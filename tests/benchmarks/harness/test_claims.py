@@ -101,7 +101,7 @@ def test_finished_arms_are_not_run_again_and_changed_ones_are(tmp_path):
     first = method(seeds=1)
     run_arms(first, tmp_path, jobs=2, report=lambda line: None)
     for task in tasks_of(first, tmp_path):  # a mark that a second run would not write
-        task.result_file.write_text(json.dumps({**task.result(), "mark": 1}))
+        task.folder.write({**task.folder.result(), "mark": 1}, None)
     lines = []
     again = run_arms(first, tmp_path, jobs=2, report=lines.append)
     assert lines == ["3 of 3 results are there already"]

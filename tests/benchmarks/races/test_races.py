@@ -131,7 +131,8 @@ def test_timed_returns_the_seconds_of_one_call():
 
 def test_written_results_are_whole(tmp_path):
     contest = Contest("c", lambda: (0, 0), (race(id="fast", title="a | b", target=1.5), race(id="slow", unit="MB")))
-    result = result_of("toy", "Toy", "Two numbers.", run_contests([contest], repeats=5, report=lambda line: None))
+    benchmark = Benchmark("Toy", "Two numbers.", ())
+    result = result_of("toy", benchmark, run_contests([contest], repeats=5, report=lambda line: None), seconds=1.0)
     paths = write_results(result, tmp_path)
     assert [path.name for path in paths] == ["toy.json", "toy.md"]
     assert json.loads(paths[0].read_text()) == result

@@ -23,8 +23,10 @@ class QuickCheck:
     committed: Mapping[str, float]
 
     def rows(self) -> list[dict[str, float | str | None]]:
-        """Return the rows of a table of the method's metrics, unscaled, and of the CPU time."""
-        keys = [metric.key for metric in (*self.method.metrics, CPU_SECONDS) if metric.key in self.measured]
+        """Return the rows of a table: what the method shows or claims of the arm, unscaled, and its CPU time."""
+        claimed = [claim.quantity for claim in self.method.claims if self.method.quick in claim.quantity.arms]
+        metrics = [*self.method.metrics, *(metric for quantity in claimed for metric in quantity.metrics), CPU_SECONDS]
+        keys = dict.fromkeys(metric.key for metric in metrics if metric.key in self.measured)
         return [{"number": key, "now": self.measured[key], "committed": self.committed.get(key)} for key in keys]
 
     def summary(self) -> str:

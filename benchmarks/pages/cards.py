@@ -13,6 +13,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -20,6 +21,7 @@ from pydantic.fields import FieldInfo
 from benchmarks.harness.code import label
 from benchmarks.harness.output import claims_table
 from benchmarks.pages.tables import replace_sections
+from benchmarks.pages.words import field_types
 from benchmarks.races.output import ratios_table
 from pangu_modules.common.files import write_atomically
 from pangu_modules.report.markdown import markdown_table
@@ -32,10 +34,11 @@ NOT_MEASURED = "Not measured yet."
 def config_table(path: str) -> str:
     """Return the fields of a configuration class, given as ``package.module.Class`` or ``...Class.Config``."""
     config = resolve(path)
+    types = field_types(config)
     rows = [
         {
             "field": name,
-            "type": type_text(field),
+            "type": types[name],
             "default": default_text(field),
             "meaning": field.description,
         }
@@ -53,7 +56,7 @@ def resolve(path: str) -> type[BaseModel]:
     parts = path.split(".")
     for length in range(len(parts) - 1, 0, -1):
         try:
-            found = importlib.import_module(".".join(parts[:length]))
+            found: Any = importlib.import_module(".".join(parts[:length]))
         except ModuleNotFoundError:
             continue
         for name in parts[length:]:
@@ -61,16 +64,6 @@ def resolve(path: str) -> type[BaseModel]:
         if isinstance(found, type) and issubclass(found, BaseModel):
             return found
     raise ValueError(f"no configuration class {path!r}; write it as package.module.Class")
-
-
-def type_text(field: FieldInfo) -> str:
-    """Return a field's type as one would write it, with its bounds."""
-    text = getattr(field.annotation, "__name__", "") if isinstance(field.annotation, type) else str(field.annotation)
-    text = re.sub(r"(?:\w+\.)+(?=\w)", "", text)
-    text = re.sub(r"Annotated\[(\w+), [^\]]*\]", r"\1", text)
-    text = re.sub(r"Optional\[(\w+)\]", r"\1 | None", text)
-    bounds = [str(bound).removeprefix("annotated_types.") for bound in field.metadata if hasattr(bound, "__slots__")]
-    return f"{text} {' '.join(bounds)}".strip()
 
 
 def default_text(field: FieldInfo) -> str:

@@ -63,8 +63,11 @@ def test_both_sections_are_written_between_their_markers_only(project):
     assert command(project) == 0
     text = (project / "README.md").read_text()
     assert text.startswith("# Title\n\n<!-- results:begin -->\n| method |")
-    assert "| Toy\\_ (arXiv:1) | Better \\| deeper: +2.6 ± 1.7 points | 1 of 1 | - | make claims NAME=toy |" in text
-    assert "| Fast | 1 of 1 | - | make speed NAME=toy |" in text
+    assert (
+        "| Toy\\_ (arXiv:1) | Better \\| deeper: +2.6 ± 1.7 points | 1 of 1 | - | unknown | make claims NAME=toy |"
+        in text
+    )
+    assert "| Fast | 1 of 1 | - | unknown | make speed NAME=toy |" in text
     assert "[toy](benchmarks/results/speed/toy.md)" in text
     assert "\n<!-- results:end -->\nbetween \\1\n<!-- recipes:begin -->\n| recipe |" in text
     assert text.endswith("| toy | A toy. | 1 minute |\n<!-- recipes:end -->\nend\n")

@@ -10,7 +10,8 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from callbacks.weighting.figures import CAPTION, draw_stages
+from callbacks.weighting.figures import CAPTION, draw_preferences
+from callbacks.weighting.preferences import DomainWeights, Preferences, StageSummary, write_preferences
 from pangu_modules.llm.losses import count_targets, labels_of
 from pangu_modules.llm.weighting.model import effective_batch_size
 from pangu_modules.llm.weighting.update import UpdateResult, Weighed
@@ -119,48 +120,49 @@ class Record:
         self.stages = state["stages"]
 
     def write(self, trainer: Trainer) -> None:
-        """Add both tables to the report of the run; every process must call it."""
+        """Write the record, and add tables and figure to the report of the run; every process must call it."""
         total, folder = self.total(), trainer.default_root_dir
         if trainer.is_global_zero and total:
             title = f"{self.name}: mean weight by domain and stage (1 is uniform)"
-            domains, stages = preference_rows(total, domain_names(trainer)), stage_rows(self.stages)
-            add_table(folder, f"{self.name}-1-domains", title, domains)
-            add_table(folder, f"{self.name}-2-stages", f"{self.name}: stages", stages)
-            add_figure(folder, f"{self.name}-3-weights", CAPTION, draw_stages(domains, stages))
+            record = Preferences(
+                domains=domain_weights(total, domain_names(trainer)), stages=stage_summaries(self.stages)
+            )
+            write_preferences(folder, self.name, record)
+            add_table(folder, f"{self.name}-1-domains", title, [each.row() for each in record.domains])
+            add_table(folder, f"{self.name}-2-stages", f"{self.name}: stages", [each.row() for each in record.stages])
+            add_figure(folder, f"{self.name}-3-weights", CAPTION, draw_preferences(record))
 
 
-def preference_rows(total: Sums, names: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Return the table of domains: target tokens, and by stage the mean weight and its standard error."""
+def domain_weights(total: Sums, names: Sequence[str] = ()) -> tuple[DomainWeights, ...]:
+    """Return by domain the target tokens, and by stage the mean weight and its standard error."""
     keys = [tuple(map(int, key.split("/"))) for key in total]
     stages, domains = (sorted(set(numbers)) for numbers in zip(*keys, strict=True))
-    rows = []
+    records = []
     for domain in domains:
         sums = {stage: total.get(f"{stage}/{domain}") for stage in stages}
-        row: dict[str, Any] = {"domain": "all" if domains == [0] and not names else domain_name(domain, names)}
-        row["tokens"] = round(sum(values[1] for values in sums.values() if values))
-        for stage, values in sums.items():
-            row[f"stage {stage}"] = round(values[2] / values[0], 4) if values else None
-            row[f"± stage {stage}"] = _standard_error(values) if values else None
-        rows.append(row)
-    return rows
-
-
-def stage_rows(stages: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
-    """Return the table of stages: updates, mean effective batch size, validation loss at start and end."""
-    rows: list[dict[str, Any]] = []
-    for stage, record in sorted(stages.items(), key=lambda item: int(item[0])):
-        first, last = record.get("first_loss"), record.get("last_loss")
-        rows.append(
-            {
-                "stage": int(stage),
-                "updates": int(record["updates"]),
-                "effective batch, share": round(record["ess"] / max(1, record["batches"]), 4),
-                "validation loss, start": first,
-                "validation loss, end": last,
-                "change": None if first is None or last is None else last - first,
-            }
+        records.append(
+            DomainWeights(
+                domain="all" if domains == [0] and not names else domain_name(domain, names),
+                tokens=round(sum(values[1] for values in sums.values() if values)),
+                means={stage: round(values[2] / values[0], 4) if values else None for stage, values in sums.items()},
+                errors={stage: _standard_error(values) if values else None for stage, values in sums.items()},
+            )
         )
-    return rows
+    return tuple(records)
+
+
+def stage_summaries(stages: Mapping[str, Mapping[str, float]]) -> tuple[StageSummary, ...]:
+    """Return by stage the updates, the mean effective batch size, and the validation loss at start and end."""
+    return tuple(
+        StageSummary(
+            stage=int(stage),
+            updates=int(record["updates"]),
+            effective_batch=round(record["ess"] / max(1, record["batches"]), 4),
+            first_loss=record.get("first_loss"),
+            last_loss=record.get("last_loss"),
+        )
+        for stage, record in sorted(stages.items(), key=lambda item: int(item[0]))
+    )
 
 
 def domain_names(trainer: Trainer) -> list[str]:

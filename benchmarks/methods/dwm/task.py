@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.arms import Arm, ArmInput
+from callbacks.weighting.preferences import DomainWeights, Preferences, read_preferences
 
 if TYPE_CHECKING:
     from pangu_modules import Recipe
 
-Rows = list[dict[str, Any]]
 LATE = 2  # from the third stage on (the first is uniform, in the second DWM learns for the first time)
 TIMED_STEPS = 20
 
@@ -77,29 +76,28 @@ class WeighedRun:
         run = recipe.fit(run_dir=folder / "run", quiet=True)
         name = "dwm" if self.weighting is None and self.influence is None else "weighting"
         values = {**run.metrics, "parameters": run.parameters, "train_seconds": run.seconds}
-        values |= self.numbers(*(read_rows(folder / "run", f"{name}-{part}") for part in ("1-domains", "2-stages")))
+        values |= self.numbers(read_preferences(folder / "run", name))
         if self.time_overhead:
             values["overhead"] = overhead(recipe, run.checkpoint, folder / "run", inputs[str(self.frozen_from)].folder)
         return values
 
-    def numbers(self, domains: Rows, stages: Rows) -> dict[str, float]:
-        """Return what the report's two tables say, as numbers: by stage, and over the late stages."""
+    def numbers(self, record: Preferences) -> dict[str, float]:
+        """Return what the run's record says, as numbers: by stage, and over the late stages."""
         values: dict[str, float] = {}
-        for row in stages:
-            values[f"ess_stage{row['stage']}"] = row["effective batch, share"]
-            if row["validation loss, end"] is not None:
-                values[f"target_loss_stage{row['stage']}"] = row["validation loss, end"]
-        late = [row["effective batch, share"] for row in stages if row["stage"] >= LATE]
-        values["ess"] = statistics.fmean(late or [row["effective batch, share"] for row in stages])
-        for row in domains:
-            values[f"tokens_{row['domain']}"] = row["tokens"]
-            for stage in (int(key.removeprefix("stage ")) for key in row if key.startswith("stage ")):
-                if row[f"stage {stage}"] is not None:
-                    values[f"weight_{row['domain']}_stage{stage}"] = row[f"stage {stage}"]
+        for each in record.stages:
+            values[f"ess_stage{each.stage}"] = each.effective_batch
+            if each.last_loss is not None:
+                values[f"target_loss_stage{each.stage}"] = each.last_loss
+        late = [each.effective_batch for each in record.stages if each.stage >= LATE]
+        values["ess"] = statistics.fmean(late or [each.effective_batch for each in record.stages])
+        for domain in record.domains:
+            values[f"tokens_{domain.domain}"] = domain.tokens
+            known = {stage: mean for stage, mean in domain.means.items() if mean is not None}
+            values |= {f"weight_{domain.domain}_stage{stage}": mean for stage, mean in known.items()}
         if self.noise:
-            values["noise_weight"] = noise_weight([row for row in domains if row["domain"] in self.noise])
+            values["noise_weight"] = noise_weight([each for each in record.domains if each.domain in self.noise])
         if self.followed:
-            values["shift"] = shift(next(row for row in domains if row["domain"] == self.followed))
+            values["shift"] = shift(next(each for each in record.domains if each.domain == self.followed))
         return values
 
 
@@ -117,33 +115,33 @@ def selected(recipe: Recipe, fields: Mapping[str, Any]) -> Recipe:
     return recipe.derive(data=SelectedMixtureData.Config(**dict(recipe.stages[""].data), **fields))
 
 
-def read_rows(folder: Path, name: str) -> Rows:
-    """Return the rows of a table that a callback left for the report of the run in `folder`."""
-    rows: Rows = json.loads((folder / "report_parts" / f"{name}.json").read_text(encoding="utf-8"))["rows"]
-    return rows
-
-
 def ess_by_stage(values: Mapping[str, float]) -> tuple[float, ...]:
     """Return an arm's effective batch sizes by stage, as shares of the batch."""
     stages = sorted(int(key.removeprefix("ess_stage")) for key in values if key.startswith("ess_stage"))
     return tuple(min(1.0, values[f"ess_stage{stage}"]) for stage in stages)
 
 
-def noise_weight(rows: Rows) -> float:
+def noise_weight(domains: Sequence[DomainWeights]) -> float:
     """Return the mean weight of domains over the late stages (all, if training has fewer); 1 is uniform."""
-    stages = sorted({int(key.removeprefix("stage ")) for row in rows for key in row if key.startswith("stage ")})
+    stages = sorted({stage for domain in domains for stage in domain.means})
     late = [stage for stage in stages if stage >= LATE] or stages
-    means = [row[f"stage {stage}"] for row in rows for stage in late if row.get(f"stage {stage}") is not None]
-    return statistics.fmean(means)
+    weights = [domain.means.get(stage) for domain in domains for stage in late]
+    return statistics.fmean([weight for weight in weights if weight is not None])
 
 
-def shift(row: Mapping[str, Any]) -> float:
-    """Return the change of a domain's mean weight from the first learned stage to the last, in standard errors."""
-    stages = sorted(int(key.removeprefix("stage ")) for key in row if key.startswith("stage "))
+def shift(domain: DomainWeights) -> float:
+    """Return the change of a domain's mean weight from the first learned stage to the last, in standard errors.
+
+    Raises:
+        ValueError: the domain was not seen in one of the two stages.
+    """
+    stages = sorted(domain.means)
     first, last = stages[min(1, len(stages) - 1)], stages[-1]
-    error = math.hypot(row[f"± stage {first}"] or 0.0, row[f"± stage {last}"] or 0.0)
-    change: float = row[f"stage {last}"] - row[f"stage {first}"]
-    return change / error if error else 0.0
+    before, after = domain.means[first], domain.means[last]
+    if before is None or after is None:
+        raise ValueError(f"domain {domain.domain!r} has no sequences in stage {first} or {last}: draw more data")
+    error = math.hypot(domain.errors[first] or 0.0, domain.errors[last] or 0.0)
+    return (after - before) / error if error else 0.0
 
 
 def overhead(recipe: Recipe, checkpoint: Path, folder: Path, frozen: Path) -> float:

@@ -36,7 +36,7 @@ def test_virtual_stages(tmp_path):
         assert weight.min() >= 0.1 - 1e-6  # floor 0.1 of the batch's 4
         assert not torch.equal(weight, torch.ones(4))
     assert callback.learner.updates == 4
-    assert sorted(path.name for path in tmp_path.glob("dwm*")) == ["dwm_stage1.safetensors", "dwm_stage2.safetensors"]
+    assert sorted(path.name for path in tmp_path.glob("dwm_*")) == ["dwm_stage1.safetensors", "dwm_stage2.safetensors"]
     same(load_weighting_model(tmp_path / "dwm_stage2.safetensors"), callback.model)
     assert {"dwm/ess", "dwm/w_max", "dwm/weight/clean", "dwm/weight/noise"} <= set(trainer.callback_metrics)
     domains = json.loads((tmp_path / "report_parts" / "dwm-1-domains.json").read_text())["rows"]

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 from callbacks.weighting.batches import DrawnBatches
-from callbacks.weighting.report import Record, preference_rows, stage_rows
+from callbacks.weighting.report import Record, domain_weights, stage_summaries
 from callbacks.weighting.schedule import StageSchedule
 
 
@@ -63,7 +63,7 @@ def test_processes_share_a_batch():
 
 def test_rows_of_the_report():
     total = {"0/1": [2.0, 20.0, 2.0, 2.0], "1/1": [4.0, 40.0, 2.0, 1.5], "1/0": [1.0, 7.0, 3.0, 9.0]}
-    rows = preference_rows(total, ["clean"])
+    rows = [each.row() for each in domain_weights(total, ["clean"])]
     assert rows[0] == {
         "domain": "clean",
         "tokens": 7,
@@ -81,7 +81,7 @@ def test_rows_of_the_report():
     record.validated(0, 4.0)
     record.begin(1)
     record.validated(1, 3.5)
-    rows = stage_rows(record.stages)
+    rows = [each.row() for each in stage_summaries(record.stages)]
     assert [(row["validation loss, start"], row["validation loss, end"], row["change"]) for row in rows] == [
         (5.0, 4.0, -1.0),
         (4.0, 3.5, -0.5),

@@ -11,18 +11,15 @@ from benchmarks.methods.dwm.claims import GATES, benchmark
 from benchmarks.methods.dwm.curves import draw, series
 from benchmarks.methods.dwm.rows import NOISE
 from benchmarks.methods.dwm.task import WeighedRun, ess_by_stage, interleaved, noise_weight, shift
+from callbacks.weighting.preferences import DomainWeights, Preferences, StageSummary
 from recipes.dwm_text import DOMAINS
 
-ROWS = [
-    {"domain": "prose", "tokens": 60, "stage 0": 1.0, "± stage 0": 0.0, "stage 1": 1.4, "± stage 1": 0.03,
-     "stage 2": 1.6, "± stage 2": 0.04},
-    {"domain": "code", "tokens": 40, "stage 0": 1.0, "± stage 0": 0.0, "stage 1": 0.6, "± stage 1": 0.02,
-     "stage 2": 0.4, "± stage 2": 0.02},
-]  # fmt: skip
-STAGES = [
-    {"stage": stage, "effective batch, share": share, "validation loss, end": loss}
+PROSE = DomainWeights(domain="prose", tokens=60, means={0: 1.0, 1: 1.4, 2: 1.6}, errors={0: 0.0, 1: 0.03, 2: 0.04})
+CODE = DomainWeights(domain="code", tokens=40, means={0: 1.0, 1: 0.6, 2: 0.4}, errors={0: 0.0, 1: 0.02, 2: 0.02})
+STAGES = tuple(
+    StageSummary(stage=stage, updates=1, effective_batch=share, last_loss=loss)
     for stage, share, loss in ((0, 1.0, 6.0), (1, 0.8, 5.5), (2, 0.6, None))
-]
+)
 
 
 def recipes_of(method):
@@ -85,15 +82,17 @@ def test_random_and_transfer_take_over_from_dwm(tmp_path):
 
 
 def test_numbers_from_the_reports_tables():
-    values = WeighedRun("recipe", noise=("code",), followed="prose").numbers(ROWS, STAGES)
+    values = WeighedRun("recipe", noise=("code",), followed="prose").numbers(
+        Preferences(domains=(PROSE, CODE), stages=STAGES)
+    )
     assert values["ess"] == 0.6
     assert values["ess_stage1"] == 0.8
     assert values["target_loss_stage0"] == 6.0
     assert "target_loss_stage2" not in values
     assert values["tokens_code"] == 40
     assert values["weight_code_stage1"] == 0.6
-    assert values["noise_weight"] == noise_weight(ROWS[1:]) == 0.4
-    assert values["shift"] == shift(ROWS[0]) == pytest.approx(0.2 / 0.05)
+    assert values["noise_weight"] == noise_weight([CODE]) == 0.4
+    assert values["shift"] == shift(PROSE) == pytest.approx(0.2 / 0.05)
 
 
 def test_actions_are_timed_in_turn():

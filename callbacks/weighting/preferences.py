@@ -1,0 +1,77 @@
+"""The record of what weights preferred: mean weights by domain and stage, and what each stage did."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from pangu_modules.common.config import Config
+from pangu_modules.common.files import write_atomically
+
+
+class DomainWeights(Config):
+    """Mean weight of a domain's sequences (1 is uniform) by stage; None where the stage saw none of them."""
+
+    domain: str = Field(description="Name or number.")
+    tokens: int = Field(description="Target tokens of all stages.")
+    means: dict[int, float | None] = Field(description="Stage -> mean weight.")
+    errors: dict[int, float | None] = Field(description="Stage -> standard error of the mean; None for one sequence.")
+
+    def row(self) -> dict[str, Any]:
+        """Return its row of the report's table."""
+        row: dict[str, Any] = {"domain": self.domain, "tokens": self.tokens}
+        for stage, mean in self.means.items():
+            row |= {f"stage {stage}": mean, f"± stage {stage}": self.errors[stage]}
+        return row
+
+
+class StageSummary(Config):
+    """What a stage did."""
+
+    stage: int = Field(description="From 0.")
+    updates: int = Field(description="Of the weighting model.")
+    effective_batch: float = Field(description="Mean effective batch size, a share of the batch.")
+    first_loss: float | None = Field(None, description="First validation loss, in nats.")
+    last_loss: float | None = Field(None, description="Last validation loss, in nats.")
+
+    def row(self) -> dict[str, Any]:
+        """Return its row of the report's table."""
+        first, last = self.first_loss, self.last_loss
+        return {
+            "stage": self.stage,
+            "updates": self.updates,
+            "effective batch, share": self.effective_batch,
+            "validation loss, start": first,
+            "validation loss, end": last,
+            "change": None if first is None or last is None else last - first,
+        }
+
+
+class Preferences(Config):
+    """All of a run's stages."""
+
+    domains: tuple[DomainWeights, ...] = Field(description="In the order of their numbers.")
+    stages: tuple[StageSummary, ...] = Field(description="In order.")
+
+
+def write_preferences(folder: str | Path, name: str, record: Preferences) -> None:
+    """Write the record of the callback `name` into the run's folder."""
+    write_atomically(_file(folder, name), json.dumps(record.model_dump(), indent=1) + "\n")
+
+
+def read_preferences(folder: str | Path, name: str) -> Preferences:
+    """Return the record of the callback `name` from the run's folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    content: Mapping[str, Any] = json.loads(_file(folder, name).read_text(encoding="utf-8"))
+    return Preferences.model_validate(content)
+
+
+def _file(folder: str | Path, name: str) -> Path:
+    return Path(folder) / f"{name}-preferences.json"

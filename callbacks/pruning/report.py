@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from callbacks.pruning.perplexities import LABELS, Perplexities, write_perplexities
-from pangu_modules.llm.pruning import surgery
+from pangu_modules.llm.models import decoder
 from pangu_modules.llm.pruning.depth import perplexity
 from pangu_modules.llm.pruning.report import LayerReport, PruneReport, count_parameters
 from pangu_modules.report.parts import add_figure, add_table
@@ -205,10 +205,10 @@ def unrepaired(model: nn.Module, dense: nn.Module, report: PruneReport) -> Itera
 def _old_outputs(model: nn.Module, dense: nn.Module, report: PruneReport) -> list[tuple[nn.Parameter, Tensor]]:
     """Return weights and biases of the output matrices with what they would be without repair; none if unknown."""
     changes: list[tuple[nn.Parameter, Tensor]] = []
-    whole: Any = surgery.decoder_layers(dense)
-    layers: Any = surgery.decoder_layers(model)
+    whole: Any = decoder.decoder_layers(dense)
+    layers: Any = decoder.decoder_layers(model)
     for entry, layer in zip(report.layers, layers, strict=True):
-        width = surgery.layer_shape(layer).head_dim
+        width = decoder.layer_shape(layer).head_dim
         heads = [head * width + column for head in entry.kept_heads for column in range(width)]
         before = whole[entry.index]
         for linear, old, columns in (

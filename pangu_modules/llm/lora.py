@@ -9,10 +9,9 @@ from torch import nn
 
 from pangu_modules.common.config import Config
 from pangu_modules.common.names import nearest
+from pangu_modules.llm.models.decoder import LINEAR_LAYERS
 from pangu_modules.training.module import PanguModule
 from pangu_modules.training.structure import Plan
-
-LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class LoRAConfig(Config):

@@ -36,10 +36,11 @@ def modelopt_contest() -> Contest:
     import torch
     from modelopt.torch.prune.importance_hooks.base_hooks import IndependentChannelContributionHook
 
+    from pangu_modules.llm.models import decoder
     from pangu_modules.llm.pruning import surgery
 
     def peer(model: Any, batches: Sequence[dict[str, Tensor]]) -> Any:
-        layers: Any = surgery.decoder_layers(model)
+        layers: Any = decoder.decoder_layers(model)
         with torch.no_grad():
             hooks = [IndependentChannelContributionHook(layer.mlp.down_proj) for layer in layers]
         handles = [layer.mlp.down_proj.register_forward_hook(hook) for layer, hook in zip(layers, hooks, strict=True)]
@@ -107,6 +108,7 @@ def torch_pruning_contest() -> Contest:
     import torch
     import torch_pruning
 
+    from pangu_modules.llm.models import decoder
     from pangu_modules.llm.models.loading import new_causal_lm
     from pangu_modules.llm.pruning import surgery
 
@@ -120,7 +122,7 @@ def torch_pruning_contest() -> Contest:
 
     def ours() -> Any:
         model = copy.deepcopy(dense)
-        for layer in surgery.decoder_layers(model):
+        for layer in decoder.decoder_layers(model):
             surgery.keep_channels(layer, kept)
         return model
 

@@ -19,10 +19,10 @@ def attention_inputs() -> tuple[Tensor, Tensor]:
     import torch
 
     from pangu_modules.llm.calibration.stream import catch_stream, caught_input
-    from pangu_modules.llm.pruning import surgery
+    from pangu_modules.llm.models import decoder
 
     model = smollm2()
-    layers: Any = surgery.decoder_layers(model)
+    layers: Any = decoder.decoder_layers(model)
     with torch.no_grad():
         stream = catch_stream(model, text_batches(8, 512))
         for number in range(LAYER):

@@ -177,12 +177,13 @@ def statistics_megabytes(model: Any) -> float:
 
 def pruned_contest(name: str, num_heads: int, num_kv_heads: int, channels: int) -> Contest:
     """Return the races of a model whose layers have these sizes against the dense one with the rest masked."""
+    from pangu_modules.llm.models import decoder
     from pangu_modules.llm.pruning import surgery
     from pangu_modules.llm.pruning.plan import LayerSizes
 
     dense, pruned, masked = smollm2(), smollm2(), smollm2()
     sizes = LayerSizes(num_heads=num_heads, num_kv_heads=num_kv_heads, intermediate_size=channels)
-    for layer in surgery.decoder_layers(pruned):
+    for layer in decoder.decoder_layers(pruned):
         sizes.apply(layer)
     surgery.refresh_config(pruned)
     mask_rest(masked, num_heads, channels)
@@ -208,9 +209,9 @@ def mask_rest(model: nn.Module, num_heads: int, channels: int) -> None:
     """Zero the output columns of all heads and channels but the first."""
     import torch
 
-    from pangu_modules.llm.pruning import surgery
+    from pangu_modules.llm.models import decoder
 
-    layers: Any = surgery.decoder_layers(model)
+    layers: Any = decoder.decoder_layers(model)
     with torch.no_grad():
         for layer in layers:
             layer.self_attn.o_proj.weight[:, num_heads * layer.self_attn.head_dim :] = 0

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pangu_modules.llm.calibration.statistics import exact_device
-from pangu_modules.llm.pruning.surgery import backbone, decoder_layers, hidden_size
+from pangu_modules.llm.models.decoder import backbone, decoder_layers, hidden_size
 from pangu_modules.training.objectives import Batch
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pangu_modules.common.config import Config
 from pangu_modules.llm.calibration.stream import Stream
-from pangu_modules.llm.pruning import surgery
+from pangu_modules.llm.models import decoder
 from pangu_modules.llm.pruning.plan import LayerSizes
 from pangu_modules.training.objectives import Batch
 
@@ -46,7 +46,7 @@ class WalkProgress:
         if self.folder is None or not (self.folder / "progress.json").is_file():
             return []
         self._records = json.loads((self.folder / "progress.json").read_text())
-        layers = surgery.decoder_layers(model)
+        layers = decoder.decoder_layers(model)
         for index, record in enumerate(self._records):
             LayerSizes.model_validate(record["sizes"]).apply(layers[index])
             layers[index].load_state_dict(load_file(self._layer_file(index)))

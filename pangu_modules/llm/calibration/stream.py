@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pangu_modules.llm.calibration.statistics import wide
-from pangu_modules.llm.pruning import surgery
+from pangu_modules.llm.models.decoder import backbone, decoder_layers
 from pangu_modules.training.objectives import Batch
 
 
@@ -133,8 +133,8 @@ def catch_stream(model: nn.Module, batches: Iterable[Batch]) -> Stream:
     Raises:
         ValueError: there is no batch, a batch has no real token, or padding is present without a mask.
     """
-    decoder = surgery.backbone(model)
-    layers = surgery.decoder_layers(model)
+    decoder = backbone(model)
+    layers = decoder_layers(model)
     kinds = list(getattr(decoder.config, "layer_types", None) or ["full_attention"] * len(layers))
     device = next(model.parameters()).device
     batches = list(batches)
@@ -172,7 +172,7 @@ def layer_similarities(
     Raises:
         ValueError: a hidden state is not finite (the layer is named).
     """
-    layers = surgery.decoder_layers(model)
+    layers = decoder_layers(model)
     sums = [0.0] * len(layers)
     # The layer that the first batch's similarities name is nearly always the one that all batches' name: what reaches
     # it is kept, and need not be computed again.

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from transformers import initialization as init
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaRMSNorm
 
-from pangu_modules.llm.pruning.surgery import SUPPORTED_MODEL_TYPES
+from pangu_modules.llm.models.decoder import SUPPORTED_MODEL_TYPES
 
 
 class SandwichLlamaConfig(LlamaConfig):

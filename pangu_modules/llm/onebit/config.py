@@ -9,10 +9,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from pangu_modules.common.config import Config
+from pangu_modules.llm.models.decoder import LINEAR_LAYERS
 from pangu_modules.llm.onebit.weight_functions import FUNCTIONS, WeightFunction
 
 Method = Literal["progressive", "sign", "ste", "lambda", "bitnet_b1", "bitnet_b158", "onebit"]
-LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 CONTINUOUS_PHASES = 20
 """Value of the phase number at the end of a schedule without phases (the paper's number of phases)."""
 

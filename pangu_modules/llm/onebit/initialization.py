@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pangu_modules.llm.losses import labels_of, per_sequence_loss
+from pangu_modules.llm.models import decoder
 from pangu_modules.llm.onebit.config import OneBitConfig
 from pangu_modules.llm.onebit.layer import rank_one_magnitudes
 from pangu_modules.llm.onebit.plan import binary_layers, target_names
 from pangu_modules.llm.onebit.weight_functions import signs
-from pangu_modules.llm.pruning import surgery
 from pangu_modules.training.objectives import Batch, weighted_mean
 
 Context = Callable[[], AbstractContextManager[Any]]
@@ -126,18 +126,18 @@ def folding_groups(model: nn.Module, config: OneBitConfig) -> list[Group]:
         ValueError: the architecture's blocks are not known.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if model_type not in surgery.SUPPORTED_MODEL_TYPES:
-        known = ", ".join(sorted(surgery.SUPPORTED_MODEL_TYPES))
+    if model_type not in decoder.SUPPORTED_MODEL_TYPES:
+        known = ", ".join(sorted(decoder.SUPPORTED_MODEL_TYPES))
         raise ValueError(
             f"input_scale='fold' does not know the blocks of {model_type!r} (it knows {known}): set "
             "input_scale='per_linear', or init='none'"
         )
     targets = set(target_names(model, config))
-    layers = surgery.decoder_layers(model)
+    layers = decoder.decoder_layers(model)
     prefix = next(name for name, module in model.named_modules() if module is layers)
     groups = []
     for index, layer in enumerate(layers):
-        shape = surgery.layer_shape(layer)
+        shape = decoder.layer_shape(layer)
         start = f"{prefix}.{index}"
         attention = tuple(f"{start}.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj"))
         gates = tuple(f"{start}.mlp.{name}" for name in ("gate_proj", "up_proj"))

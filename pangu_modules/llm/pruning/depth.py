@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pangu_modules.llm.losses import count_targets, labels_of, per_sequence_loss
-from pangu_modules.llm.pruning.surgery import decoder_layers
+from pangu_modules.llm.models.decoder import decoder_layers
 from pangu_modules.training.objectives import Batch
 
 

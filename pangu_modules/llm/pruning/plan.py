@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
 from pangu_modules.common.config import Config
+from pangu_modules.llm.models import decoder
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.training.structure import Plan
 
@@ -33,8 +34,8 @@ class LayerSizes(Config):
     @classmethod
     def of(cls, layer: nn.Module) -> LayerSizes:
         """Read the sizes of a layer."""
-        shape = surgery.layer_shape(layer)
-        attention_bias, mlp_bias = surgery.output_biases(layer)
+        shape = decoder.layer_shape(layer)
+        attention_bias, mlp_bias = decoder.output_biases(layer)
         return cls(
             num_heads=shape.num_heads,
             num_kv_heads=shape.num_kv_heads,
@@ -54,7 +55,7 @@ class LayerSizes(Config):
             return
         self._check_reachable(present)
         surgery.keep_kv_groups(layer, range(self.num_kv_heads))
-        shape = surgery.layer_shape(layer)
+        shape = decoder.layer_shape(layer)
         per_group = self.num_heads // self.num_kv_heads
         heads = [
             group * shape.queries_per_group + query for group in range(self.num_kv_heads) for query in range(per_group)
@@ -108,10 +109,10 @@ class ShapePlan(Plan):
         layout: Layout = "auto",
     ) -> ShapePlan:
         """Read the plan from a pruned model; `kept_layers` None means that no layer was removed."""
-        layers = surgery.decoder_layers(model)
+        layers = decoder.decoder_layers(model)
         return cls(
             source=source,
-            hidden_size=surgery.hidden_size(model),
+            hidden_size=decoder.hidden_size(model),
             layers=tuple(LayerSizes.of(layer) for layer in layers),
             kept_layers=tuple(range(len(layers))) if kept_layers is None else kept_layers,
             layout=layout,
@@ -124,15 +125,15 @@ class ShapePlan(Plan):
             ValueError: the model's architecture is not supported, or it is smaller than the plan.
         """
         model: nn.Module = module.model
-        surgery.check_supported(model)
-        if len(surgery.decoder_layers(model)) != len(self.layers):
+        decoder.check_supported(model)
+        if len(decoder.decoder_layers(model)) != len(self.layers):
             surgery.keep_layers(model, self.kept_layers)
-        for index, (layer, sizes) in enumerate(zip(surgery.decoder_layers(model), self.layers, strict=True)):
+        for index, (layer, sizes) in enumerate(zip(decoder.decoder_layers(model), self.layers, strict=True)):
             try:
                 sizes.apply(layer)
             except ValueError as error:
                 raise ValueError(f"layer {index}: {error}") from error
-        if surgery.hidden_size(model) != self.hidden_size:
+        if decoder.hidden_size(model) != self.hidden_size:
             surgery.keep_hidden(model, range(self.hidden_size))
         surgery.refresh_config(model)
 

@@ -12,6 +12,7 @@ from torch import nn
 from pangu_modules.common.config import Config
 from pangu_modules.llm.calibration.stream import catch_stream, layer_similarities
 from pangu_modules.llm.calibration.windows import CalibrationConfig
+from pangu_modules.llm.models import decoder
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.depth import select_dropped_layers
 from pangu_modules.llm.pruning.report import LayerReport, PruneReport, count_parameters
@@ -44,7 +45,7 @@ def prune_short_gpt(model: nn.Module, config: ShortGPTConfig, batches: Iterable[
     Raises:
         ValueError: unsupported model, no calibration tokens, or no layer would be left.
     """
-    surgery.check_supported(model)
+    decoder.check_supported(model)
     before, training = count_parameters(model), model.training
     model.eval()
     try:
@@ -59,12 +60,12 @@ def prune_short_gpt(model: nn.Module, config: ShortGPTConfig, batches: Iterable[
     kept = [index for index in range(len(similarities)) if index not in dropped]
     surgery.keep_layers(model, kept)
     surgery.refresh_config(model)
-    surgery.backbone(model).config.pruned_with = "shortgpt"
+    decoder.backbone(model).config.pruned_with = "shortgpt"
     return PruneReport(
         method="shortgpt",
         layers=tuple(
             _untouched(index, similarities[index], layer)
-            for index, layer in zip(kept, surgery.decoder_layers(model), strict=True)
+            for index, layer in zip(kept, decoder.decoder_layers(model), strict=True)
         ),
         kept_layers=tuple(kept),
         parameters_before=before,
@@ -74,7 +75,7 @@ def prune_short_gpt(model: nn.Module, config: ShortGPTConfig, batches: Iterable[
 
 
 def _untouched(index: int, similarity: float, layer: nn.Module) -> LayerReport:
-    shape = surgery.layer_shape(layer)
+    shape = decoder.layer_shape(layer)
     return LayerReport(
         index=index,
         similarity=similarity,

@@ -24,7 +24,7 @@ from pangu_modules import (
     absorb_post_norms,
 )
 from pangu_modules.engine.run import fit_stage
-from pangu_modules.llm.pruning import surgery
+from pangu_modules.llm.models import decoder
 from pangu_modules.llm.pruning.pangu_light.pipeline import prune
 
 TARGET = TargetShape(num_hidden_layers=3, hidden_size=24, intermediate_size=40)
@@ -66,8 +66,8 @@ def test_the_model_has_the_target_shape_and_exports_as_a_plain_folder(tmp_path):
 
     result = recipe().fit(tmp_path / "run", quiet=True)
     module = CausalLM.load_from_checkpoint(result.checkpoint, weights_only=True)
-    assert surgery.hidden_size(module.model) == 24
-    assert [surgery.layer_shape(layer).intermediate_size for layer in surgery.decoder_layers(module.model)] == [40] * 3
+    assert decoder.hidden_size(module.model) == 24
+    assert [decoder.layer_shape(layer).intermediate_size for layer in decoder.decoder_layers(module.model)] == [40] * 3
     module.export(tmp_path / "folder")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "folder").eval()
     tokens = token_batch()["input_ids"]

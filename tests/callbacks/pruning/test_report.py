@@ -13,6 +13,7 @@ from callbacks import StructuredPruning
 from callbacks.pruning.report import unrepaired
 from pangu_modules import CalibrationConfig, CausalLM, OptimizerConfig, Recipe, SlimLLMConfig
 from pangu_modules.engine.run import fit_stage
+from pangu_modules.llm.models import decoder
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.depth import perplexity
 
@@ -81,7 +82,7 @@ def test_undoing_the_repair_gives_the_model_that_was_only_cut():
     module, cut = tiny_module(), tiny_module()
     report = METHOD.prune(module.model, batches)
     state = {name: value.clone() for name, value in module.model.state_dict().items()}
-    for entry, layer in zip(report.layers, surgery.decoder_layers(cut.model), strict=True):
+    for entry, layer in zip(report.layers, decoder.decoder_layers(cut.model), strict=True):
         surgery.keep_kv_groups(layer, sorted({head // 2 for head in entry.kept_heads}))
         surgery.keep_channels(layer, entry.kept_channels)
     with unrepaired(module.model, tiny_module().model, report) as repaired:

@@ -16,7 +16,7 @@ from callbacks.pruning.structured import LayerDropping, StructuredPruning, calib
 from pangu_modules.llm.calibration.windows import CalibrationConfig
 from pangu_modules.llm.causal_lm import CausalLM
 from pangu_modules.llm.lora import LoRAConfig
-from pangu_modules.llm.pruning import surgery
+from pangu_modules.llm.models import decoder
 from pangu_modules.llm.pruning.short_gpt import ShortGPTConfig
 from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig
 from pangu_modules.llm.pruning.slimllm.walk import prune_slimllm
@@ -79,7 +79,7 @@ def pruning(method=METHOD, **fields):
 
 
 def shapes_of(module):
-    return [surgery.layer_shape(layer) for layer in surgery.decoder_layers(module.model)]
+    return [decoder.layer_shape(layer) for layer in decoder.decoder_layers(module.model)]
 
 
 @pytest.mark.parametrize("data", [Data(), DataWithMethod()])
@@ -173,8 +173,8 @@ def test_dropping_layers_is_a_method_too(tmp_path):
     influence_first = module.model.model.layers[0]
     method = ShortGPTConfig(dropped_layers=2, protect_layers=(0,), calib=CALIB)
     fit(module, LayerDropping.Config(method=method).build(name="drop"), tmp_path)
-    assert len(surgery.decoder_layers(module.model)) == 2
-    assert surgery.decoder_layers(module.model)[0] is influence_first
+    assert len(decoder.decoder_layers(module.model)) == 2
+    assert decoder.decoder_layers(module.model)[0] is influence_first
     assert module.config.structure[0].kept_layers[0] == 0
 
 

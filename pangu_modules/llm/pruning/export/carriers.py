@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from pangu_modules.llm.pruning import surgery
+from pangu_modules.llm.models import decoder
 
 PLAIN_ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -37,7 +37,7 @@ def carrier_config(model: nn.Module) -> Any:
     Raises:
         ValueError: no plain architecture expresses the model.
     """
-    config = surgery.backbone(model).config
+    config = decoder.backbone(model).config
     sizes = _largest_sizes(model)
     biases = _biases(model)
     if _own_architecture_fits(config.model_type, sizes, biases):
@@ -47,10 +47,10 @@ def carrier_config(model: nn.Module) -> Any:
 
 
 def _largest_sizes(model: nn.Module) -> dict[str, int]:
-    shapes = [surgery.layer_shape(layer) for layer in surgery.decoder_layers(model)]
+    shapes = [decoder.layer_shape(layer) for layer in decoder.decoder_layers(model)]
     num_kv_heads = max(shape.num_kv_heads for shape in shapes)
     return {
-        "hidden_size": surgery.hidden_size(model),
+        "hidden_size": decoder.hidden_size(model),
         "num_hidden_layers": len(shapes),
         # Padding fills groups, so the largest group size counts, not the largest head count.
         "num_attention_heads": num_kv_heads * max(shape.queries_per_group for shape in shapes),
@@ -63,8 +63,8 @@ def _largest_sizes(model: nn.Module) -> dict[str, int]:
 def _biases(model: nn.Module) -> dict[str, bool]:
     """Return which projections have a bias in any layer."""
     linears: dict[str, list[Any]] = {}
-    for layer in surgery.decoder_layers(model):
-        for name, linear in surgery.projections(layer).items():
+    for layer in decoder.decoder_layers(model):
+        for name, linear in decoder.projections(layer).items():
             linears.setdefault(name.rpartition(".")[2], []).append(linear)
     return {name: any(linear.bias is not None for linear in group) for name, group in linears.items()}
 

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from pangu_modules.llm.export.transformers import refuse_own_architecture
+from pangu_modules.llm.models import decoder
 from pangu_modules.llm.models.loading import quiet_transformers
-from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.export.carriers import PLAIN_ARCHITECTURES, carrier_config
 from pangu_modules.llm.pruning.export.modeling_file import MODELING_FILE, modeling_source
 from pangu_modules.llm.pruning.export.padding import pad_layer
@@ -43,7 +43,7 @@ def write_pruned(model: Any, folder: Path, layout: Layout = "auto") -> Layout:
     if model.config.model_type not in PLAIN_ARCHITECTURES:
         known = ", ".join(PLAIN_ARCHITECTURES)
         raise ValueError(f"export: a pruned {model.config.model_type!r} cannot be written, only {known}")
-    uniform = len({surgery.layer_shape(layer) for layer in surgery.decoder_layers(model)}) == 1
+    uniform = len({decoder.layer_shape(layer) for layer in decoder.decoder_layers(model)}) == 1
     if layout == "auto":
         layout = "uniform" if uniform and _carrier_exists(model) else "per_layer"
     if layout == "uniform" and not uniform:
@@ -75,10 +75,10 @@ def _write_uniform(model: Any, folder: Path) -> None:
     with torch.device("meta"):
         carrier = AutoModelForCausalLM.from_config(config)
     weights = dict(model.state_dict())
-    target = surgery.LayerShape(
+    target = decoder.LayerShape(
         config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.intermediate_size
     )
-    for index, layer in enumerate(surgery.decoder_layers(model)):
+    for index, layer in enumerate(decoder.decoder_layers(model)):
         padded = pad_layer(layer, target)
         weights |= {f"model.layers.{index}.{name}": tensor for name, tensor in padded.items()}
     like = model.get_input_embeddings().weight
@@ -95,14 +95,14 @@ def _write_per_layer(model: nn.Module, folder: Path) -> None:
     """Save the model as it is, with a modelling file that builds each layer from its own sizes."""
     saver: Any = model
     saver.save_pretrained(folder)
-    config = surgery.backbone(model).config
+    config = decoder.backbone(model).config
     data = json.loads((folder / "config.json").read_text())
     module = MODELING_FILE.removesuffix(".py")
     data |= {
         "model_type": f"pruned_{config.model_type}",
         "architectures": ["PrunedForCausalLM"],
         "auto_map": {"AutoConfig": f"{module}.PrunedConfig", "AutoModelForCausalLM": f"{module}.PrunedForCausalLM"},
-        "layer_shapes": surgery.layer_records(model),
+        "layer_shapes": decoder.layer_records(model),
     }
     (folder / "config.json").write_text(json.dumps(data, indent=2) + "\n")
     (folder / MODELING_FILE).write_text(modeling_source(model))

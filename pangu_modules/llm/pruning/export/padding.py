@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pangu_modules.llm.pruning import surgery
-from pangu_modules.llm.pruning.surgery import LayerShape
+from pangu_modules.llm.models import decoder
+from pangu_modules.llm.models.decoder import LayerShape
 
 
 def pad_layer(layer: nn.Module, target: LayerShape) -> dict[str, Tensor]:
@@ -20,7 +20,7 @@ def pad_layer(layer: nn.Module, target: LayerShape) -> dict[str, Tensor]:
         layer: a decoder layer, not changed.
         target: sizes, none smaller than the layer's.
     """
-    shape = surgery.layer_shape(layer)
+    shape = decoder.layer_shape(layer)
     attention: Any = layer.self_attn
     mlp: Any = layer.mlp
     head_dim = shape.head_dim

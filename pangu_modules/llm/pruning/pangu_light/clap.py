@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pangu_modules.llm.pruning.surgery import keep_kv_groups, layer_shape
+from pangu_modules.llm.models.decoder import layer_shape
+from pangu_modules.llm.pruning.surgery import keep_kv_groups
 
 Group = tuple[int, int]
 """A KV group by the layer it comes from and its index there."""

@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from pangu_modules.llm.calibration.probe import Probe, hidden_norms, run, sum_over_tokens
 from pangu_modules.llm.calibration.statistics import wide
-from pangu_modules.llm.pruning.surgery import decoder_layers, layer_shape
+from pangu_modules.llm.models.decoder import decoder_layers, layer_shape
 from pangu_modules.training.objectives import Batch
 
 Aggregation = Literal["mean", "l2"]

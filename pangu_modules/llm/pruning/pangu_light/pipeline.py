@@ -24,6 +24,7 @@ from torch import nn
 
 from pangu_modules.common.config import Config
 from pangu_modules.llm.calibration.probe import hidden_norms
+from pangu_modules.llm.models import decoder
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.depth import merge_differences, perplexity_scores, select_dropped_layers
 from pangu_modules.llm.pruning.pangu_light import clap
@@ -150,7 +151,7 @@ def apply_selection(model: nn.Module, selection: PanguLightSelection) -> None:
             "since; select again, or load the model the selection was made for"
         )
     norms = hidden_norms(model)  # names of the unpruned model; the modules outlive the surgery
-    layers = list(surgery.decoder_layers(model))
+    layers = list(decoder.decoder_layers(model))
     shape = shape_of_model(model)
     if selection.laco:
         _merge_dropped(layers, selection.layers)
@@ -168,7 +169,7 @@ def apply_selection(model: nn.Module, selection: PanguLightSelection) -> None:
         surgery.keep_hidden(model, selection.hidden)
     slnp_rescale(norms, selection.norm_factors)
     surgery.refresh_config(model)
-    surgery.backbone(model).config.pruned_with = "pangu_light"
+    decoder.backbone(model).config.pruned_with = "pangu_light"
 
 
 def compare_reinitialisations(
@@ -208,8 +209,8 @@ def fingerprint(model: nn.Module, samples: int = 64) -> str:
 
 
 def _check_model(model: nn.Module) -> None:
-    surgery.check_supported(model)
-    method = getattr(surgery.backbone(model).config, "pruned_with", None)
+    decoder.check_supported(model)
+    method = getattr(decoder.backbone(model).config, "pruned_with", None)
     if method:
         raise ValueError(
             f"the model was already pruned (by {method}): scores are those of the unpruned model; prune the original "
@@ -221,7 +222,7 @@ def _target(model: nn.Module, config: PanguLightConfig) -> ModelShape:
     if config.target is not None:
         return resolve_target(shape_of_model(model), config.target, round_to=config.round_to)
     assert config.target_params is not None
-    source: Any = surgery.backbone(model).config
+    source: Any = decoder.backbone(model).config
     return shape_for_parameters(source, config.target_params, round_to=config.round_to)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from pangu_modules.llm.pruning import surgery
+from pangu_modules.llm.models import decoder
 from pangu_modules.llm.pruning.pangu_light.target import ModelShape
 from pangu_modules.llm.pruning.report import LayerReport, PruneReport, count_parameters
 from pangu_modules.training.objectives import Batch
@@ -64,7 +64,7 @@ def report_of(
     factors = list(selection.norm_factors.values())
     scores = enumerate(selection.layer_scores)
     after = shape_of_model(model)
-    head_dim = surgery.layer_shape(surgery.decoder_layers(model)[0]).head_dim
+    head_dim = decoder.layer_shape(decoder.decoder_layers(model)[0]).head_dim
     ratio = 1 - _block_parameters(after, head_dim) / _block_parameters(before, head_dim)
     return PanguLightReport(
         method="pangu_light",
@@ -86,10 +86,10 @@ def report_of(
 
 def shape_of_model(model: nn.Module) -> ModelShape:
     """Read the five sizes of a uniform model from its tensors."""
-    layers = surgery.decoder_layers(model)
-    sizes = surgery.layer_shape(layers[0])
+    layers = decoder.decoder_layers(model)
+    sizes = decoder.layer_shape(layers[0])
     return ModelShape(
-        hidden_size=surgery.hidden_size(model),
+        hidden_size=decoder.hidden_size(model),
         intermediate_size=sizes.intermediate_size,
         num_attention_heads=sizes.num_heads,
         num_key_value_heads=sizes.num_kv_heads,

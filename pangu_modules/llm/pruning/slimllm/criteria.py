@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pangu_modules.llm.calibration.statistics import ColumnMoments, StreamingCovariance
-from pangu_modules.llm.pruning.surgery import LayerShape
+from pangu_modules.llm.models.decoder import LayerShape
 
 ChannelCriterion = Literal[
     "feature_space", "three_term", "wanda_down", "magnitude", "activation", "fluctuation", "taylor", "random"

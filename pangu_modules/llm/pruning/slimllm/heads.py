@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pangu_modules.llm.calibration.statistics import StreamingCovariance, exact_device, wide
 from pangu_modules.llm.calibration.stream import Stream, caught_input, not_finite
+from pangu_modules.llm.models import decoder
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.slimllm.criteria import HeadCriterion, HeadStatistics, head_scores, unit_scores
 from pangu_modules.llm.pruning.slimllm.regression import Recovery, fit, fold_affine, ridge_matrix
@@ -53,7 +54,7 @@ def prune_heads(
     Raises:
         ValueError: an activation is not finite.
     """
-    shape = surgery.layer_shape(layer)
+    shape = decoder.layer_shape(layer)
     attention: Any = layer.self_attn
     inputs, statistics = _observe(layer, layer_index, stream)
     statistics.taylor, statistics.generator = taylor, generator
@@ -84,7 +85,7 @@ def prune_heads(
 
 def _observe(layer: nn.Module, layer_index: int, stream: Stream) -> tuple[list[Tensor], HeadStatistics]:
     """Run the attention up to `o_proj`; return its inputs per batch and their statistics."""
-    shape = surgery.layer_shape(layer)
+    shape = decoder.layer_shape(layer)
     attention: Any = layer.self_attn
     device = attention.o_proj.weight.device
     covariance = StreamingCovariance(shape.num_heads * shape.head_dim, device)

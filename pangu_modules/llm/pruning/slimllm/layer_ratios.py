@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from pangu_modules.llm.pruning.surgery import LayerShape
+from pangu_modules.llm.models.decoder import LayerShape
 
 
 def layer_ratios(

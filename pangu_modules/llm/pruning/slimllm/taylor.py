@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pangu_modules.llm.pruning import surgery
+from pangu_modules.llm.models import decoder
 from pangu_modules.training.objectives import Batch
 
 
@@ -32,7 +32,7 @@ def taylor_scores(model: nn.Module, batches: Iterable[Batch]) -> list[LayerTaylo
         model: a supported causal language model.
         batches: with ``input_ids`` (batch, seq) and, where padded, ``attention_mask`` (batch, seq).
     """
-    layers = surgery.decoder_layers(model)
+    layers = decoder.decoder_layers(model)
     with _projections_require_grad(model), torch.enable_grad():
         for batch in batches:
             _loss(model, batch).backward()
@@ -51,7 +51,7 @@ def _loss(model: Any, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def _layer_scores(layer: nn.Module) -> LayerTaylor:
-    shape = surgery.layer_shape(layer)
+    shape = decoder.layer_shape(layer)
     attention: Any = layer.self_attn
     mlp: Any = layer.mlp
     own = _effect(attention.q_proj, 1) + _effect(attention.o_proj, 0)
@@ -74,7 +74,7 @@ def _projections_require_grad(model: nn.Module) -> Iterator[None]:
     """Let exactly the projections of the layers collect gradients; put everything back afterwards."""
     weights = {
         id(linear.weight)
-        for layer in surgery.decoder_layers(model)
+        for layer in decoder.decoder_layers(model)
         for linear in layer.modules()
         if isinstance(linear, nn.Linear)
     }

@@ -18,6 +18,7 @@ from torch import nn
 
 from pangu_modules.llm.calibration.progress import WalkProgress, fingerprint
 from pangu_modules.llm.calibration.stream import Stream, catch_stream, layer_similarities
+from pangu_modules.llm.models import decoder
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.report import LayerReport, PruneReport, count_parameters
 from pangu_modules.llm.pruning.slimllm.channels import prune_channels
@@ -75,7 +76,7 @@ def prune_slimllm(
     finally:
         model.train(training)
     surgery.refresh_config(model)
-    surgery.backbone(model).config.pruned_with = "slimllm"
+    decoder.backbone(model).config.pruned_with = "slimllm"
     progress.clear()
     return PruneReport(
         method="slimllm",
@@ -95,7 +96,7 @@ def _walk(
     progress: WalkProgress,
 ) -> list[LayerReport]:
     """Prune layer after layer, from the first one that an earlier run did not finish."""
-    layers = surgery.decoder_layers(model)
+    layers = decoder.decoder_layers(model)
     similarities, finished = _similarities(model, config, stream, progress)
     ratios = _ratios(similarities or [0.0] * len(layers), config)
     pruned = _pruned_layers(ratios)
@@ -122,7 +123,7 @@ def _similarities(
     records = progress.restore(model, stream)
     if records:
         return records[0]["similarities"], [record["report"] for record in records]
-    if _same_everywhere(config, len(surgery.decoder_layers(model))):
+    if _same_everywhere(config, len(decoder.decoder_layers(model))):
         return None, []
     first = lambda similarities: _pruned_layers(_ratios(similarities, config)).start  # noqa: E731
     return layer_similarities(model, stream, first), []
@@ -158,7 +159,7 @@ def _prune_layer(
     taylor: LayerTaylor | None,
 ) -> LayerReport:
     """Prune one layer's attention and FFN and move the stream past the layer; without a stream only report on it."""
-    shape = surgery.layer_shape(layer)
+    shape = decoder.layer_shape(layer)
     heads: list[int] = list(range(shape.num_heads))
     channels: list[int] = list(range(shape.intermediate_size))
     head_similarity = None
@@ -239,7 +240,7 @@ def _counts(layer: nn.Module, index: int, config: SlimLLMConfig, ratio: float) -
     Raises:
         ValueError: nothing would be left; the layer is named.
     """
-    shape = surgery.layer_shape(layer)
+    shape = decoder.layer_shape(layer)
     try:
         num_remove = 0 if config.head_unit == "none" else head_units_to_remove(shape, config.head_unit, ratio)
         if config.ffn_unit == "none":
@@ -274,15 +275,15 @@ def _needs_gradients(config: SlimLLMConfig) -> bool:
 
 
 def _check_model(model: nn.Module) -> None:
-    surgery.check_supported(model)
-    config = surgery.backbone(model).config
+    decoder.check_supported(model)
+    config = decoder.backbone(model).config
     if getattr(config, "layer_shapes", None) or getattr(config, "pruned_with", None):
         method = getattr(config, "pruned_with", None) or "another method"
         raise ValueError(
             f"the model was already pruned (by {method}): scores of a pruned model are not those of the paper; prune "
             "the original model with a larger base_ratio"
         )
-    for index, layer in enumerate(surgery.decoder_layers(model)):
+    for index, layer in enumerate(decoder.decoder_layers(model)):
         extra = {name for name, _ in layer.named_children()} - PRE_NORM_PARTS
         if extra:
             raise ValueError(
@@ -292,7 +293,7 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _warn_about_rank(stream: Stream, model: nn.Module, config: SlimLLMConfig) -> None:
-    width = surgery.hidden_size(model)
+    width = decoder.hidden_size(model)
     needs_rank = config.ffn_unit != "none" and _channel_criterion(config) == "feature_space"
     if needs_rank and stream.num_tokens < 2 * width:
         warnings.warn(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from pangu_modules.llm.models import decoder
 from pangu_modules.llm.pruning import surgery
 
 HEADS, GROUPS, HEAD_DIM, CHANNELS, LAYERS = 6, 3, 8, 28, 4  # of the tiny models in conftest.py
@@ -40,13 +41,13 @@ def test_removing_query_heads_equals_masking_their_output_columns(tiny_model, fa
     model = tiny_model(family)
     reference = copy.deepcopy(model)
     kept = [1, 2, 5]  # one of each group of two
-    for layer in surgery.decoder_layers(reference):
+    for layer in decoder.decoder_layers(reference):
         for head in set(range(HEADS)) - set(kept):
             layer.self_attn.o_proj.weight.data[:, head * HEAD_DIM : (head + 1) * HEAD_DIM] = 0
-    for layer in surgery.decoder_layers(model):
+    for layer in decoder.decoder_layers(model):
         surgery.keep_query_heads(layer, kept)
     surgery.refresh_config(model)
-    assert surgery.layer_shape(model.model.layers[0]) == surgery.LayerShape(3, 3, HEAD_DIM, CHANNELS)
+    assert decoder.layer_shape(model.model.layers[0]) == decoder.LayerShape(3, 3, HEAD_DIM, CHANNELS)
     assert model.config.num_attention_heads == 3
     assert_same_function(model, reference)
 
@@ -59,7 +60,7 @@ def test_removing_kv_groups_of_one_layer_equals_masking(tiny_model, family):
     reference.model.layers[1].self_attn.o_proj.weight.data[:, width : 2 * width] = 0
     surgery.keep_kv_groups(model.model.layers[1], [0, 2])
     surgery.refresh_config(model)
-    assert surgery.layer_shape(model.model.layers[1]) == surgery.LayerShape(4, 2, HEAD_DIM, CHANNELS)
+    assert decoder.layer_shape(model.model.layers[1]) == decoder.LayerShape(4, 2, HEAD_DIM, CHANNELS)
     assert [shape["num_kv_heads"] for shape in model.config.layer_shapes] == [3, 2, 3, 3]
     assert_same_function(model, reference)
 
@@ -70,9 +71,9 @@ def test_removing_channels_equals_masking(tiny_model, family):
     reference = copy.deepcopy(model)
     kept = [0, 3, 4, 9, 20, 27]
     removed = sorted(set(range(CHANNELS)) - set(kept))
-    for layer in surgery.decoder_layers(reference):
+    for layer in decoder.decoder_layers(reference):
         layer.mlp.down_proj.weight.data[:, removed] = 0
-    for layer in surgery.decoder_layers(model):
+    for layer in decoder.decoder_layers(model):
         surgery.keep_channels(layer, kept)
     surgery.refresh_config(model)
     assert model.config.intermediate_size == len(kept)
@@ -103,7 +104,7 @@ def test_removing_hidden_channels_equals_masking_the_stream(tiny_model, family, 
     mask = torch.zeros(width).double()
     mask[kept] = 1
     reference.model.norm = MaskedNorm(reference.model.norm, mask)
-    for layer in surgery.decoder_layers(reference):
+    for layer in decoder.decoder_layers(reference):
         layer.input_layernorm = MaskedNorm(layer.input_layernorm, mask)
         layer.post_attention_layernorm = MaskedNorm(layer.post_attention_layernorm, mask)
     surgery.keep_hidden(model, kept)
@@ -152,7 +153,7 @@ def test_keeping_everything_is_bit_identical(tiny_model, family):
     model = tiny_model(family)
     before = logits_of(model)
     surgery.keep_layers(model, range(LAYERS))
-    for layer in surgery.decoder_layers(model):
+    for layer in decoder.decoder_layers(model):
         surgery.keep_query_heads(layer, range(HEADS))
         surgery.keep_kv_groups(layer, range(GROUPS))
         surgery.keep_channels(layer, range(CHANNELS))
@@ -169,7 +170,7 @@ def test_query_heads_without_regard_to_groups_are_refused(tiny_model):
     # Two whole groups of queries without their KV heads: groups of size 2, 2, 0.
     with pytest.raises(ValueError, match=r"\[2, 2, 0\]"):
         surgery.keep_query_heads(layer, [0, 1, 2, 3])
-    assert surgery.layer_shape(layer).num_heads == HEADS
+    assert decoder.layer_shape(layer).num_heads == HEADS
 
 
 def test_ungrouped_removal_would_be_silent_nonsense(tiny_model):
@@ -177,9 +178,9 @@ def test_ungrouped_removal_would_be_silent_nonsense(tiny_model):
     model = tiny_model("llama")
     reference = copy.deepcopy(model)
     kept = [0, 1, 2]
-    for layer in surgery.decoder_layers(reference):
+    for layer in decoder.decoder_layers(reference):
         layer.self_attn.o_proj.weight.data[:, 3 * HEAD_DIM :] = 0
-    for layer in surgery.decoder_layers(model):
+    for layer in decoder.decoder_layers(model):
         rows = torch.arange(3 * HEAD_DIM)
         surgery._slice_linear(layer.self_attn.q_proj, rows=rows)
         surgery._slice_linear(layer.self_attn.o_proj, columns=rows)
@@ -200,20 +201,6 @@ def test_ungrouped_removal_would_be_silent_nonsense(tiny_model):
 def test_bad_indices_are_named(tiny_model, call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         call(tiny_model("llama"))
-
-
-def test_unsupported_and_quantised_models_are_named(tiny_model):
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    gpt = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=10))
-    with pytest.raises(ValueError, match="'gpt2': supported are llama, mistral, qwen2, qwen3"):
-        surgery.check_supported(gpt)
-    model = tiny_model("llama")
-    surgery.check_supported(model)
-    linear = model.model.layers[2].mlp.up_proj
-    linear.weight = nn.Parameter(linear.weight.detach().to(torch.int8), requires_grad=False)
-    with pytest.raises(TypeError, match=r"mlp.up_proj is Linear, a quantised layer: dequantise"):
-        surgery.check_supported(model)
 
 
 def test_frozen_parameters_stay_frozen_and_dtype_stays(tiny_model):

@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 
+from pangu_modules.llm.models import decoder
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.export.folder import write_pruned
 from pangu_modules.llm.pruning.export.padding import pad_layer
@@ -171,7 +172,7 @@ def test_padding_keeps_groups_apart(tiny_model):
     """Queries are added inside their group: rows of group g start at g times the new group size."""
     layer = tiny_model("llama").model.layers[0]
     surgery.keep_query_heads(layer, [0, 3, 5])
-    padded = pad_layer(layer, surgery.LayerShape(8, 4, 8, 30))
+    padded = pad_layer(layer, decoder.LayerShape(8, 4, 8, 30))
     rows = padded["self_attn.q_proj.weight"].unflatten(0, (4, 2, 8))
     torch.testing.assert_close(rows[:3, 0], layer.self_attn.q_proj.weight.unflatten(0, (3, 8)))
     assert int(rows[:3, 1].abs().sum()) == int(rows[3].abs().sum()) == 0

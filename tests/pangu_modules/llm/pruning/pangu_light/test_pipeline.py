@@ -10,6 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from pangu_modules.llm.models import decoder
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.depth import perplexity
 from pangu_modules.llm.pruning.pangu_light.config import BASELINES, ClapConfig, PanguLightConfig, baseline
@@ -77,7 +78,7 @@ def test_heads_channels_and_layers_removed_equal_masked(tiny_model, family):
 def test_joint_target_is_met_and_generates(tiny_model, family):
     model = tiny_model(family)
     report, plan = prune(model, BATCHES, PanguLightConfig(target=JOINT), source="pruning")
-    assert surgery.layer_shape(model.model.layers[0]) == surgery.LayerShape(4, 2, 8, 20)
+    assert decoder.layer_shape(model.model.layers[0]) == decoder.LayerShape(4, 2, 8, 20)
     assert (model.config.hidden_size, model.config.num_hidden_layers) == (18, 3)
     assert report.parameters_after == sum(parameter.numel() for parameter in model.parameters())
     assert report.shape_before == ModelShape(24, 28, 6, 3, 4)

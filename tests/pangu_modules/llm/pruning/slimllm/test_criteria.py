@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pangu_modules.llm.calibration.statistics import ColumnMoments, StreamingCovariance
-from pangu_modules.llm.pruning import surgery
+from pangu_modules.llm.models import decoder
 from pangu_modules.llm.pruning.slimllm.channels import select_channels
 from pangu_modules.llm.pruning.slimllm.criteria import (
     ChannelCriterion,
@@ -89,7 +89,7 @@ def test_the_feature_space_weights_lie_between_one_half_and_one(layer):
 
 
 def head_case(attention):
-    shape = surgery.LayerShape(6, 3, 8, 28)
+    shape = decoder.LayerShape(6, 3, 8, 28)
     norms = HEADS_Z.unflatten(1, (6, 8)).norm(dim=2).sum(0)
     statistics = HeadStatistics(shape, StreamingCovariance(48, CPU), norms, torch.arange(6) - 2.5)
     statistics.generator = torch.Generator().manual_seed(1)

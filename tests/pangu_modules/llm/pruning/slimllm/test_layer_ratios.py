@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from pangu_modules.llm.models.decoder import LayerShape
 
 from pangu_modules.llm.pruning.slimllm.layer_ratios import (
     channels_to_keep,
@@ -11,7 +12,6 @@ from pangu_modules.llm.pruning.slimllm.layer_ratios import (
     layer_ratios,
     removed_attention_fraction,
 )
-from pangu_modules.llm.pruning.surgery import LayerShape
 
 
 def test_the_layers_that_change_their_input_least_are_pruned_by_a_softmax():

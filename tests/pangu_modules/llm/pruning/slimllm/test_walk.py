@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pangu_modules.llm.pruning import surgery
+from pangu_modules.llm.models import decoder
 from pangu_modules.llm.pruning.slimllm import walk as slimllm
 from pangu_modules.llm.pruning.slimllm.config import BASELINES, SlimLLMConfig
 from pangu_modules.llm.pruning.slimllm.walk import prune_slimllm
@@ -106,7 +106,7 @@ def slow_slimllm(model, batches, config):
         ratio = config.base_ratio * len(chosen) * exponentials[index] / sum(exponentials.values())
         output = layer.self_attn.o_proj
         z = captured(reference, output, True, batches)
-        num_groups = surgery.layer_shape(layer).num_kv_heads
+        num_groups = decoder.layer_shape(layer).num_kv_heads
         blocks = np.split(np.arange(HEADS * HEAD_DIM), num_groups)
         weight = output.weight.detach().numpy()
         groups = choose_units([z[:, b] @ weight[:, b].T for b in blocks], int(ratio * num_groups + 0.5))
@@ -254,7 +254,7 @@ def test_query_heads_go_in_equal_numbers_from_every_group(tiny_model):
     for entry, layer in zip(report.layers, model.model.layers, strict=True):
         if entry.ratio:
             assert [head // 2 for head in entry.kept_heads] == [0, 1, 2]
-            assert surgery.layer_shape(layer) == surgery.LayerShape(3, 3, HEAD_DIM, len(entry.kept_channels))
+            assert decoder.layer_shape(layer) == decoder.LayerShape(3, 3, HEAD_DIM, len(entry.kept_channels))
 
 
 def test_balance_moves_the_rounding_of_groups_to_the_ffn(tiny_model):
@@ -277,7 +277,7 @@ def test_every_baseline_runs_in_the_same_walk(tiny_model, name):
     assert report.removed_fraction > 0
     assert bool(torch.isfinite(logits_of(model)).all())
     assert torch.equal(logits_of(model), logits_of(again))
-    assert surgery.output_biases(model.model.layers[report.layers[-1].index])[0] is False or name == "flap"
+    assert decoder.output_biases(model.model.layers[report.layers[-1].index])[0] is False or name == "flap"
 
 
 class Killed(Exception):

@@ -14,11 +14,11 @@ from torch import nn
 
 from callbacks.pruning.report import held_out_batches, on_device
 from pangu_modules.common.files import write_atomically
+from pangu_modules.llm.models.perplexity import perplexity
 from pangu_modules.llm.onebit.config import OneBitConfig
 from pangu_modules.llm.onebit.layer import SMALLEST_SCALE, ProgressiveBinaryLinear
 from pangu_modules.llm.onebit.schedule import Timeline, moment
 from pangu_modules.llm.onebit.sizes import sizes_of
-from pangu_modules.llm.pruning.depth import perplexity
 from pangu_modules.report.parts import add_figure, add_table
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from callbacks.pruning.report import held_out_batches, on_device
 from callbacks.pruning.structured import PruningCallback, PruningConfig, calibration_windows
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.llm.calibration.windows import CalibrationConfig
-from pangu_modules.llm.pruning.depth import perplexity
+from pangu_modules.llm.models.perplexity import perplexity
 from pangu_modules.llm.pruning.pangu_light.absorb import AbsorbConfig, AbsorbPlan, absorb_post_norms, check_absorption
 from pangu_modules.llm.pruning.pangu_light.config import PanguLightConfig
 from pangu_modules.llm.pruning.pangu_light.report import PanguLightReport

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from callbacks.pruning.perplexities import LABELS, Perplexities, write_perplexities
 from pangu_modules.llm.models import decoder
-from pangu_modules.llm.pruning.depth import perplexity
+from pangu_modules.llm.models.perplexity import perplexity
 from pangu_modules.llm.pruning.report import LayerReport, PruneReport, count_parameters
 from pangu_modules.report.parts import add_figure, add_table
 from pangu_modules.report.tables import Column

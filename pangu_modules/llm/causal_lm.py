@@ -18,8 +18,9 @@ from pangu_modules.common import registry
 from pangu_modules.llm.export.transformers import GENERATION_FILE
 from pangu_modules.llm.generation.engine import GenerationEngine
 from pangu_modules.llm.lora import LoRAConfig, LoRAPlan, merge_adapters
-from pangu_modules.llm.losses import count_targets, labels_of, per_sequence_loss
+from pangu_modules.llm.losses import labels_of, per_sequence_loss
 from pangu_modules.llm.models.loading import load_causal_lm, load_tokenizer, new_causal_lm, plain_config
+from pangu_modules.llm.models.perplexity import MeanLoss
 from pangu_modules.llm.tokenizers import tokenizer_files, tokenizer_from_files
 from pangu_modules.training.module import PanguModule
 from pangu_modules.training.objectives import Batch, Objective, Outputs
@@ -91,7 +92,7 @@ class CausalLM(PanguModule):
         given = {"tokenizer": tokenizer, "files": None if files is None else dict(files)}
         super().__init__(config, **{name: value for name, value in given.items() if value is not None})
         self.objectives["language_modelling"] = Objective(language_modelling_loss)
-        self._evaluated = [0.0, 0.0]  # sum of the losses of all targets of an evaluation, and their number
+        self._evaluated = MeanLoss()
 
     # Building.
 
@@ -191,16 +192,14 @@ class CausalLM(PanguModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums of an evaluation."""
-        self._evaluated = [0.0, 0.0]
+        self._evaluated = MeanLoss(exchange_on=self.device)
 
     on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add the batch's losses, weighted by their numbers of targets."""
         losses = language_modelling_loss(self, batch, self.compute_outputs(batch))
-        counts = count_targets(labels_of(batch))
-        self._evaluated[0] += float(losses.cpu().double() @ counts.cpu().double())
-        self._evaluated[1] += float(counts.sum())
+        self._evaluated.update(losses, labels_of(batch))
 
     test_step = validation_step
 
@@ -213,9 +212,7 @@ class CausalLM(PanguModule):
         self._log_evaluation("test")
 
     def _log_evaluation(self, stage: str) -> None:
-        sums = torch.tensor(self._evaluated, device=self.device)
-        total, count = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
-        loss = total / count if count else math.nan
+        loss = self._evaluated.compute()
         perplexity = math.exp(loss) if loss < 700 else math.inf
         self.log_dict({f"{stage}/loss": loss, f"{stage}/perplexity": perplexity}, prog_bar=True, sync_dist=True)
 

@@ -156,7 +156,7 @@ def fit(model: nn.Module, windows: Tensor, *, steps: int, lr: float, seed: int) 
 
 def perplexity_of(model: nn.Module, windows: Tensor) -> float:
     """Return the perplexity per byte."""
-    from pangu_modules.llm.pruning.depth import perplexity
+    from pangu_modules.llm.models.perplexity import perplexity
 
     return perplexity(model, [{"input_ids": part} for part in windows.split(32)])
 

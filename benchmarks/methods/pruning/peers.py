@@ -60,7 +60,7 @@ def _channel_contest(name: str, peer_name: str, prune: Callable[[Any, Sequence[d
 
     Ours scores every layer on what the pruned layers below it pass on, the peers score all layers of the dense model.
     """
-    from pangu_modules.llm.pruning.depth import perplexity
+    from pangu_modules.llm.models.perplexity import perplexity
     from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig
 
     dense, texts = smollm2(), text_batches(40, 128)

@@ -211,7 +211,7 @@ def perplexity_of(model: nn.Module, windows: Tensor) -> float:
     """Return the perplexity on held-out windows (n, 128), in bfloat16 autocast."""
     import torch
 
-    from pangu_modules.llm.pruning.depth import perplexity
+    from pangu_modules.llm.models.perplexity import perplexity
 
     with torch.autocast("cpu", torch.bfloat16):
         return perplexity(model, [{"input_ids": part} for part in windows.split(8)])

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pangu_modules.llm.losses import count_targets, labels_of, per_sequence_loss
 from pangu_modules.llm.models.decoder import decoder_layers
+from pangu_modules.llm.models.perplexity import perplexity
 from pangu_modules.training.objectives import Batch
 
 
@@ -53,36 +52,6 @@ def perplexity_scores(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
         with _skipped(layer):
             scores.append(perplexity(model, batches) - dense)
     return torch.tensor(scores, dtype=torch.float64)
-
-
-@torch.no_grad()
-def perplexity(model: nn.Module, batches: Sequence[Batch]) -> float:
-    """Return exp of the mean next-token loss over all targets, with the model in evaluation mode.
-
-    Args:
-        model: a transformers causal language model.
-        batches: each with ``input_ids``, perhaps ``attention_mask`` and ``labels``, all (batch, seq); without labels
-            every real token is a target.
-
-    Raises:
-        ValueError: there is no target.
-    """
-    runner: Any = model
-    device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    total, count = 0.0, 0
-    for batch in batches:
-        inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask") if name in batch}
-        labels = labels_of(batch).to(device)
-        losses = per_sequence_loss(runner(**inputs, use_cache=False).logits, labels)
-        targets = count_targets(labels)
-        total += float((losses.double() * targets).sum())
-        count += int(targets.sum())
-    model.train(training)
-    if count == 0:
-        raise ValueError("perplexity needs batches with sequences of at least two tokens")
-    return float(torch.tensor(total / count, dtype=torch.float64).exp())
 
 
 @torch.no_grad()

@@ -14,8 +14,8 @@ from callbacks.pruning.report import unrepaired
 from pangu_modules import CalibrationConfig, CausalLM, OptimizerConfig, Recipe, SlimLLMConfig
 from pangu_modules.engine.run import fit_stage
 from pangu_modules.llm.models import decoder
+from pangu_modules.llm.models.perplexity import perplexity
 from pangu_modules.llm.pruning import surgery
-from pangu_modules.llm.pruning.depth import perplexity
 
 CALIB = CalibrationConfig(n_samples=4, seq_len=16, batch_size=4)
 METHOD = SlimLLMConfig(base_ratio=0.5, pruned_layers=1, calib=CALIB)

@@ -27,7 +27,7 @@ from pangu_modules.common.config import Config
 from pangu_modules.llm.calibration.probe import Probe, run
 from pangu_modules.llm.calibration.statistics import wide
 from pangu_modules.llm.models.decoder import decoder_layers
-from pangu_modules.llm.pruning.depth import perplexity
+from pangu_modules.llm.models.perplexity import perplexity
 from pangu_modules.llm.pruning.pangu_light.slnp import POST_NORMS
 from pangu_modules.training.objectives import Batch
 from pangu_modules.training.structure import Plan

@@ -15,8 +15,6 @@ def test_shapes_and_biases_are_those_of_the_tensors(tiny_model):
     assert decoder.hidden_size(model) == 24
     shapes = [decoder.layer_shape(layer) for layer in decoder.decoder_layers(model)]
     assert shapes == [decoder.LayerShape(6, 3, 8, 28)] * 4
-        decoder.LayerShape(6, 3, 8, 28)
-    ] * 4
     assert decoder.layer_shape(model.model.layers[0]).queries_per_group == 2
     model.model.layers[1].mlp.down_proj.bias = None
     records = decoder.layer_records(model)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import math
 
 import pytest
 import torch
 
-from pangu_modules.llm.pruning.depth import merge_differences, perplexity, perplexity_scores, select_dropped_layers
+from pangu_modules.llm.models.perplexity import perplexity
+from pangu_modules.llm.pruning.depth import merge_differences, perplexity_scores, select_dropped_layers
 
 BATCH = {"input_ids": torch.randint(1, 61, (3, 8), generator=torch.Generator().manual_seed(1))}
 
@@ -37,29 +37,6 @@ def test_neighbours_stay_where_asked():
 def test_too_many_layers_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         select_dropped_layers(torch.arange(6.0), **options)
-
-
-def test_perplexity_equals_a_loop_over_tokens(tiny_model):
-    model = tiny_model("llama").train()
-    mask = torch.ones(3, 8, dtype=torch.long)
-    mask[1, 6:], mask[2, :3] = 0, 0
-    losses = []
-    with torch.no_grad():
-        logits = model(BATCH["input_ids"], attention_mask=mask).logits
-    for row in range(3):
-        for position in range(7):
-            if mask[row, position + 1]:
-                target = BATCH["input_ids"][row, position + 1]
-                losses.append(-float(logits[row, position].log_softmax(-1)[target]))
-    want = math.exp(sum(losses) / len(losses))
-    assert len(losses) == 7 + 5 + 5
-    assert perplexity(model, [BATCH | {"attention_mask": mask}]) == pytest.approx(want, rel=1e-12)
-    assert model.training
-
-
-def test_perplexity_of_single_tokens_is_refused(tiny_model):
-    with pytest.raises(ValueError, match="at least two tokens"):
-        perplexity(tiny_model("llama"), [{"input_ids": torch.ones(2, 1, dtype=torch.long)}])
 
 
 def test_perplexity_scores_equal_removing_each_layer(tiny_model):

@@ -192,7 +192,7 @@ def test_too_large_a_loss_is_refused_with_the_remedy():
 
 
 def test_absorbing_at_the_end_reports_perplexity_and_keeps_the_limit():
-    from pangu_modules.llm.pruning.depth import perplexity
+    from pangu_modules.llm.models.perplexity import perplexity
 
     model = sandwich_model()
     text = model.generate(IDS, max_new_tokens=20, do_sample=False, pad_token_id=0)  # what the model itself expects

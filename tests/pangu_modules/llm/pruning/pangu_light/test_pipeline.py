@@ -11,8 +11,8 @@ import torch
 from pydantic import ValidationError
 
 from pangu_modules.llm.models import decoder
+from pangu_modules.llm.models.perplexity import perplexity
 from pangu_modules.llm.pruning import surgery
-from pangu_modules.llm.pruning.depth import perplexity
 from pangu_modules.llm.pruning.pangu_light.config import BASELINES, ClapConfig, PanguLightConfig, baseline
 from pangu_modules.llm.pruning.pangu_light.importance import collect_importance
 from pangu_modules.llm.pruning.pangu_light.pipeline import (

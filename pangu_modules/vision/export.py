@@ -1,8 +1,6 @@
 """Exports of image classifiers: timm's hub folder, ONNX, or plain weights with their configuration.
 
-A deepened model has a counterpart in timm where every layer instance can stand as a block of its own: without adapters,
-which timm's blocks lack. It is then unrolled: shared weights are written once per instance, gates are multiplied into
-the last matrix of their branch. With adapters, "onnx" or "safetensors" (and this library) are the ways to use it.
+A model that a plan has changed goes to timm's format through that plan, see `TimmCounterpart`.
 """
 
 from __future__ import annotations
@@ -12,16 +10,13 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from pangu_modules.common.names import nearest
 from pangu_modules.training.module import load_weights
-from pangu_modules.training.structure import find_plan
-from pangu_modules.vision.scalenet.blocks import find_block_stacks, weight_children
-from pangu_modules.vision.scalenet.sharing import AdaptedModule, ResidualGate, SharedModule
 
 if TYPE_CHECKING:
     from pangu_modules.vision.classifier import ImageClassifier
@@ -31,6 +26,22 @@ Module = TypeVar("Module", bound="ImageClassifier")
 # Logits of a written model against the original's, relative to their largest: fp32 in another order of operations.
 # Measured on 2- to 24-block models: 1e-6.
 TOLERANCE = 1e-4
+OTHER_FORMATS = (
+    "use the format 'onnx', or 'safetensors' with load_exported, or the checkpoint with load_from_checkpoint"
+)
+"""The remedy where a model has no counterpart in timm."""
+
+
+@runtime_checkable
+class TimmCounterpart(Protocol):
+    """A plan whose result is not a timm model but can be written as one."""
+
+    def timm_counterpart(self, model: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
+        """Return a copy as a timm model, and the arguments of ``timm.create_model`` that differ from the base's.
+
+        Raises:
+            ValueError: timm has no such model.
+        """
 
 
 def write(module: ImageClassifier, folder: Path, kind: str) -> None:
@@ -81,10 +92,12 @@ def _write_safetensors(module: ImageClassifier, folder: Path) -> None:
 def _write_timm(module: ImageClassifier, folder: Path) -> None:
     import timm
 
-    plain = unroll(module.model).cpu().float()
-    arguments = module.model_arguments()
-    if find_plan(module.config.structure, "scalenet") is not None:
-        arguments |= _depth_argument(plain)
+    plain, arguments = copy.deepcopy(module.model), module.model_arguments()
+    for plan in module.config.structure:
+        if isinstance(plan, TimmCounterpart):
+            plain, changed = plan.timm_counterpart(plain)
+            arguments |= changed
+    plain = plain.cpu().float()
     # The tag names timm's own weights, which these are no longer.
     preprocessing = {name: list(module.runtime[name]) for name in ("mean", "std") if name in module.runtime}
     config: dict[str, Any] = {"pretrained_cfg": {"tag": None, **preprocessing}}
@@ -94,57 +107,14 @@ def _write_timm(module: ImageClassifier, folder: Path) -> None:
         loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
         difference = _difference(loaded.eval(), plain.eval(), images)
     except (TypeError, RuntimeError) as error:
-        raise ValueError(f"timm cannot build {module.config.backbone} with {arguments}: {error}; {_OTHER}") from error
+        raise ValueError(
+            f"timm cannot build {module.config.backbone} with {arguments}: {error}; {OTHER_FORMATS}"
+        ) from error
     if difference > TOLERANCE:
         raise ValueError(
             f"timm's {module.config.backbone} with {arguments} computes something else (relative difference "
-            f"{difference:.1e}), e.g. because its windows alternate in another order; {_OTHER}"
+            f"{difference:.1e}), e.g. because its windows alternate in another order; {OTHER_FORMATS}"
         )
-
-
-_OTHER = "use the format 'onnx', or 'safetensors' with load_exported, or the checkpoint with load_from_checkpoint"
-
-
-def unroll(model: nn.Module) -> nn.Module:
-    """Return a copy of a deepened model in which every layer instance is a plain block with weights of its own.
-
-    Raises:
-        ValueError: an instance has adapters, or a gate that cannot be multiplied into its branch.
-    """
-    plain = copy.deepcopy(model)
-    adapted = [name for name, module in plain.named_modules() if isinstance(module, AdaptedModule)]
-    if adapted:
-        raise ValueError(f"{adapted[0]} has a parallel adapter, which no timm model has; {_OTHER}")
-    parts = list(plain.modules())
-    for block in parts:
-        for name, child in list(block.named_children()):
-            if isinstance(child, SharedModule):
-                setattr(block, name, copy.deepcopy(child.resolve()))
-    for block in parts:
-        gates = [name for name, child in block.named_children() if isinstance(child, ResidualGate)]
-        if gates:
-            _fold_gates(block, gates)
-    return plain
-
-
-def _fold_gates(block: nn.Module, gates: list[str]) -> None:
-    branches = weight_children(block)
-    if len(branches) != len(gates):
-        raise ValueError(f"{type(block).__name__} has {len(gates)} gates for {len(branches)} branches; {_OTHER}")
-    for branch, name in zip(branches, gates, strict=True):
-        gate = block.get_submodule(name)
-        assert isinstance(gate, ResidualGate)
-        last = [module for module in block.get_submodule(branch).modules() if isinstance(module, nn.Linear)][-1]
-        with torch.no_grad():
-            for parameter in last.parameters():
-                parameter.mul_(gate.gate)
-        setattr(block, name, gate.drop_path)
-
-
-def _depth_argument(plain: nn.Module) -> dict[str, int | list[int]]:
-    """Return timm's argument for the depth of an unrolled model."""
-    depths = [len(stack) for stack in find_block_stacks(plain).values()]
-    return {"depth": depths[0]} if len(depths) == 1 else {"depths": depths}
 
 
 def _write_onnx(module: ImageClassifier, folder: Path) -> None:

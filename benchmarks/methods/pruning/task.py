@@ -246,7 +246,7 @@ class Recovery:
         """Train for ``steps[-1]`` steps in place; return the perplexity after each of `steps`."""
         import torch
 
-        from pangu_modules.llm.losses import distillation_loss
+        from pangu_modules.llm.distillation.loss import distillation_loss
         from pangu_modules.training.optim import OptimizerConfig, build_optimizer
 
         settings = OptimizerConfig(lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, warmup_fraction=0.05)

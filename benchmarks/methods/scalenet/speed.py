@@ -114,7 +114,8 @@ def sides(size: Size) -> tuple[Trainee, Trainee]:
 
 def expansion_contest() -> Contest:
     """Return the race of DeiT-B's expansion against its time limit; the check is the parameter count."""
-    from pangu_modules.vision.scalenet.expansion import ScaleNetConfig, expand_depth
+    from pangu_modules.vision.scalenet.config import ScaleNetConfig
+    from pangu_modules.vision.scalenet.expansion import expand_depth
 
     size = next(size for size in SIZES if size.name == "deit_b")
     base = plain(size, depth=BLOCKS)
@@ -189,7 +190,8 @@ def plain(size: Size, depth: int = 2 * BLOCKS) -> nn.Module:
 
 def expanded(size: Size) -> nn.Module:
     """Return the base expanded to twice its depth; its adapters add nothing yet."""
-    from pangu_modules.vision.scalenet.expansion import ScaleNetConfig, expand_depth
+    from pangu_modules.vision.scalenet.config import ScaleNetConfig
+    from pangu_modules.vision.scalenet.expansion import expand_depth
 
     return expand_depth(plain(size, depth=BLOCKS), ScaleNetConfig(depth_factor=2, adapter_rank=size.rank))
 

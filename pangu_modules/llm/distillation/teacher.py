@@ -7,7 +7,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from pangu_modules.llm.losses import distillation_loss, labels_of
+from pangu_modules.llm.distillation.loss import distillation_loss
+from pangu_modules.llm.losses import labels_of
 from pangu_modules.training.module import PanguModule
 from pangu_modules.training.objectives import Batch, Loss, Outputs
 

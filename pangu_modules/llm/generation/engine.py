@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -14,26 +13,9 @@ from torch import Tensor, nn
 
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.common.config import Configurable
+from pangu_modules.llm.generation.prompts import Completion, Prompt, chat_tokens
+from pangu_modules.llm.generation.server import complete_on_server
 from pangu_modules.llm.generation.speculation import Speculation, check_assistant, load_assistant, reading_lengths
-from pangu_modules.llm.tokenizers import Message, chat_tokens
-
-Prompt = str | Sequence[int] | Sequence[Message]
-"""A text, its tokens, or a conversation: messages with ``role`` and ``content``, through the chat template."""
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What a model wrote after a prompt.
-
-    Attributes:
-        text: without special tokens.
-        token_ids: with the token that ended it, if one did; empty from a server.
-        finish_reason: "stop" after an end-of-text token, "length" at the limit of new tokens.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: Literal["stop", "length"]
 
 
 class GenerationEngine(Configurable):
@@ -117,8 +99,6 @@ class GenerationEngine(Configurable):
         """
         seed = self.config.seed if seed is None else seed
         if self.config.base_url is not None:
-            from pangu_modules.llm.generation.server import complete_on_server
-
             return complete_on_server(self.config, list(prompts), seed)
         tokens = [self._tokens(prompt) for prompt in prompts]
         # Prompts of about the same length share a batch, which saves padding.

@@ -8,9 +8,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pangu_modules.llm.generation.engine import Completion, GenerationEngine, Prompt
+from pangu_modules.llm.generation.prompts import Completion, Prompt
+
+if TYPE_CHECKING:
+    from pangu_modules.llm.generation.engine import GenerationEngine
 
 
 def complete_on_server(config: GenerationEngine.Config, prompts: Sequence[Prompt], seed: int) -> list[Completion]:

@@ -10,10 +10,12 @@ blocks around them: another instance's call does not pass through the owner's bl
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from pangu_modules.vision.scalenet.config import ScaleNetConfig
 
 
 class ParallelAdapter(nn.Module):
@@ -23,12 +25,7 @@ class ParallelAdapter(nn.Module):
 
     Args:
         width: features of input and output.
-        rank: features between `down` and `up`.
-        activation: "gelu", or "none" for a purely linear bottleneck.
-        scale: factor of the output.
-        learnable_scale: train the factor, starting from `scale`.
-        init: start of `down`: "kaiming" uniform, for an activation after it, within sqrt(6 / width); "linear", torch's
-            own for linear layers, within sqrt(1 / width).
+        config: rank, activation, scale and start of the adapter.
         device: where the parameters are created.
         dtype: type of the parameters.
     """
@@ -38,22 +35,20 @@ class ParallelAdapter(nn.Module):
     def __init__(
         self,
         width: int,
-        rank: int,
-        activation: Literal["gelu", "none"] = "gelu",
-        scale: float = 1.0,
-        learnable_scale: bool = False,
-        init: Literal["kaiming", "linear"] = "kaiming",
+        config: ScaleNetConfig,
+        *,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        rank = adapter_rank(config, width)
         self.down = nn.Linear(width, rank, device=device, dtype=dtype)
-        self.activation = nn.GELU() if activation == "gelu" else nn.Identity()
+        self.activation = nn.GELU() if config.adapter_activation == "gelu" else nn.Identity()
         self.up = nn.Linear(rank, width, device=device, dtype=dtype)
         # One dimension, not zero: sharding along the first dimension needs one.
-        start = torch.full((1,), scale, device=device, dtype=dtype)
-        self.scale = nn.Parameter(start) if learnable_scale else scale
-        nn.init.kaiming_uniform_(self.down.weight, a=0.0 if init == "kaiming" else math.sqrt(5))
+        start = torch.full((1,), config.adapter_scale, device=device, dtype=dtype)
+        self.scale = nn.Parameter(start) if config.learnable_adapter_scale else config.adapter_scale
+        nn.init.kaiming_uniform_(self.down.weight, a=0.0 if config.adapter_init == "kaiming" else math.sqrt(5))
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)
 
@@ -62,6 +57,13 @@ class ParallelAdapter(nn.Module):
         output: Tensor = self.up(self.activation(self.down(x)))
         unscaled = isinstance(self.scale, float) and self.scale == 1.0
         return output if unscaled else self.scale * output
+
+
+def adapter_rank(config: ScaleNetConfig, width: int) -> int:
+    """Return the rank of an adapter of this width."""
+    if config.adapter_rank == "auto":
+        return min(width, 16 if width <= 384 else 32)
+    return config.adapter_rank
 
 
 class _Standin(nn.Module):

@@ -12,7 +12,7 @@ CARD = "# A card\n<!-- {0}:begin -->\n{1}\n<!-- {0}:end -->\n"
 
 
 def test_config_table_lists_every_field() -> None:
-    table = config_table("pangu_modules.vision.scalenet.expansion.ScaleNetConfig")
+    table = config_table("pangu_modules.vision.scalenet.config.ScaleNetConfig")
     assert "| depth_factor | integer above 0, or None | None |" in table
     assert "| ('attn', 'mlp') |" in table
     with pytest.raises(ValueError, match=r"no configuration class 'pangu_modules\.Nothing'"):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.func import functional_call, grad, jvp, vmap
 
+from pangu_modules.llm.distillation.loss import distillation_loss
 from pangu_modules.llm.losses import (
     count_targets,
-    distillation_loss,
     labels_of,
     mask_prompt,
     next_tokens,

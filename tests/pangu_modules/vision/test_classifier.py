@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader
 
 from pangu_modules.training.objectives import evaluate
 from pangu_modules.training.optim import OptimizerConfig
-from pangu_modules.vision.classifier import ImageClassifier, ScaleNetClassifier, classification_loss
+from pangu_modules.vision.classifier import ImageClassifier, classification_loss
 from pangu_modules.vision.mixing import mix
+from pangu_modules.vision.scalenet.classifier import ScaleNetClassifier
 from pangu_modules.vision.scalenet.sharing import pretrained_parameters
 
 TINY = {
@@ -213,7 +214,7 @@ def test_expanded_checkpoint_is_read_in_a_process_that_imports_the_package_alone
     torch.save((x, module.eval().model(x).detach()), tmp_path / "expected.pt")
     script = f"""
         import torch, pangu_modules
-        from pangu_modules.vision.classifier import ScaleNetClassifier
+        from pangu_modules.vision.scalenet.classifier import ScaleNetClassifier
         module = ScaleNetClassifier.load_from_checkpoint({str(tmp_path / "deep.ckpt")!r}, weights_only=True).eval()
         x, expected = torch.load({str(tmp_path / "expected.pt")!r}, weights_only=True)
         assert torch.equal(module.model(x), expected)

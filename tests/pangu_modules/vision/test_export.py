@@ -8,8 +8,9 @@ import pytest
 import timm
 import torch
 
-from pangu_modules.vision.classifier import ImageClassifier, ScaleNetClassifier
-from pangu_modules.vision.export import unroll
+from pangu_modules.vision.classifier import ImageClassifier
+from pangu_modules.vision.scalenet.classifier import ScaleNetClassifier
+from pangu_modules.vision.scalenet.unrolling import unroll
 
 TINY = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "in_chans": 1}
 SWIN = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 8, "depths": [2, 2], "num_heads": [1, 2]}

@@ -12,13 +12,9 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from pangu_modules.training.structure import find_plan, plan_from
-from pangu_modules.vision.scalenet.expansion import (
-    ScaleNetConfig,
-    ScaleNetPlan,
-    added_parameters,
-    expand_depth,
-    layer_mapping,
-)
+from pangu_modules.vision.scalenet.config import ScaleNetConfig
+from pangu_modules.vision.scalenet.expansion import added_parameters, expand_depth, layer_mapping
+from pangu_modules.vision.scalenet.plan import ScaleNetPlan
 from pangu_modules.vision.scalenet.sharing import AdaptedModule, ParallelAdapter, pretrained_parameters
 
 WIDTH, HEADS, DEPTH = 16, 2, 3
@@ -397,7 +393,8 @@ def test_blocks_of_another_library_are_expanded(training):
 
 @pytest.mark.parametrize(("init", "numerator"), [("kaiming", 6.0), ("linear", 1.0)])
 def test_adapters_first_layer_fills_its_range(init: str, numerator: float) -> None:
-    weights = torch.cat([ParallelAdapter(24, 8, init=init).down.weight.flatten() for _ in range(20)])
+    config = ScaleNetConfig(adapter_rank=8, adapter_init=init)
+    weights = torch.cat([ParallelAdapter(24, config).down.weight.flatten() for _ in range(20)])
     bound = (numerator / 24) ** 0.5
     assert 0.98 * bound < weights.abs().max() <= bound  # 3840 uniform draws: none above 0.98 has chance 2e-34
     assert abs(weights.mean()) < 0.05 * bound

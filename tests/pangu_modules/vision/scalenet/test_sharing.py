@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pangu_modules.vision.scalenet.expansion import ScaleNetConfig, expand_depth
+from pangu_modules.vision.scalenet.config import ScaleNetConfig
+from pangu_modules.vision.scalenet.expansion import expand_depth
 from pangu_modules.vision.scalenet.sharing import AdaptedModule, SharedModule
 
 

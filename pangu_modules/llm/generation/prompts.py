@@ -1,0 +1,40 @@
+"""What goes into generation and what comes out of it: prompts, conversations and completions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Message = Mapping[str, str]
+"""One turn of a conversation: ``role`` and ``content``."""
+
+Prompt = str | Sequence[int] | Sequence[Message]
+"""A text, its tokens, or a conversation: messages with ``role`` and ``content``, through the chat template."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote after a prompt.
+
+    Attributes:
+        text: without special tokens.
+        token_ids: with the token that ended it, if one did; empty from a server.
+        finish_reason: "stop" after an end-of-text token, "length" at the limit of new tokens.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: Literal["stop", "length"]
+
+
+def chat_tokens(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Return the tokens of a conversation up to where the assistant answers.
+
+    Raises:
+        ValueError: the tokenizer has no chat template.
+    """
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise ValueError("the tokenizer has no chat template: give prompts as text, or a tokenizer of a chat model")
+    tokens: list[int] = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
+    return tokens

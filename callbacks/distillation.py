@@ -109,9 +109,9 @@ class Distillation(RecipeCallback):
 
     def _keep(self, trainer: Trainer, module: PanguModule, folder: Path) -> None:
         """Write the model as it is now to the run's folder, from one process."""
+        from pangu_modules.common.files import atomic_folder
         from pangu_modules.llm.export.transformers import without_adapters
-        from pangu_modules.llm.files import atomic_model_folder
-        from pangu_modules.llm.models.loading import quiet_transformers
+        from pangu_modules.llm.models.loading import MODEL_FILE, quiet_transformers
 
         if any(plan.kind == "shape" for plan in module.config.structure):
             raise ValueError(
@@ -121,7 +121,7 @@ class Distillation(RecipeCallback):
             )
         if trainer.is_global_zero:
             model: Any = without_adapters(module.model)
-            with atomic_model_folder(folder, replace=False) as temporary, quiet_transformers():
+            with atomic_folder(folder, holding=MODEL_FILE, replace=False) as temporary, quiet_transformers():
                 model.save_pretrained(temporary)
         trainer.strategy.barrier("Distillation")
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from callbacks.pruning.perplexities import add_recovered
 from callbacks.pruning.report import PruningRecord
+from pangu_modules.common.cache import cache_folder
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.common.files import write_atomically
 from pangu_modules.llm.calibration.windows import CalibrationConfig, draw_windows
@@ -27,8 +28,6 @@ from pangu_modules.training.callback import RecipeCallback
 from pangu_modules.training.module import PanguModule
 from pangu_modules.training.objectives import Batch
 from pangu_modules.training.structure import find_plan
-
-PROGRESS_FOLDER = "~/.cache/pangu-recipes/pruning"
 
 
 class PruningMethod(Protocol):
@@ -54,7 +53,9 @@ class PruningConfig(BaseConfig):
         "auto", description="Exported form: uniform, padded, per_layer; auto is uniform if possible, else per_layer."
     )
     progress_folder: str | None = Field(
-        PROGRESS_FOLDER, description="Where finished layers are kept until all are done; a killed run goes on there."
+        "auto",
+        description="Where finished layers are kept until all are done; a killed run goes on there. auto is in the "
+        "cache ($PANGU_CACHE); null keeps nothing.",
     )
     measure: bool = Field(
         True, description="Report perplexity on the test set and speed before and after; needs a copy of the model."
@@ -116,8 +117,9 @@ class PruningCallback(RecipeCallback):
         batches = calibration_windows(trainer, self.method.calib)
         home = next(module.model.parameters()).device
         folder = self.config.progress_folder
+        parent = cache_folder() / "pruning" if folder == "auto" else Path(folder or "").expanduser()
         # Processes prune the same way; each keeps its own progress.
-        progress = None if folder is None else Path(folder).expanduser() / f"rank-{trainer.global_rank}"
+        progress = None if folder is None else parent / f"rank-{trainer.global_rank}"
         module.model.to(trainer.strategy.root_device)
         try:
             return self.method.prune(module.model, batches, progress)

@@ -1,18 +1,19 @@
-"""The cache of converted samples: each entry is made once, by one process, and appears complete or not at all."""
+"""The cache folder: each entry is made once, by one process, and appears complete or not at all."""
 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
 
+from pangu_modules.common.files import atomic_file
+
 
 def cache_folder() -> Path:
-    """Return the folder of converted samples: ``$PANGU_CACHE``, or else ``~/.cache/pangu-recipes``."""
+    """Return the folder of what is made once and kept: ``$PANGU_CACHE``, or else ``~/.cache/pangu-recipes``."""
     named = os.environ.get("PANGU_CACHE")
     return Path(named).expanduser() if named else Path.home() / ".cache" / "pangu-recipes"
 
@@ -48,8 +49,8 @@ def cached(name: str, make: Callable[[Path], object]) -> Path:
     path = cache_folder() / name
     if path.exists():
         return path
-    with locked(name), tempfile.TemporaryDirectory(prefix=f".{name}-", dir=path.parent) as temporary:
+    with locked(name):
         if not path.exists():
-            make(Path(temporary) / name)
-            os.replace(Path(temporary) / name, path)
+            with atomic_file(path) as temporary:
+                make(temporary)
     return path

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from pangu_modules.common.files import atomic_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -18,9 +19,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        temporary = Path(path).with_name(f".{Path(path).name}.part")
-        super().save_checkpoint(checkpoint, temporary, storage_options)
-        os.replace(temporary, path)
+        with atomic_file(path) as temporary:
+            super().save_checkpoint(checkpoint, temporary, storage_options)
 
 
 def write_checkpoints_atomically(trainer: Trainer) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pangu_modules.common.errors import UsageError, usage_errors
-from pangu_modules.common.files import write_atomically
+from pangu_modules.common.files import atomic_file, write_atomically
 from pangu_modules.common.names import nearest
 from pangu_modules.engine.folder import RunFolder, new_version, to_yaml, versions
 from pangu_modules.engine.request import Request
@@ -171,10 +171,8 @@ def predict(request: Request) -> None:
     with usage_errors_until_start(trainer, data):
         predictions = trainer.predict(module, datamodule=data, ckpt_path=path, weights_only=True)
     output = Path(request.options.get("output") or folder.path / "predictions.pt")
-    temporary = output.with_name(f".{output.name}.part")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(predictions, temporary)
-    os.replace(temporary, output)
+    with atomic_file(output) as temporary:
+        torch.save(predictions, temporary)
     print(f"predictions: {output}")
 
 

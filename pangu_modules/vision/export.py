@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from pangu_modules.common.files import atomic_files
 from pangu_modules.common.names import nearest
 from pangu_modules.training.module import load_weights
 
@@ -54,12 +53,8 @@ def write(module: ImageClassifier, folder: Path, kind: str) -> None:
     writers = {"timm": _write_timm, "safetensors": _write_safetensors, "onnx": _write_onnx}
     if kind not in writers:
         raise ValueError(f"no export format {kind!r}.{nearest(kind, writers)} Formats: {', '.join(writers)}")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".part") as temporary:
-        writers[kind](module, Path(temporary))
-        for path in Path(temporary).iterdir():
-            path.chmod(0o644)  # safetensors writes for the owner alone
-            os.replace(path, folder / path.name)
+    with atomic_files(folder) as temporary:
+        writers[kind](module, temporary)
 
 
 def read_safetensors(cls: type[Module], folder: Path) -> Module:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pangu_modules.common.config import Config
+from pangu_modules.common.files import atomic_file, write_atomically
 from pangu_modules.llm.calibration.stream import Stream
 from pangu_modules.llm.models import decoder
-from pangu_modules.llm.pruning.plan import LayerSizes
 from pangu_modules.training.objectives import Batch
 
 
@@ -36,31 +35,34 @@ class WalkProgress:
         self.folder = None if folder is None else Path(folder).expanduser() / fingerprint
         self._records: list[dict[str, Any]] = []
 
-    def restore(self, model: nn.Module, stream: Stream) -> list[dict[str, Any]]:
+    def restore(
+        self, model: nn.Module, stream: Stream, reshape: Callable[[nn.Module, dict[str, Any]], None]
+    ) -> list[dict[str, Any]]:
         """Bring model and stream to where the last run stopped; return the finished layers' records.
 
         Args:
-            model: the unpruned model, changed in place.
+            model: the model as it was before the walk, changed in place.
             stream: the calibration stream before the first layer, moved to the next unfinished one.
+            reshape: gives a layer, in place, the shapes that its record describes; its weights are loaded afterwards.
         """
         if self.folder is None or not (self.folder / "progress.json").is_file():
             return []
         self._records = json.loads((self.folder / "progress.json").read_text())
         layers = decoder.decoder_layers(model)
         for index, record in enumerate(self._records):
-            LayerSizes.model_validate(record["sizes"]).apply(layers[index])
+            reshape(layers[index], record)
             layers[index].load_state_dict(load_file(self._layer_file(index)))
         saved = load_file(self._stream_file(len(self._records)))
         for number, hidden in enumerate(stream.hidden):
             hidden.copy_(saved[str(number)])
-        return [record["data"] for record in self._records]
+        return list(self._records)
 
-    def save(self, layer: nn.Module, data: Mapping[str, Any], stream: Stream) -> None:
+    def save(self, layer: nn.Module, record: Mapping[str, Any], stream: Stream) -> None:
         """Record that the next layer is finished.
 
         Args:
             layer: the finished layer.
-            data: JSON data to get back from `restore`.
+            record: JSON data to get back from `restore`.
             stream: the stream behind the layer.
         """
         if self.folder is None:
@@ -69,10 +71,8 @@ class WalkProgress:
         self.folder.mkdir(parents=True, exist_ok=True)
         _write_tensors(self._layer_file(index), layer.state_dict())
         _write_tensors(self._stream_file(index + 1), {str(i): hidden for i, hidden in enumerate(stream.hidden)})
-        self._records.append({"sizes": LayerSizes.of(layer).plain(), "data": dict(data)})
-        temporary = self.folder / "progress.json.tmp"
-        temporary.write_text(json.dumps(self._records))
-        os.replace(temporary, self.folder / "progress.json")
+        self._records.append(dict(record))
+        write_atomically(self.folder / "progress.json", json.dumps(self._records))
         self._stream_file(index).unlink(missing_ok=True)
 
     def clear(self) -> None:
@@ -103,6 +103,5 @@ def fingerprint(config: Config, model: nn.Module, batches: Sequence[Batch]) -> s
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    temporary = path.with_suffix(".tmp")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
-    os.replace(temporary, path)
+    with atomic_file(path) as temporary:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)

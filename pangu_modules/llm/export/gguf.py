@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from pangu_modules.common.files import atomic_file
 from pangu_modules.llm.export.transformers import refuse_own_architecture, shape_differences, without_adapters
-from pangu_modules.llm.files import atomic_file
 
 if TYPE_CHECKING:
     from pangu_modules.llm.causal_lm import CausalLM

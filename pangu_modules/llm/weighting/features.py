@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pangu_modules.llm.files import MODEL_FILE, atomic_model_folder
+from pangu_modules.common.files import atomic_folder
 from pangu_modules.llm.losses import labels_of, token_losses
-from pangu_modules.llm.models.loading import load_causal_lm
+from pangu_modules.llm.models.loading import MODEL_FILE, load_causal_lm
 from pangu_modules.llm.weighting.model import mean_over_tokens
 
 Batch = Mapping[str, Any]
@@ -174,7 +174,7 @@ class KeptModel(nn.Module):
 
 def keep_model(module: Any, folder: Path) -> None:
     """Write ``module.model``, a transformers model, to a folder for `KeptModel`, atomically."""
-    with atomic_model_folder(folder, replace=True) as temporary:
+    with atomic_folder(folder, holding=MODEL_FILE, replace=True) as temporary:
         module.model.save_pretrained(temporary)
 
 

@@ -21,7 +21,8 @@ from pangu_modules.vision.scalenet.config import ScaleNetConfig
 class ParallelAdapter(nn.Module):
     """A bottleneck beside a sub-module: ``scale * up(activation(down(x)))``, zero until it is trained.
 
-    `up` starts at zero; the start of `down` decides how soon the adapter learns (see `init`).
+    `up` starts at zero; the start of `down` decides how soon the adapter learns (see
+    `ScaleNetConfig.adapter_init`).
 
     Args:
         width: features of input and output.

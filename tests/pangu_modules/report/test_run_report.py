@@ -8,7 +8,6 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from pangu_modules.common.files import write_atomically
 from pangu_modules.report.curves import read_curves
 from pangu_modules.report.markdown import escape, fence_for, markdown_table
 from pangu_modules.report.origin import Origin
@@ -312,18 +311,3 @@ def test_importing_the_report_needs_neither_torch_nor_lightning_nor_matplotlib()
     program = f"import sys, pangu_modules.report.writing; print([name for name in {heavy} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"
-
-
-def test_atomic_write_keeps_the_old_file_when_writing_fails(tmp_path, monkeypatch):
-    path = write_atomically(tmp_path / "deep" / "file.txt", "old")
-    assert path.read_text() == "old"
-    assert path.stat().st_mode & 0o777 == (tmp_path / "deep").stat().st_mode & 0o666
-
-    def fail(source, target):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, b"new")
-    assert path.read_text() == "old"
-    assert [file.name for file in path.parent.iterdir()] == ["file.txt"]

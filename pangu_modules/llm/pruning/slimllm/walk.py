@@ -20,6 +20,7 @@ from pangu_modules.llm.calibration.progress import WalkProgress, fingerprint
 from pangu_modules.llm.calibration.stream import Stream, catch_stream, layer_similarities
 from pangu_modules.llm.models import decoder
 from pangu_modules.llm.pruning import surgery
+from pangu_modules.llm.pruning.plan import LayerSizes
 from pangu_modules.llm.pruning.report import LayerReport, PruneReport, count_parameters
 from pangu_modules.llm.pruning.slimllm.channels import prune_channels
 from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig
@@ -109,7 +110,8 @@ def _walk(
             layers[index], index, visited, config, similarity, ratios[index], taylor[index] if taylor else None
         )
         reports.append(report)
-        progress.save(layers[index], {"report": asdict(report), "similarities": similarities}, stream)
+        data = {"report": asdict(report), "similarities": similarities}
+        progress.save(layers[index], {"sizes": LayerSizes.of(layers[index]).plain(), "data": data}, stream)
     return reports
 
 
@@ -120,13 +122,17 @@ def _similarities(
 
     The stream stands in front of the first layer that is pruned afterwards.
     """
-    records = progress.restore(model, stream)
+    records = [record["data"] for record in progress.restore(model, stream, _reshape)]
     if records:
         return records[0]["similarities"], [record["report"] for record in records]
     if _same_everywhere(config, len(decoder.decoder_layers(model))):
         return None, []
     first = lambda similarities: _pruned_layers(_ratios(similarities, config)).start  # noqa: E731
     return layer_similarities(model, stream, first), []
+
+
+def _reshape(layer: nn.Module, record: dict[str, Any]) -> None:
+    LayerSizes.model_validate(record["sizes"]).apply(layer)
 
 
 def _same_everywhere(config: SlimLLMConfig, num_layers: int) -> bool:

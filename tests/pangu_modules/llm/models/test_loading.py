@@ -6,7 +6,6 @@ import torch
 from safetensors import safe_open
 from tiny_llm import TINY_LLAMA, byte_tokenizer, tiny_module, token_batch
 
-from pangu_modules.llm.files import atomic_model_folder
 from pangu_modules.llm.models.loading import (
     gguf_to_folder,
     load_causal_lm,
@@ -117,22 +116,3 @@ def test_weights_in_pickle_files_are_refused(folder, tmp_path):
     os.remove(path / "model.safetensors")
     with pytest.raises(ValueError, match="weights in safetensors"):
         load_causal_lm(str(path))
-
-
-def test_a_model_folder_is_replaced_whole_and_other_folders_never(tmp_path):
-    target = tmp_path / "model"
-    with atomic_model_folder(target, replace=True) as folder:
-        (folder / "config.json").write_text("1")
-    with pytest.raises(IsADirectoryError), atomic_model_folder(target, replace=True) as folder:
-        folder.write_text("fails in the middle")
-    assert (target / "config.json").read_text() == "1"
-    with atomic_model_folder(target, replace=True) as folder:
-        (folder / "config.json").write_text("3")
-    assert (target / "config.json").read_text() == "3"
-    with atomic_model_folder(target, replace=False) as folder:
-        (folder / "config.json").write_text("4")
-    assert (target / "config.json").read_text() == "3"
-    (target / "config.json").rename(target / "thesis.tex")
-    with pytest.raises(FileExistsError, match=r"holds no config\.json"), atomic_model_folder(target, replace=True):
-        pass
-    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]

@@ -36,12 +36,15 @@ from pangu_modules.llm.pruning.pangu_light.absorb import AbsorbPlan as AbsorbPla
 from pangu_modules.llm.pruning.pangu_light.absorb import absorb_post_norms as absorb_post_norms
 from pangu_modules.llm.pruning.pangu_light.config import ClapConfig as ClapConfig
 from pangu_modules.llm.pruning.pangu_light.config import PanguLightConfig as PanguLightConfig
+from pangu_modules.llm.pruning.pangu_light.pipeline import prune_pangu_light as prune_pangu_light
 from pangu_modules.llm.pruning.pangu_light.target import TargetShape as TargetShape
 from pangu_modules.llm.pruning.pangu_light.target import target_parameters as target_parameters
 from pangu_modules.llm.pruning.plan import LayerSizes as LayerSizes
 from pangu_modules.llm.pruning.plan import ShapePlan as ShapePlan
 from pangu_modules.llm.pruning.short_gpt import ShortGPTConfig as ShortGPTConfig
+from pangu_modules.llm.pruning.short_gpt import drop_layers as drop_layers
 from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig as SlimLLMConfig
+from pangu_modules.llm.pruning.slimllm.walk import prune_slimllm as prune_slimllm
 from pangu_modules.llm.weighting.model import DataWeightingModel as DataWeightingModel
 from pangu_modules.report.run_report import RunReport as RunReport
 from pangu_modules.report.writing import write_report as write_report

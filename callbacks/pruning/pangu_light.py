@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from pydantic import Field
+from torch import nn
 
 from callbacks.pruning.report import held_out_batches, on_device
 from callbacks.pruning.structured import PruningCallback, PruningConfig, calibration_windows
@@ -15,11 +18,13 @@ from pangu_modules.llm.calibration.windows import CalibrationConfig
 from pangu_modules.llm.models.perplexity import perplexity
 from pangu_modules.llm.pruning.pangu_light.absorb import AbsorbConfig, AbsorbPlan, absorb_post_norms, check_absorption
 from pangu_modules.llm.pruning.pangu_light.config import PanguLightConfig
+from pangu_modules.llm.pruning.pangu_light.pipeline import compare_reinitialisations, prune_pangu_light
 from pangu_modules.llm.pruning.pangu_light.report import PanguLightReport
 from pangu_modules.llm.pruning.report import PruneReport
 from pangu_modules.report.parts import add_table
 from pangu_modules.training.callback import RecipeCallback
 from pangu_modules.training.module import PanguModule
+from pangu_modules.training.objectives import Batch
 from pangu_modules.training.structure import find_plan
 
 
@@ -63,6 +68,10 @@ class PanguLightPruning(PruningCallback):
         if absorb.enabled:
             absorb_into(trainer, pl_module, absorb, self.method.calib, self.name)
 
+    def prune(self, model: nn.Module, batches: Sequence[Batch], progress_folder: Path | None) -> PruneReport:
+        """Prune after one forward pass, so there is no progress to keep; see `prune_pangu_light`."""
+        return prune_pangu_light(model, self.method, batches)
+
     def _prune(self, trainer: Trainer, module: PanguModule) -> PruneReport:
         if self.config.measure and trainer.is_global_zero and not self.method.laco:
             self._compare_parts(trainer, module)
@@ -70,8 +79,6 @@ class PanguLightPruning(PruningCallback):
 
     def _compare_parts(self, trainer: Trainer, module: PanguModule) -> None:
         """Add a table of perplexities for CLAP and SLNP on and off, of copies of the model."""
-        from pangu_modules.llm.pruning.pangu_light.pipeline import compare_reinitialisations
-
         held_out = held_out_batches(trainer)
         if not held_out:
             return

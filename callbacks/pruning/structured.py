@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,8 +22,9 @@ from pangu_modules.llm.calibration.windows import CalibrationConfig, draw_window
 from pangu_modules.llm.lora import LoRAConfig, LoRAPlan, has_adapters
 from pangu_modules.llm.pruning.plan import Layout, ShapePlan
 from pangu_modules.llm.pruning.report import PruneReport
-from pangu_modules.llm.pruning.short_gpt import ShortGPTConfig
+from pangu_modules.llm.pruning.short_gpt import ShortGPTConfig, drop_layers
 from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig
+from pangu_modules.llm.pruning.slimllm.walk import prune_slimllm
 from pangu_modules.training.callback import RecipeCallback
 from pangu_modules.training.module import PanguModule
 from pangu_modules.training.objectives import Batch
@@ -31,16 +32,11 @@ from pangu_modules.training.structure import find_plan
 
 
 class PruningMethod(Protocol):
-    """What a method's configuration offers to the callbacks of this file."""
+    """What the callbacks of this file read from a method's configuration."""
 
     @property
     def calib(self) -> CalibrationConfig:
         """Calibration text the method wants."""
-
-    def prune(
-        self, model: nn.Module, batches: Iterable[Batch], progress_folder: str | Path | None = None
-    ) -> PruneReport:
-        """Prune the model in place."""
 
 
 class PruningConfig(BaseConfig):
@@ -80,6 +76,10 @@ class PruningCallback(RecipeCallback):
     def method(self) -> PruningMethod:
         """The pruning method with its settings."""
         raise TypeError(f"{type(self).__name__} does not define method")
+
+    def prune(self, model: nn.Module, batches: Sequence[Batch], progress_folder: Path | None) -> PruneReport:
+        """Prune the model in place on calibration batches; a method of several steps keeps those done in the folder."""
+        raise TypeError(f"{type(self).__name__} does not define prune(model, batches, progress_folder)")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Prune, unless the module holds this callback's plan already.
@@ -122,7 +122,7 @@ class PruningCallback(RecipeCallback):
         progress = None if folder is None else parent / f"rank-{trainer.global_rank}"
         module.model.to(trainer.strategy.root_device)
         try:
-            return self.method.prune(module.model, batches, progress)
+            return self.prune(module.model, batches, progress)
         finally:
             module.model.to(home)
 
@@ -160,6 +160,10 @@ class StructuredPruning(PruningCallback):
         """SlimLLM's settings."""
         return self.config.method
 
+    def prune(self, model: nn.Module, batches: Sequence[Batch], progress_folder: Path | None) -> PruneReport:
+        """Walk through the layers; see `prune_slimllm`."""
+        return prune_slimllm(model, self.method, batches, progress_folder)
+
 
 class LayerDropping(PruningCallback):
     """ShortGPT: whole layers go, those that change the residual stream least (arXiv:2403.03853)."""
@@ -175,6 +179,10 @@ class LayerDropping(PruningCallback):
     def method(self) -> ShortGPTConfig:
         """ShortGPT's settings."""
         return self.config.method
+
+    def prune(self, model: nn.Module, batches: Sequence[Batch], progress_folder: Path | None) -> PruneReport:
+        """Drop layers after one forward pass, so there is no progress to keep; see `drop_layers`."""
+        return drop_layers(model, self.method, batches)
 
 
 def calibration_windows(trainer: Trainer, config: CalibrationConfig) -> list[Batch]:

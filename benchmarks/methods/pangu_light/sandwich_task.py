@@ -89,7 +89,7 @@ def changed(name: str, dense: nn.Module, calibration: list[dict[str, Tensor]]) -
     """Return a copy of the trained model as the arm of this name has it, before any healing."""
     from pangu_modules.llm.pruning.pangu_light.absorb import absorb_post_norms
     from pangu_modules.llm.pruning.pangu_light.config import PanguLightConfig
-    from pangu_modules.llm.pruning.pangu_light.pipeline import prune
+    from pangu_modules.llm.pruning.pangu_light.pipeline import prune_pangu_light
 
     model = copy.deepcopy(dense)
     if name in SIGMAS:
@@ -97,7 +97,8 @@ def changed(name: str, dense: nn.Module, calibration: list[dict[str, Tensor]]) -
         return absorbed
     if name.startswith("sandwich96"):
         slnp = name.removeprefix("sandwich96_")
-        prune(model, calibration, PanguLightConfig(target={"hidden_size": 96}, clap={"enabled": False}, slnp=slnp))
+        method = PanguLightConfig(target={"hidden_size": 96}, clap={"enabled": False}, slnp=slnp)
+        prune_pangu_light(model, method, calibration)
     return model
 
 

@@ -62,6 +62,7 @@ def _channel_contest(name: str, peer_name: str, prune: Callable[[Any, Sequence[d
     """
     from pangu_modules.llm.models.perplexity import perplexity
     from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig
+    from pangu_modules.llm.pruning.slimllm.walk import prune_slimllm
 
     dense, texts = smollm2(), text_batches(40, 128)
     batches, held_out = texts[:-1], texts[-1:]
@@ -77,7 +78,7 @@ def _channel_contest(name: str, peer_name: str, prune: Callable[[Any, Sequence[d
 
     def ours() -> Any:
         model = copy.deepcopy(dense)
-        config.prune(model, batches)
+        prune_slimllm(model, config, batches)
         return model
 
     def peer() -> Any:

@@ -61,17 +61,18 @@ def contests() -> Iterator[Contest]:
 def whole_contest() -> Contest:
     """Return the race of calibrating and pruning against the forward passes alone, in time and in memory."""
     from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig
+    from pangu_modules.llm.pruning.slimllm.walk import prune_slimllm
 
     dense, batches = smollm2(), text_batches(TIMED_WINDOWS, LENGTH, BATCH)
 
     def prune(tokens: Sequence[dict[str, Tensor]], **changes: Any) -> float:
         model = copy.deepcopy(dense)
         config = SlimLLMConfig(**{"pruned_layers": 24} | changes)
-        return timed(lambda: config.prune(model, tokens))()
+        return timed(lambda: prune_slimllm(model, config, tokens))()
 
     def check() -> tuple[float, float]:
         whole = copy.deepcopy(dense)
-        SlimLLMConfig(base_ratio=0.0).prune(whole, batches[:1])
+        prune_slimllm(whole, SlimLLMConfig(base_ratio=0.0), batches[:1])
         return largest_difference(whole, dense, batches[0]["input_ids"][:1]), 0
 
     races = (
@@ -130,6 +131,7 @@ def peak_megabytes(batches: list[list[list[int]]]) -> float:
     import torch
 
     from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig
+    from pangu_modules.llm.pruning.slimllm.walk import prune_slimllm
 
     calibration = [{"input_ids": torch.tensor(batch)} for batch in batches]
     prune_tiny()
@@ -138,7 +140,7 @@ def peak_megabytes(batches: list[list[list[int]]]) -> float:
     held = resident("VmRSS") - megabytes(model)
     with open("/proc/self/clear_refs", "w") as file:  # the peak counts from here
         file.write("5")
-    SlimLLMConfig(pruned_layers=24).prune(model, calibration)
+    prune_slimllm(model, SlimLLMConfig(pruned_layers=24), calibration)
     return resident("VmHWM") - held
 
 
@@ -148,11 +150,12 @@ def prune_tiny() -> None:
 
     from pangu_modules.llm.models.loading import new_causal_lm
     from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig
+    from pangu_modules.llm.pruning.slimllm.walk import prune_slimllm
 
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 64}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     model = new_causal_lm("llama", sizes | heads)
-    SlimLLMConfig(pruned_layers=2).prune(model, [{"input_ids": torch.arange(3, 64).expand(8, -1)}])
+    prune_slimllm(model, SlimLLMConfig(pruned_layers=2), [{"input_ids": torch.arange(3, 64).expand(8, -1)}])
 
 
 def resident(field: str) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import Field, PositiveInt, model_validator
 from torch import nn
@@ -11,9 +11,8 @@ from torch import nn
 from pangu_modules.common.config import Config
 from pangu_modules.llm.models import decoder
 from pangu_modules.llm.pruning import surgery
+from pangu_modules.llm.pruning.export.folder import Layout, write_pruned
 from pangu_modules.training.structure import Plan
-
-Layout = Literal["auto", "uniform", "padded", "per_layer"]
 
 
 class LayerSizes(Config):
@@ -139,6 +138,4 @@ class ShapePlan(Plan):
 
     def write_model(self, model: nn.Module, folder: Path) -> None:
         """Write the pruned model in this plan's layout; see `export.write_pruned`."""
-        from pangu_modules.llm.pruning.export.folder import write_pruned
-
         write_pruned(model, folder, self.layout)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from pydantic import Field, PositiveInt
@@ -26,15 +25,9 @@ class ShortGPTConfig(Config):
     protect_layers: tuple[int, ...] = Field((), description="Layers never dropped; negative numbers from the end.")
     calib: CalibrationConfig = Field(CalibrationConfig(), description="Calibration text.")
 
-    def prune(
-        self, model: nn.Module, batches: Iterable[Batch], progress_folder: str | Path | None = None
-    ) -> PruneReport:
-        """Prune `model` in place; one forward pass, so there is no progress to keep."""
-        return prune_short_gpt(model, self, batches)
-
 
 @torch.no_grad()
-def prune_short_gpt(model: nn.Module, config: ShortGPTConfig, batches: Iterable[Batch]) -> PruneReport:
+def drop_layers(model: nn.Module, config: ShortGPTConfig, batches: Iterable[Batch]) -> PruneReport:
     """Drop the layers of lowest block influence ``1 - mean cos(layer input, layer output)``.
 
     Args:

@@ -25,7 +25,7 @@ from pangu_modules import (
 )
 from pangu_modules.engine.run import fit_stage
 from pangu_modules.llm.models import decoder
-from pangu_modules.llm.pruning.pangu_light.pipeline import prune
+from pangu_modules.llm.pruning.pangu_light.pipeline import prune_pangu_light
 
 TARGET = TargetShape(num_hidden_layers=3, hidden_size=24, intermediate_size=40)
 METHOD = PanguLightConfig(target=TARGET, calib=CalibrationConfig(n_samples=4, seq_len=16, batch_size=4))
@@ -128,7 +128,7 @@ def test_a_pruned_sandwich_is_absorbed_before_recovery_and_loads_as_a_llama(tmp_
 @pytest.mark.parametrize("layout", ["auto", "padded", "per_layer"])
 def test_a_pruned_sandwich_with_its_post_norms_is_not_exported(layout, tmp_path):
     module = sandwich_recipe({}).stages[""].module.build()
-    prune(module.model, [token_batch()], METHOD.derive(target=TargetShape(hidden_size=24)))
+    prune_pangu_light(module.model, METHOD.derive(target=TargetShape(hidden_size=24)), [token_batch()])
     module.restructure(ShapePlan.of(module.model, layout=layout))
     for kind in ("transformers", "gguf"):
         with pytest.raises(ValueError, match=r"'sandwich_llama'; absorb its post-norms .*method.absorb.enabled true"):

@@ -16,6 +16,7 @@ from pangu_modules.engine.run import fit_stage
 from pangu_modules.llm.models import decoder
 from pangu_modules.llm.models.perplexity import perplexity
 from pangu_modules.llm.pruning import surgery
+from pangu_modules.llm.pruning.slimllm.walk import prune_slimllm
 
 CALIB = CalibrationConfig(n_samples=4, seq_len=16, batch_size=4)
 METHOD = SlimLLMConfig(base_ratio=0.5, pruned_layers=1, calib=CALIB)
@@ -80,7 +81,7 @@ def test_nothing_is_measured_where_it_is_not_wanted(tmp_path):
 def test_undoing_the_repair_gives_the_model_that_was_only_cut():
     batches = [token_batch(4, 16, seed=7)]
     module, cut = tiny_module(), tiny_module()
-    report = METHOD.prune(module.model, batches)
+    report = prune_slimllm(module.model, METHOD, batches)
     state = {name: value.clone() for name, value in module.model.state_dict().items()}
     for entry, layer in zip(report.layers, decoder.decoder_layers(cut.model), strict=True):
         surgery.keep_kv_groups(layer, sorted({head // 2 for head in entry.kept_heads}))
@@ -95,6 +96,6 @@ def test_undoing_the_repair_gives_the_model_that_was_only_cut():
 
 def test_a_model_without_repair_has_none_to_undo():
     module = tiny_module()
-    report = METHOD.derive(recovery="none").prune(module.model, [token_batch(4, 16, seed=7)])
+    report = prune_slimllm(module.model, METHOD.derive(recovery="none"), [token_batch(4, 16, seed=7)])
     with unrepaired(module.model, tiny_module().model, report) as repaired:
         assert not repaired

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -22,7 +22,8 @@ from pangu_modules.llm.models.loading import quiet_transformers
 from pangu_modules.llm.pruning.export.carriers import PLAIN_ARCHITECTURES, carrier_config
 from pangu_modules.llm.pruning.export.modeling_file import MODELING_FILE, modeling_source
 from pangu_modules.llm.pruning.export.padding import pad_layer
-from pangu_modules.llm.pruning.plan import Layout
+
+Layout = Literal["auto", "uniform", "padded", "per_layer"]
 
 
 def write_pruned(model: Any, folder: Path, layout: Layout = "auto") -> Layout:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
-from torch import nn
 
-from pangu_modules.common.config import Config, nearest
+from pangu_modules.common.config import Config
+from pangu_modules.common.names import nearest
 from pangu_modules.llm.calibration.windows import CalibrationConfig
 from pangu_modules.llm.pruning.pangu_light.absorb import AbsorbConfig
 from pangu_modules.llm.pruning.pangu_light.importance import Aggregation, HeadScore
 from pangu_modules.llm.pruning.pangu_light.slnp import SlnpMode, SlnpNorms
 from pangu_modules.llm.pruning.pangu_light.target import TargetShape
-from pangu_modules.training.objectives import Batch
-
-if TYPE_CHECKING:
-    from pangu_modules.llm.pruning.pangu_light.report import PanguLightReport
 
 
 class ClapConfig(Config):
@@ -79,15 +74,6 @@ class PanguLightConfig(Config):
         if self.laco and self.clap.enabled:
             raise ValueError("laco and clap.enabled both merge dropped layers: switch one off")
         return self
-
-    def prune(
-        self, model: nn.Module, batches: Iterable[Batch], progress_folder: str | Path | None = None
-    ) -> PanguLightReport:
-        """Prune `model` in place; one forward pass, so there is no progress to keep. See `pangu_light.prune`."""
-        from pangu_modules.llm.pruning.pangu_light.pipeline import prune  # it needs this file
-
-        report, _ = prune(model, list(batches), self)
-        return report
 
 
 BASELINES: Mapping[str, Mapping[str, Any]] = {

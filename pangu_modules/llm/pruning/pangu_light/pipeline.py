@@ -7,22 +7,20 @@
     slices                                                       surgery.py
     norm gains rescaled (SLNP)                                   slnp.py
 
-`prune` does it all; `select` and `apply_selection` are its halves. Recovery by distillation, and `absorb_post_norms`
-for sandwich-norm models, come after.
+`prune_pangu_light` does it all; `select` and `apply_selection` are its halves. Recovery by distillation, and
+`absorb_post_norms` for sandwich-norm models, come after.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import nn
 
-from pangu_modules.common.config import Config
 from pangu_modules.llm.calibration.probe import hidden_norms
 from pangu_modules.llm.models import decoder
 from pangu_modules.llm.pruning import surgery
@@ -31,53 +29,35 @@ from pangu_modules.llm.pruning.pangu_light import clap
 from pangu_modules.llm.pruning.pangu_light.config import PanguLightConfig
 from pangu_modules.llm.pruning.pangu_light.importance import Importance, collect_importance
 from pangu_modules.llm.pruning.pangu_light.report import PanguLightReport, count_tokens, report_of, shape_of_model
-from pangu_modules.llm.pruning.pangu_light.selection import group_scores, random_scores, select_query_heads, top_k
+from pangu_modules.llm.pruning.pangu_light.selection import (
+    PanguLightSelection,
+    group_scores,
+    random_scores,
+    select_query_heads,
+    top_k,
+)
 from pangu_modules.llm.pruning.pangu_light.slnp import slnp_factors, slnp_rescale
 from pangu_modules.llm.pruning.pangu_light.target import ModelShape, resolve_target, shape_for_parameters
-from pangu_modules.llm.pruning.plan import ShapePlan
 from pangu_modules.llm.pruning.report import count_parameters
 from pangu_modules.training.objectives import Batch
 
 
-class PanguLightSelection(Config):
-    """What stays of one model: indices per axis and the norms' factors; bound to the weights it was made for."""
-
-    fingerprint: str = Field(description="Hash of the weights the selection was made for.")
-    layers: tuple[int, ...] = Field(description="Kept layers.")
-    query_heads: tuple[tuple[int, ...], ...] = Field(description="Kept query heads of every layer, dropped ones too.")
-    groups: tuple[tuple[tuple[int, int], ...], ...] = Field(
-        description="KV groups of every kept layer, as (layer they come from, index there)."
-    )
-    channels: tuple[tuple[int, ...], ...] = Field(description="Kept FFN channels of every kept layer.")
-    hidden: tuple[int, ...] = Field(description="Kept hidden channels.")
-    norm_factors: dict[str, float] = Field(
-        description="Factor on every norm's gain, by its name in the unpruned model."
-    )
-    block_influence: tuple[float, ...] = Field(description="1 - mean cos(input, output) of every layer.")
-    layer_scores: tuple[float, ...] = Field(description="Score of every layer under the depth criterion.")
-    fold_gain: bool = Field(description="Fold norm gains into adopted groups.")
-    laco: bool = Field(description="Merge dropped layers by parameter differences.")
-
-
-def prune(
-    model: nn.Module, batches: Sequence[Batch], config: PanguLightConfig, *, source: str = ""
-) -> tuple[PanguLightReport, ShapePlan]:
-    """Prune the model in place; return the report and the plan that rebuilds its shapes.
+def prune_pangu_light(model: nn.Module, config: PanguLightConfig, batches: Iterable[Batch]) -> PanguLightReport:
+    """Prune the model in place, and say what was done; `ShapePlan.of` is the plan that rebuilds its shapes.
 
     Args:
         model: a transformers causal LM of a supported architecture, or `SandwichLlamaForCausalLM`.
-        batches: calibration batches, each with ``input_ids`` (batch, seq) and perhaps ``attention_mask``.
         config: target and method.
-        source: name of the callback that prunes, stored in the plan.
+        batches: calibration batches, each with ``input_ids`` (batch, seq) and perhaps ``attention_mask``.
 
     Raises:
         ValueError: the target or the model does not fit (the message says why), or an activation is not finite.
     """
-    selection = select(model, batches, config)
+    calibration = list(batches)
+    selection = select(model, calibration, config)
     before, parameters = shape_of_model(model), count_parameters(model)
     apply_selection(model, selection)
-    report = report_of(model, selection, before, parameters, count_tokens(batches))
-    return report, ShapePlan.of(model, kept_layers=selection.layers, source=source)
+    return report_of(model, selection, before, parameters, count_tokens(calibration))
 
 
 def select(
@@ -86,13 +66,13 @@ def select(
     """Score every axis and choose what stays; the model is not changed.
 
     Args:
-        model: as in `prune`.
-        batches: as in `prune`.
-        config: as in `prune`.
+        model: as in `prune_pangu_light`.
+        batches: as in `prune_pangu_light`.
+        config: as in `prune_pangu_light`.
         scores: what `score` returned for another arm with the same scoring, to spare its forward pass.
 
     Raises:
-        ValueError: as `prune`.
+        ValueError: as `prune_pangu_light`.
     """
     _check_model(model)
     target = _target(model, config)

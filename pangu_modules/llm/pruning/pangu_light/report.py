@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from pangu_modules.llm.models import decoder
+from pangu_modules.llm.pruning.pangu_light.selection import PanguLightSelection
 from pangu_modules.llm.pruning.pangu_light.target import ModelShape
 from pangu_modules.llm.pruning.report import LayerReport, PruneReport, count_parameters
 from pangu_modules.training.objectives import Batch
-
-if TYPE_CHECKING:
-    from pangu_modules.llm.pruning.pangu_light.pipeline import PanguLightSelection
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from pangu_modules.common.config import Config
 from pangu_modules.llm.pruning.pangu_light.importance import Importance
+
+
+class PanguLightSelection(Config):
+    """What stays of one model: indices per axis and the norms' factors; bound to the weights it was made for."""
+
+    fingerprint: str = Field(description="Hash of the weights the selection was made for.")
+    layers: tuple[int, ...] = Field(description="Kept layers.")
+    query_heads: tuple[tuple[int, ...], ...] = Field(description="Kept query heads of every layer, dropped ones too.")
+    groups: tuple[tuple[tuple[int, int], ...], ...] = Field(
+        description="KV groups of every kept layer, as (layer they come from, index there)."
+    )
+    channels: tuple[tuple[int, ...], ...] = Field(description="Kept FFN channels of every kept layer.")
+    hidden: tuple[int, ...] = Field(description="Kept hidden channels.")
+    norm_factors: dict[str, float] = Field(
+        description="Factor on every norm's gain, by its name in the unpruned model."
+    )
+    block_influence: tuple[float, ...] = Field(description="1 - mean cos(input, output) of every layer.")
+    layer_scores: tuple[float, ...] = Field(description="Score of every layer under the depth criterion.")
+    fold_gain: bool = Field(description="Fold norm gains into adopted groups.")
+    laco: bool = Field(description="Merge dropped layers by parameter differences.")
 
 
 def top_k(scores: Tensor, k: int) -> list[int]:

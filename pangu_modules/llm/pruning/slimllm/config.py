@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
-from torch import nn
 
 from pangu_modules.common.config import Config
 from pangu_modules.llm.calibration.windows import CalibrationConfig
 from pangu_modules.llm.pruning.slimllm.criteria import ChannelCriterion, HeadCriterion
 from pangu_modules.llm.pruning.slimllm.regression import Recovery
-from pangu_modules.training.objectives import Batch
-
-if TYPE_CHECKING:
-    from pangu_modules.llm.pruning.report import PruneReport
 
 
 class SlimLLMConfig(Config):
@@ -58,14 +51,6 @@ class SlimLLMConfig(Config):
     )
     seed: NonNegativeInt = Field(42, description="Seed of the random criteria.")
     calib: CalibrationConfig = Field(CalibrationConfig(), description="Calibration text.")
-
-    def prune(
-        self, model: nn.Module, batches: Iterable[Batch], progress_folder: str | Path | None = None
-    ) -> PruneReport:
-        """Prune `model` in place; see `prune_slimllm`."""
-        from pangu_modules.llm.pruning.slimllm.walk import prune_slimllm  # it needs this file
-
-        return prune_slimllm(model, self, batches, progress_folder)
 
 
 # Baselines of the paper and its neighbours in the same walk: changes to SlimLLMConfig, with uniform ratios.

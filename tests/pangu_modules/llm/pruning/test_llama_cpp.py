@@ -10,7 +10,7 @@ from llama_cpp_engine import continue_greedily
 from tiny_llm import byte_tokenizer, tiny_module, token_batch
 
 from pangu_modules import PanguLightConfig, ShapePlan, TargetShape
-from pangu_modules.llm.pruning.pangu_light.pipeline import prune
+from pangu_modules.llm.pruning.pangu_light.pipeline import prune_pangu_light
 
 COUNT = 12
 
@@ -21,7 +21,7 @@ def test_llama_cpp_continues_a_pruned_model_as_transformers_does(tmp_path: Path)
     module = tiny_module(data_tokenizer=byte_tokenizer(tmp_path / "tokenizer"), model_args=sizes)
     target = TargetShape(num_hidden_layers=3, hidden_size=24, intermediate_size=40, num_key_value_heads=1)
     batch = token_batch()
-    prune(module.model, [batch], PanguLightConfig(target=target))
+    prune_pangu_light(module.model, PanguLightConfig(target=target), [batch])
     module.restructure(ShapePlan.of(module.model))
     module.export(tmp_path, "gguf")
     tokens = batch["input_ids"][0].tolist()

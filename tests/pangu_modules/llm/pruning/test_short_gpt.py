@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from pangu_modules.llm.pruning.short_gpt import ShortGPTConfig, prune_short_gpt
+from pangu_modules.llm.pruning.short_gpt import ShortGPTConfig, drop_layers
 
 IDS = torch.randint(1, 61, (3, 12), generator=torch.Generator().manual_seed(8))
 
@@ -41,7 +41,7 @@ def test_the_layers_of_lowest_influence_go(tiny_model, family):
     for index in order[:2]:
         reference.model.layers[index].self_attn.o_proj.weight.data.zero_()
         reference.model.layers[index].mlp.down_proj.weight.data.zero_()
-    report = prune_short_gpt(model, ShortGPTConfig(dropped_layers=2), [{"input_ids": IDS}])
+    report = drop_layers(model, ShortGPTConfig(dropped_layers=2), [{"input_ids": IDS}])
     assert report.kept_layers == tuple(sorted(order[2:]))
     for entry in report.layers:
         assert 1 - entry.similarity == pytest.approx(influences[entry.index], abs=1e-12)  # measured 1e-16
@@ -52,4 +52,4 @@ def test_the_layers_of_lowest_influence_go(tiny_model, family):
 
 def test_dropping_everything_is_refused(tiny_model):
     with pytest.raises(ValueError, match="dropped_layers=4 leaves none of 4 layers"):
-        prune_short_gpt(tiny_model("llama"), ShortGPTConfig(dropped_layers=4), [{"input_ids": IDS}])
+        drop_layers(tiny_model("llama"), ShortGPTConfig(dropped_layers=4), [{"input_ids": IDS}])

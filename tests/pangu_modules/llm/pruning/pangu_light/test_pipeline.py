@@ -16,14 +16,15 @@ from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.pangu_light.config import BASELINES, ClapConfig, PanguLightConfig, baseline
 from pangu_modules.llm.pruning.pangu_light.importance import collect_importance
 from pangu_modules.llm.pruning.pangu_light.pipeline import (
-    PanguLightSelection,
     apply_selection,
     compare_reinitialisations,
     fingerprint,
-    prune,
+    prune_pangu_light,
     select,
 )
+from pangu_modules.llm.pruning.pangu_light.selection import PanguLightSelection
 from pangu_modules.llm.pruning.pangu_light.target import ModelShape
+from pangu_modules.llm.pruning.plan import ShapePlan
 
 FAMILIES = ["llama", "llama_bias", "qwen2", "qwen3", "mistral"]
 IDS = torch.randint(1, 61, (4, 9), generator=torch.Generator().manual_seed(3))
@@ -42,13 +43,13 @@ def logits_of(model):
 def test_a_target_of_the_present_shape_changes_no_bit(tiny_model, family, slnp):
     model = tiny_model(family)
     before, weights = logits_of(model), copy.deepcopy(model.state_dict())
-    report, plan = prune(model, BATCHES, PanguLightConfig(target={}, slnp=slnp))
+    report = prune_pangu_light(model, PanguLightConfig(target={}, slnp=slnp), BATCHES)
     assert torch.equal(logits_of(model), before)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     assert report.parameters_before == report.parameters_after
     assert report.removed_fraction == 0
     assert report.norm_factors == (1.0, 1.0, 1.0)
-    assert plan.kept_layers == (0, 1, 2, 3)
+    assert report.kept_layers == (0, 1, 2, 3)
 
 
 @torch.no_grad()
@@ -77,7 +78,8 @@ def test_heads_channels_and_layers_removed_equal_masked(tiny_model, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_joint_target_is_met_and_generates(tiny_model, family):
     model = tiny_model(family)
-    report, plan = prune(model, BATCHES, PanguLightConfig(target=JOINT), source="pruning")
+    report = prune_pangu_light(model, PanguLightConfig(target=JOINT), BATCHES)
+    plan = ShapePlan.of(model, report.kept_layers, source="pruning")
     assert decoder.layer_shape(model.model.layers[0]) == decoder.LayerShape(4, 2, 8, 20)
     assert (model.config.hidden_size, model.config.num_hidden_layers) == (18, 3)
     assert report.parameters_after == sum(parameter.numel() for parameter in model.parameters())
@@ -98,7 +100,8 @@ def test_joint_target_is_met_and_generates(tiny_model, family):
 
 def test_the_plan_rebuilds_the_shapes_for_the_weights(tiny_model):
     model, fresh = tiny_model("llama"), tiny_model("llama")
-    _, plan = prune(model, BATCHES, PanguLightConfig(target=JOINT))
+    report = prune_pangu_light(model, PanguLightConfig(target=JOINT), BATCHES)
+    plan = ShapePlan.of(model, report.kept_layers)
     plan.apply(type("Module", (), {"model": fresh}))
     fresh.load_state_dict(model.state_dict())
     assert torch.equal(logits_of(fresh), logits_of(model))
@@ -126,8 +129,8 @@ def test_kept_indices_are_the_best_by_score(tiny_model):
 def test_slnp_rescales_the_sliced_gains(tiny_model):
     model, unscaled = tiny_model("llama"), tiny_model("llama")
     gain = model.model.norm.weight.detach().clone()
-    report, _ = prune(model, BATCHES, PanguLightConfig(target={"hidden_size": 18}))
-    prune(unscaled, BATCHES, PanguLightConfig(target={"hidden_size": 18}, slnp="none"))
+    report = prune_pangu_light(model, PanguLightConfig(target={"hidden_size": 18}), BATCHES)
+    prune_pangu_light(unscaled, PanguLightConfig(target={"hidden_size": 18}, slnp="none"), BATCHES)
     factor = report.selection.norm_factors["norm"]
     assert torch.equal(model.model.norm.weight, unscaled.model.norm.weight * factor)
     torch.testing.assert_close(model.model.norm.weight.detach().norm(), gain.norm(), rtol=1e-14, atol=0)
@@ -138,7 +141,7 @@ def test_adopted_groups_and_untouched_receivers(tiny_model):
     model = tiny_model("llama")
     before = copy.deepcopy(model)
     config = PanguLightConfig(target={"num_hidden_layers": 2}, clap={"score_norm": "layer_mean"})
-    report, _ = prune(model, BATCHES, config)
+    report = prune_pangu_light(model, config, BATCHES)
     assert set(report.dropped_layers) == {1, 2}
     for position, layer in enumerate(report.selection.layers):
         kept = before.model.layers[layer]
@@ -192,14 +195,14 @@ def test_perplexity_criterion_drops_the_layer_that_costs_least(tiny_model):
         shorter = copy.deepcopy(model)
         surgery.keep_layers(shorter, [index for index in range(4) if index != layer])
         candidates[layer] = perplexity(shorter, BATCHES)
-    report, _ = prune(model, BATCHES, config)
+    report = prune_pangu_light(model, config, BATCHES)
     assert list(report.dropped_layers) == [min(candidates, key=candidates.__getitem__)]
     assert perplexity(model, BATCHES) == pytest.approx(min(candidates.values()), rel=1e-12)
 
 
 def test_parameter_budget(tiny_model):
     model = tiny_model("llama")
-    report, _ = prune(model, BATCHES, PanguLightConfig(target_params=0.6, round_to=2))
+    report = prune_pangu_light(model, PanguLightConfig(target_params=0.6, round_to=2), BATCHES)
     assert 0.55 < report.parameters_after / report.parameters_before <= 0.6
     assert model.config.hidden_size % 2 == 0
 
@@ -208,7 +211,7 @@ def test_laco_adds_the_differences_of_dropped_layers(tiny_model):
     model = tiny_model("llama")
     before = copy.deepcopy(model)
     config = baseline("laco", PanguLightConfig(target={"num_hidden_layers": 2}))
-    report, _ = prune(model, BATCHES, config)
+    report = prune_pangu_light(model, config, BATCHES)
     assert report.selection.layers == (0, 3)
     weights = [layer.mlp.up_proj.weight for layer in before.model.layers]
     want = weights[0] + (weights[1] - weights[0]) + (weights[2] - weights[0])
@@ -233,7 +236,7 @@ def test_comparison_of_reinitialisations_leaves_the_model_alone(tiny_model):
     values = compare_reinitialisations(model, BATCHES, config, lambda arm: perplexity(arm, BATCHES))
     assert list(values) == ["dense", "plain", "clap", "slnp", "clap+slnp"]
     assert fingerprint(model) == before
-    prune(model, BATCHES, config)
+    prune_pangu_light(model, config, BATCHES)
     assert values["clap+slnp"] == perplexity(model, BATCHES)
     assert len(set(values.values())) == 5
 
@@ -241,19 +244,19 @@ def test_comparison_of_reinitialisations_leaves_the_model_alone(tiny_model):
 @pytest.mark.parametrize("name", list(BASELINES))
 def test_baselines_keep_the_target_and_run(tiny_model, name):
     config = baseline(name, PanguLightConfig(target=JOINT))
-    report = config.prune(tiny_model("llama"), iter(BATCHES))
+    report = prune_pangu_light(tiny_model("llama"), config, iter(BATCHES))
     assert report.shape_after == ModelShape(18, 20, 4, 2, 3)
     if name == "minitron":
         assert (config.agg_batch, config.agg_seq, config.slnp, config.clap.enabled) == ("l2", "mean", "none", False)
 
 
 def test_depth_alone_is_short_gpt(tiny_model):
-    from pangu_modules.llm.pruning.short_gpt import ShortGPTConfig
+    from pangu_modules.llm.pruning.short_gpt import ShortGPTConfig, drop_layers
 
     model, other = tiny_model("llama"), tiny_model("llama")
     target = {"num_hidden_layers": 2}
-    ours = PanguLightConfig(target=target, protect_layers=(), **PLAIN).prune(model, BATCHES)
-    theirs = ShortGPTConfig(dropped_layers=2).prune(other, BATCHES)
+    ours = prune_pangu_light(model, PanguLightConfig(target=target, protect_layers=(), **PLAIN), BATCHES)
+    theirs = drop_layers(other, ShortGPTConfig(dropped_layers=2), BATCHES)
     assert ours.kept_layers == theirs.kept_layers
     assert torch.equal(logits_of(model), logits_of(other))
     assert [layer.similarity for layer in ours.layers] == pytest.approx([layer.similarity for layer in theirs.layers])
@@ -292,7 +295,7 @@ def test_targets_the_model_cannot_reach(tiny_model, target, message):
     model = tiny_model("llama")
     before = fingerprint(model)
     with pytest.raises(ValueError, match=message):
-        prune(model, BATCHES, PanguLightConfig(target=target))
+        prune_pangu_light(model, PanguLightConfig(target=target), BATCHES)
     assert fingerprint(model) == before
 
 
@@ -300,14 +303,14 @@ def test_a_model_pruned_layer_by_layer_is_refused(tiny_model):
     model = tiny_model("llama")
     surgery.keep_kv_groups(model.model.layers[2], [0, 1])
     with pytest.raises(ValueError, match="the layers have 2 different shapes"):
-        prune(model, BATCHES, PanguLightConfig(target={"hidden_size": 18}))
+        prune_pangu_light(model, PanguLightConfig(target={"hidden_size": 18}), BATCHES)
 
 
 def test_a_pruned_model_is_not_pruned_again(tiny_model):
     model = tiny_model("llama")
-    prune(model, BATCHES, PanguLightConfig(target={"hidden_size": 18}))
+    prune_pangu_light(model, PanguLightConfig(target={"hidden_size": 18}), BATCHES)
     with pytest.raises(ValueError, match=r"already pruned \(by pangu_light\).*prune the original"):
-        prune(model, BATCHES, PanguLightConfig(target={"hidden_size": 12}))
+        prune_pangu_light(model, PanguLightConfig(target={"hidden_size": 12}), BATCHES)
 
 
 def test_unsupported_architectures_are_named():
@@ -315,7 +318,7 @@ def test_unsupported_architectures_are_named():
 
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=61))
     with pytest.raises(ValueError, match="'gpt2'"):
-        prune(model, BATCHES, PanguLightConfig(target={"hidden_size": 4}))
+        prune_pangu_light(model, PanguLightConfig(target={"hidden_size": 4}), BATCHES)
 
 
 def test_defaults_are_the_papers_recipe():

@@ -17,36 +17,19 @@ from torch import Tensor, nn
 from pangu_modules.llm.calibration.statistics import ColumnMoments, StreamingCovariance, wide
 from pangu_modules.llm.calibration.stream import Stream, caught_input, not_finite
 from pangu_modules.llm.pruning import surgery
+from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig
 from pangu_modules.llm.pruning.slimllm.criteria import ChannelCriterion, ChannelStatistics, channel_scores
-from pangu_modules.llm.pruning.slimllm.regression import ColumnRegression, Recovery, fit, fold_affine, ridge_matrix
+from pangu_modules.llm.pruning.slimllm.regression import ColumnRegression, fit, fold_affine, ridge_matrix
+from pangu_modules.llm.pruning.slimllm.visit import LayerVisit
 
 
-def prune_channels(
-    layer: nn.Module,
-    layer_index: int,
-    stream: Stream,
-    *,
-    num_keep: int,
-    criterion: ChannelCriterion,
-    keep_least_fraction: float,
-    recovery: Recovery,
-    ridge: float,
-    taylor: Tensor | None = None,
-    generator: torch.Generator | None = None,
-) -> list[int]:
+def prune_channels(visit: LayerVisit, config: SlimLLMConfig, num_keep: int) -> list[int]:
     """Remove FFN channels, repair `down_proj`, and move the stream past the FFN (residual added).
 
     Args:
-        layer: decoder layer, changed in place.
-        layer_index: its number, for messages.
-        stream: calibration tokens behind the layer's attention.
+        visit: the layer, with the stream behind its attention.
+        config: criterion, the share of the channels of lowest score that is kept all the same, and repair.
         num_keep: channels to keep.
-        criterion: importance of channels.
-        keep_least_fraction: fraction of the channels, those of lowest score, that is kept all the same.
-        recovery: repair of `down_proj`.
-        ridge: mu of ``full_ridge``.
-        taylor: (intermediate,) for the ``taylor`` criterion.
-        generator: for the ``random`` criterion.
 
     Returns:
         The kept channels in the numbering before.
@@ -54,22 +37,30 @@ def prune_channels(
     Raises:
         ValueError: an activation is not finite.
     """
-    outputs, statistics = _observe(layer, layer_index, stream, needs_covariance=criterion == "feature_space")
-    statistics.taylor, statistics.generator = taylor, generator
-    kept = select_channels(channel_scores(criterion, layer.mlp, statistics), num_keep, keep_least_fraction)
+    layer, stream, criterion = visit.layer, visit.stream, channel_criterion(config)
+    outputs, statistics = _observe(visit, needs_covariance=criterion == "feature_space")
+    scores = channel_scores(criterion, layer.mlp, statistics)
+    kept = select_channels(scores, num_keep, config.keep_least_fraction)
     del statistics  # a covariance, which nobody needs any more
-    if recovery == "full_ridge":
+    if config.recovery == "full_ridge":
         surgery.keep_channels(layer, kept)
-        _solve_ridge(layer, stream, outputs, ridge)
+        _solve_ridge(layer, stream, outputs, config.ridge)
         stream.pass_ffn(layer)
         return kept
     pruned_output = _prune(layer, kept)
-    if recovery == "none":
+    if config.recovery == "none":
         for index, output in enumerate(outputs):
             stream.hidden[index] += pruned_output(_normed(layer, stream, index), output)
     else:
-        _regress(layer, stream, outputs, pruned_output, recovery)
+        _regress(layer, stream, outputs, pruned_output, config.recovery)
     return kept
+
+
+def channel_criterion(config: SlimLLMConfig) -> ChannelCriterion:
+    """Return the criterion of FFN channels: without weights of its directions, the feature space has three terms."""
+    if config.ffn_criterion == "feature_space" and not config.pca_weighting:
+        return "three_term"
+    return config.ffn_criterion
 
 
 def select_channels(scores: Tensor, num_keep: int, keep_least_fraction: float) -> list[int]:
@@ -91,19 +82,22 @@ def _normed(layer: Any, stream: Stream, index: int) -> Tensor:
     return normed
 
 
-def _observe(
-    layer: Any, layer_index: int, stream: Stream, needs_covariance: bool
-) -> tuple[list[Tensor], ChannelStatistics]:
+def _observe(visit: LayerVisit, *, needs_covariance: bool) -> tuple[list[Tensor], ChannelStatistics]:
     """Run the FFN; return its outputs per batch and the statistics of its input, activation and output."""
+    layer, stream = visit.layer, visit.stream
     mlp = layer.mlp
     device = mlp.down_proj.weight.device
     hidden, channels = mlp.down_proj.weight.shape
-    statistics = ChannelStatistics(ColumnMoments(hidden, device), ColumnMoments(channels, device))
-    if needs_covariance:
-        statistics.outputs = StreamingCovariance(hidden, device)
+    statistics = ChannelStatistics(
+        inputs=ColumnMoments(hidden, device),
+        activations=ColumnMoments(channels, device),
+        outputs=StreamingCovariance(hidden, device) if needs_covariance else None,
+        taylor=None if visit.taylor is None else visit.taylor.channels,
+        generator=visit.generator,
+    )
     outputs = [_observe_batch(layer, stream, index, statistics) for index in range(len(stream))]
     if not bool(statistics.activations.square_sum.isfinite().all()):
-        raise not_finite(layer_index, "FFN activation")
+        raise not_finite(visit.index, "FFN activation")
     return outputs, statistics
 
 

@@ -2,50 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pangu_modules.llm.calibration.statistics import StreamingCovariance, exact_device, wide
-from pangu_modules.llm.calibration.stream import Stream, caught_input, not_finite
+from pangu_modules.llm.calibration.stream import caught_input, not_finite
 from pangu_modules.llm.models import decoder
 from pangu_modules.llm.pruning import surgery
-from pangu_modules.llm.pruning.slimllm.criteria import HeadCriterion, HeadStatistics, head_scores, unit_scores
+from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig
+from pangu_modules.llm.pruning.slimllm.criteria import HeadStatistics, head_scores, unit_scores
 from pangu_modules.llm.pruning.slimllm.regression import Recovery, fit, fold_affine, ridge_matrix
 from pangu_modules.llm.pruning.slimllm.search import UnitGram, remove_lowest, remove_units
+from pangu_modules.llm.pruning.slimllm.visit import LayerVisit
 
-HeadUnit = Literal["kv_group", "query"]
 
-
-def prune_heads(
-    layer: nn.Module,
-    layer_index: int,
-    stream: Stream,
-    *,
-    unit: HeadUnit,
-    num_remove: int,
-    criterion: HeadCriterion,
-    greedy: bool,
-    recovery: Recovery,
-    ridge: float,
-    taylor: Tensor | None = None,
-    generator: torch.Generator | None = None,
-) -> tuple[list[int], float]:
+def prune_heads(visit: LayerVisit, config: SlimLLMConfig, num_remove: int) -> tuple[list[int], float]:
     """Remove heads, repair `o_proj`, and move the stream past the attention (residual added).
 
     Args:
-        layer: decoder layer, changed in place.
-        layer_index: its number, for its kind of attention and for messages.
-        stream: calibration tokens in front of the layer.
-        unit: ``kv_group`` removes whole groups, ``query`` the same number of query heads from every group.
+        visit: the layer, with the stream in front of it.
+        config: unit (``kv_group`` removes whole groups, ``query`` the same number of query heads from every group),
+            criterion and repair.
         num_remove: KV groups to remove, or query heads to remove from every group.
-        criterion: importance of heads.
-        greedy: exchange heads greedily (``pearson`` only).
-        recovery: repair of `o_proj`.
-        ridge: mu of ``full_ridge``.
-        taylor: (num_heads,) for the ``taylor`` criterion.
-        generator: for the ``random`` criterion.
 
     Returns:
         The kept query heads in the numbering before, and the mean over output dimensions of the correlation between
@@ -54,28 +34,29 @@ def prune_heads(
     Raises:
         ValueError: an activation is not finite.
     """
+    layer, stream = visit.layer, visit.stream
+    by_group = config.head_unit == "kv_group"
     shape = decoder.layer_shape(layer)
     attention: Any = layer.self_attn
-    inputs, statistics = _observe(layer, layer_index, stream)
-    statistics.taylor, statistics.generator = taylor, generator
-    num_units, num_groups = (shape.num_kv_heads, 1) if unit == "kv_group" else (shape.num_heads, shape.num_kv_heads)
+    inputs, statistics = _observe(visit)
+    num_units, num_groups = (shape.num_kv_heads, 1) if by_group else (shape.num_heads, shape.num_kv_heads)
     gram = UnitGram.of(statistics.inputs, attention.o_proj.weight, num_units)
-    if criterion == "pearson":
-        kept = remove_units(gram, num_remove, greedy=greedy, num_groups=num_groups)
+    if config.head_criterion == "pearson":
+        kept = remove_units(gram, num_remove, greedy=config.greedy, num_groups=num_groups)
     else:
-        scores = unit_scores(head_scores(criterion, attention, statistics), num_units)
+        scores = unit_scores(head_scores(config.head_criterion, attention, statistics), num_units)
         kept = remove_lowest(scores, num_remove, num_groups)
     width = shape.num_heads * shape.head_dim // num_units
     columns = (torch.tensor(kept)[:, None] * width + torch.arange(width)).flatten()
     whole_weight = attention.o_proj.weight.detach()
-    if unit == "kv_group":
+    if by_group:
         surgery.keep_kv_groups(layer, kept)
     else:
         surgery.keep_query_heads(layer, kept)
-    if recovery == "full_ridge":
-        _solve_ridge(attention.o_proj, statistics.inputs, whole_weight, columns, ridge)
-    elif recovery != "none":
-        fold_affine(attention.o_proj, *_repair(recovery, gram, kept, attention.o_proj))
+    if config.recovery == "full_ridge":
+        _solve_ridge(attention.o_proj, statistics.inputs, whole_weight, columns, config.ridge)
+    elif config.recovery != "none":
+        fold_affine(attention.o_proj, *_repair(config.recovery, gram, kept, attention.o_proj))
     for index, values in enumerate(inputs):
         output = attention.o_proj(values.index_select(-1, columns.to(values.device)))
         stream.hidden[index] += output
@@ -83,8 +64,9 @@ def prune_heads(
     return heads, gram.similarity(kept) / gram.gram.shape[0]
 
 
-def _observe(layer: nn.Module, layer_index: int, stream: Stream) -> tuple[list[Tensor], HeadStatistics]:
+def _observe(visit: LayerVisit) -> tuple[list[Tensor], HeadStatistics]:
     """Run the attention up to `o_proj`; return its inputs per batch and their statistics."""
+    layer, stream = visit.layer, visit.stream
     shape = decoder.layer_shape(layer)
     attention: Any = layer.self_attn
     device = attention.o_proj.weight.device
@@ -92,14 +74,15 @@ def _observe(layer: nn.Module, layer_index: int, stream: Stream) -> tuple[list[T
     norms = torch.zeros(shape.num_heads, dtype=torch.float64, device=exact_device(device))
     inputs = []
     for index in range(len(stream)):
-        values = caught_input(attention.o_proj, stream.run_attention, layer, layer_index, index)
+        values = caught_input(attention.o_proj, stream.run_attention, layer, visit.index, index)
         tokens = wide(stream.tokens(index, values))
         covariance.update(tokens)
         norms += tokens.unflatten(1, (shape.num_heads, -1)).norm(dim=2).sum(0).to(norms)
         inputs.append(stream.keep(index, values))
     if not bool(covariance.products.isfinite().all()):
-        raise not_finite(layer_index, "attention output")
-    return inputs, HeadStatistics(shape=shape, inputs=covariance, norms=norms)
+        raise not_finite(visit.index, "attention output")
+    taylor = None if visit.taylor is None else visit.taylor.heads
+    return inputs, HeadStatistics(shape, covariance, norms, taylor, visit.generator)
 
 
 def _repair(recovery: Recovery, gram: UnitGram, kept: list[int], o_proj: Any) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,12 @@ from pangu_modules.llm.models import decoder
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.plan import LayerSizes
 from pangu_modules.llm.pruning.report import LayerReport, PruneReport, count_parameters
-from pangu_modules.llm.pruning.slimllm.channels import prune_channels
+from pangu_modules.llm.pruning.slimllm.channels import channel_criterion
 from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig
-from pangu_modules.llm.pruning.slimllm.criteria import ChannelCriterion
-from pangu_modules.llm.pruning.slimllm.heads import prune_heads
-from pangu_modules.llm.pruning.slimllm.layer_ratios import (
-    channels_to_keep,
-    head_units_to_remove,
-    layer_ratios,
-    removed_attention_fraction,
-    rounded,
-)
+from pangu_modules.llm.pruning.slimllm.layer import Kept, prune_sublayers
+from pangu_modules.llm.pruning.slimllm.layer_ratios import layer_ratios, rounded
 from pangu_modules.llm.pruning.slimllm.taylor import LayerTaylor, taylor_scores
+from pangu_modules.llm.pruning.slimllm.visit import LayerVisit
 from pangu_modules.training.objectives import Batch
 
 PRE_NORM_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -89,6 +83,17 @@ def prune_slimllm(
     )
 
 
+@dataclass(frozen=True)
+class _Walk:
+    """What is known before the first layer is pruned: per layer, or None where nothing depends on it."""
+
+    config: SlimLLMConfig
+    stream: Stream
+    taylor: list[LayerTaylor] | None
+    similarities: list[float] | None
+    ratios: list[float]
+
+
 def _walk(
     model: nn.Module,
     config: SlimLLMConfig,
@@ -100,15 +105,10 @@ def _walk(
     layers = decoder.decoder_layers(model)
     similarities, finished = _similarities(model, config, stream, progress)
     ratios = _ratios(similarities or [0.0] * len(layers), config)
-    pruned = _pruned_layers(ratios)
+    walk = _Walk(config, stream, taylor, similarities, ratios)
     reports = [LayerReport.from_plain(record) for record in finished]
     for index in range(len(reports), len(layers)):
-        # The stream stands in front of the first pruned layer; nobody needs what leaves the last one.
-        visited = stream if index in pruned else None
-        similarity = similarities[index] if similarities else None
-        report = _prune_layer(
-            layers[index], index, visited, config, similarity, ratios[index], taylor[index] if taylor else None
-        )
+        report = _prune_layer(layers[index], index, walk)
         reports.append(report)
         data = {"report": asdict(report), "similarities": similarities}
         progress.save(layers[index], {"sizes": LayerSizes.of(layers[index]).plain(), "data": data}, stream)
@@ -155,124 +155,25 @@ def _pruned_layers(ratios: list[float]) -> range:
     return range(pruned[0], pruned[-1] + 1) if pruned else range(0)
 
 
-def _prune_layer(
-    layer: nn.Module,
-    index: int,
-    stream: Stream | None,
-    config: SlimLLMConfig,
-    similarity: float | None,
-    ratio: float,
-    taylor: LayerTaylor | None,
-) -> LayerReport:
-    """Prune one layer's attention and FFN and move the stream past the layer; without a stream only report on it."""
+def _prune_layer(layer: nn.Module, index: int, walk: _Walk) -> LayerReport:
+    """Prune one layer and move the stream past it; a layer outside the pruned ones is only reported on."""
     shape = decoder.layer_shape(layer)
-    heads: list[int] = list(range(shape.num_heads))
-    channels: list[int] = list(range(shape.intermediate_size))
-    head_similarity = None
-    if stream is not None:
-        generator = torch.Generator().manual_seed(config.seed + 7919 * index)
-        num_remove, num_keep = _counts(layer, index, config, ratio)
-        if num_remove:
-            heads, head_similarity = _prune_attention(layer, index, stream, config, num_remove, taylor, generator)
-        else:
-            stream.pass_attention(layer, index)
-        if num_keep < shape.intermediate_size:
-            channels = _prune_ffn(layer, index, stream, config, num_keep, taylor, generator)
-        else:
-            stream.pass_ffn(layer)
+    kept = Kept(tuple(range(shape.num_heads)), tuple(range(shape.intermediate_size)))
+    # The stream stands in front of the first pruned layer; nobody needs what leaves the last one.
+    if index in _pruned_layers(walk.ratios):
+        generator = torch.Generator().manual_seed(walk.config.seed + 7919 * index)
+        visit = LayerVisit(layer, index, walk.stream, walk.taylor[index] if walk.taylor else None, generator)
+        kept = prune_sublayers(visit, walk.config, walk.ratios[index])
     return LayerReport(
         index=index,
-        similarity=similarity,
-        ratio=ratio,
-        kept_heads=tuple(heads),
+        similarity=walk.similarities[index] if walk.similarities else None,
+        ratio=walk.ratios[index],
+        kept_heads=kept.heads,
         num_heads=shape.num_heads,
-        kept_channels=tuple(channels),
+        kept_channels=kept.channels,
         intermediate_size=shape.intermediate_size,
-        head_similarity=head_similarity,
+        head_similarity=kept.head_similarity,
     )
-
-
-def _prune_attention(
-    layer: nn.Module,
-    index: int,
-    stream: Stream,
-    config: SlimLLMConfig,
-    num_remove: int,
-    taylor: LayerTaylor | None,
-    generator: torch.Generator,
-) -> tuple[list[int], float]:
-    assert config.head_unit != "none"
-    return prune_heads(
-        layer,
-        index,
-        stream,
-        unit=config.head_unit,
-        num_remove=num_remove,
-        criterion=config.head_criterion,
-        greedy=config.greedy,
-        recovery=config.recovery,
-        ridge=config.ridge,
-        taylor=taylor.heads if taylor else None,
-        generator=generator,
-    )
-
-
-def _prune_ffn(
-    layer: nn.Module,
-    index: int,
-    stream: Stream,
-    config: SlimLLMConfig,
-    num_keep: int,
-    taylor: LayerTaylor | None,
-    generator: torch.Generator,
-) -> list[int]:
-    return prune_channels(
-        layer,
-        index,
-        stream,
-        num_keep=num_keep,
-        criterion=_channel_criterion(config),
-        keep_least_fraction=config.keep_least_fraction,
-        recovery=config.recovery,
-        ridge=config.ridge,
-        taylor=taylor.channels if taylor else None,
-        generator=generator,
-    )
-
-
-def _counts(layer: nn.Module, index: int, config: SlimLLMConfig, ratio: float) -> tuple[int, int]:
-    """Return how many head units go (per group for ``query``) and how many channels stay.
-
-    Raises:
-        ValueError: nothing would be left; the layer is named.
-    """
-    shape = decoder.layer_shape(layer)
-    try:
-        num_remove = 0 if config.head_unit == "none" else head_units_to_remove(shape, config.head_unit, ratio)
-        if config.ffn_unit == "none":
-            return num_remove, shape.intermediate_size
-        surplus = 0.0
-        if config.balance_to_target and config.head_unit != "none":
-            surplus = ratio - removed_attention_fraction(shape, config.head_unit, num_remove)
-        attention: Any = layer.self_attn
-        mlp: Any = layer.mlp
-        per_channel = 3 * mlp.down_proj.out_features
-        owed = surplus * _weights(attention) / per_channel
-        fraction = ratio + owed / shape.intermediate_size
-        fraction = min(max(fraction, 0.0), config.max_layer_ratio)
-        return num_remove, channels_to_keep(shape.intermediate_size, fraction, config.round_channels_to)
-    except ValueError as error:
-        raise ValueError(f"layer {index}: {error}") from error
-
-
-def _weights(module: nn.Module) -> int:
-    return sum(child.weight.numel() for child in module.modules() if isinstance(child, nn.Linear))
-
-
-def _channel_criterion(config: SlimLLMConfig) -> ChannelCriterion:
-    if config.ffn_criterion == "feature_space" and not config.pca_weighting:
-        return "three_term"
-    return config.ffn_criterion
 
 
 def _needs_gradients(config: SlimLLMConfig) -> bool:
@@ -300,7 +201,7 @@ def _check_model(model: nn.Module) -> None:
 
 def _warn_about_rank(stream: Stream, model: nn.Module, config: SlimLLMConfig) -> None:
     width = decoder.hidden_size(model)
-    needs_rank = config.ffn_unit != "none" and _channel_criterion(config) == "feature_space"
+    needs_rank = config.ffn_unit != "none" and channel_criterion(config) == "feature_space"
     if needs_rank and stream.num_tokens < 2 * width:
         warnings.warn(
             f"{stream.num_tokens} calibration tokens for hidden size {width}: below {2 * width} the output's "

@@ -10,6 +10,8 @@ import torch
 
 from pangu_modules.llm.calibration.stream import catch_stream
 from pangu_modules.llm.pruning.slimllm.channels import prune_channels
+from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig
+from pangu_modules.llm.pruning.slimllm.visit import LayerVisit
 
 MASK = torch.tensor([[1] * 16, [1] * 9 + [0] * 7])
 
@@ -35,8 +37,8 @@ def tokens_of(stream):
 def outcome(model, num_keep, recovery):
     """Prune layer 0's FFN; return the kept channels, `down_proj` and the real tokens behind the layer."""
     layer, stream = before_the_ffn(model)
-    options = {"criterion": "feature_space", "keep_least_fraction": 0.05, "ridge": 1e-6}
-    kept = prune_channels(layer, 0, stream, num_keep=num_keep, recovery=recovery, **options)
+    config = SlimLLMConfig(ffn_criterion="feature_space", keep_least_fraction=0.05, ridge=1e-6, recovery=recovery)
+    kept = prune_channels(LayerVisit(layer, 0, stream), config, num_keep)
     return kept, layer.mlp.down_proj, tokens_of(stream)
 
 

@@ -13,10 +13,11 @@ from torch.optim import Optimizer
 from callbacks.weighting.batches import DrawnBatches, data_source, target_batches, training_batches
 from callbacks.weighting.config import DWMConfig
 from pangu_modules.llm.weighting.features import FeatureReader
+from pangu_modules.llm.weighting.hypergradient import Lookahead
 from pangu_modules.llm.weighting.model import DataWeightingModel
 from pangu_modules.llm.weighting.preconditioning import next_step, schedule_factor
 from pangu_modules.llm.weighting.protocol import LossesOf
-from pangu_modules.llm.weighting.update import UpdateResult, update_weighting_model
+from pangu_modules.llm.weighting.update import UpdateResult, UpdateSettings, update_weighting_model
 from pangu_modules.training.processes import Processes
 
 MAX_SKIPPED = 10
@@ -79,21 +80,10 @@ class Learner:
         if config.precondition == "adam" and not step.uses_moments and not self._said_fallback:
             self._said_fallback = True
             rank_zero_info(f"{self.name}: the optimizer has no second moments (yet), so updates look ahead by SGD")
-        result = update_weighting_model(
-            self.model,
-            self.optimizer,
-            self.losses_of,
-            self.parameters,
-            batch,
-            strategy.batch_to_device(self.target[self.updates]),
-            step,
-            engine=config.engine,
-            fd_scale=config.fd_scale,
-            normalize_h=config.normalize_h,
-            reader=self.reader,
-            processes=self.processes,
-            sync_weights=config.sync_weights,
-        )
+        target = strategy.batch_to_device(self.target[self.updates])
+        ahead = Lookahead(self.losses_of, self.parameters, batch, target, step.lr, step.precondition, self.processes)
+        settings = UpdateSettings(config.engine, config.fd_scale, config.normalize_h, config.sync_weights)
+        result = update_weighting_model(self.model, self.optimizer, ahead, settings, self.reader)
         self.updates += 1
         self._count(result)
         return result

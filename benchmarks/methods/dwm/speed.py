@@ -92,20 +92,13 @@ class Run:
 
     def update(self, engine: Engine) -> None:
         """Update the weighting model once."""
+        from pangu_modules.llm.weighting.hypergradient import Lookahead
         from pangu_modules.llm.weighting.preconditioning import next_step
-        from pangu_modules.llm.weighting.update import update_weighting_model
+        from pangu_modules.llm.weighting.update import UpdateSettings, update_weighting_model
 
         step = next_step(self.optimizer, list(self.parameters.values()))
-        update_weighting_model(
-            self.weighting,
-            self.weighting_optimizer,
-            self.losses_of,
-            self.parameters,
-            self.train,
-            self.target,
-            step,
-            engine=engine,
-        )
+        ahead = Lookahead(self.losses_of, self.parameters, self.train, self.target, step.lr, step.precondition)
+        update_weighting_model(self.weighting, self.weighting_optimizer, ahead, UpdateSettings(engine=engine))
 
 
 def new_run(attention: str = "sdpa", **sizes: int) -> Run:
@@ -141,16 +134,14 @@ def engine_contest(engine: Engine) -> Contest:
     run = new_run("eager")
 
     def check() -> tuple[float, float]:
-        from pangu_modules.llm.weighting.hypergradient import hypergradient
+        from pangu_modules.llm.weighting.hypergradient import Lookahead, hypergradient
         from pangu_modules.llm.weighting.preconditioning import next_step
         from pangu_modules.llm.weighting.update import weigh
 
         step = next_step(run.optimizer, list(run.parameters.values()))
-        arguments = run.losses_of, run.parameters, run.train, run.target, weigh(run.weighting, run.train).own.detach()
-        found, exact = (
-            hypergradient(*arguments, lr=step.lr, precondition=step.precondition, engine=name).h
-            for name in (engine, "exact")
-        )
+        ahead = Lookahead(run.losses_of, run.parameters, run.train, run.target, step.lr, step.precondition)
+        own = weigh(run.weighting, run.train).own.detach()
+        found, exact = (hypergradient(ahead, own, engine=name).h for name in (engine, "exact"))
         return float((found - exact).norm() / exact.norm()), BOUNDS[engine]
 
     title = f"an update of the weighting model, engine {engine}"
@@ -222,11 +213,11 @@ def own_slopes(run: Run) -> list[Tensor]:
     """Return d L_val(theta') / d phi of the weighting model's parameters for a step of SGD, by engine fd."""
     import torch
 
-    from pangu_modules.llm.weighting.hypergradient import hypergradient
+    from pangu_modules.llm.weighting.hypergradient import Lookahead, hypergradient
     from pangu_modules.llm.weighting.update import weigh
 
     own = weigh(run.weighting, run.train).own
-    h = hypergradient(run.losses_of, run.parameters, run.train, run.target, own.detach(), lr=1e-3).h
+    h = hypergradient(Lookahead(run.losses_of, run.parameters, run.train, run.target, lr=1e-3), own.detach()).h
     return list(torch.autograd.grad(-1e-3 * (own * h).sum(), list(run.weighting.parameters())))
 
 

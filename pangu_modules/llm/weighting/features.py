@@ -7,7 +7,7 @@ mean nothing to another, so for transfer the model itself is kept; losses are in
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,8 +18,7 @@ from pangu_modules.common.files import atomic_folder
 from pangu_modules.llm.losses import labels_of, token_losses
 from pangu_modules.llm.models.loading import MODEL_FILE, load_causal_lm
 from pangu_modules.llm.weighting.model import mean_over_tokens
-
-Batch = Mapping[str, Any]
+from pangu_modules.training.objectives import Batch
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)  # with mean and deviation they tell rare surprises from even ones
 CENTER, SCALE = 4.0, 2.0  # nats; between an untrained model and a good one, so that features are about one

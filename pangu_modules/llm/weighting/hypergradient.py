@@ -18,18 +18,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from pangu_modules.llm.weighting.protocol import sequence
 from pangu_modules.training.module import batch_size
+from pangu_modules.training.objectives import Batch
 from pangu_modules.training.processes import Processes
 
 Engine = Literal["fd", "jvp", "dot", "exact"]
-Batch = Mapping[str, Any]
 Parameters = Mapping[str, nn.Parameter]
 Precondition = Callable[[Sequence[Tensor]], list[Tensor]]
 """From the gradients of the step, in the parameters' order, to the factor P of each."""
@@ -50,52 +50,60 @@ class Hypergradient:
     target_loss: Tensor
 
 
-def hypergradient(
-    losses_of: nn.Module,
-    parameters: Parameters,
-    train_batch: Batch,
-    target_batch: Batch,
-    weights: Tensor | Callable[[], Tensor],
-    *,
-    lr: float,
-    engine: Engine = "fd",
-    precondition: Precondition | None = None,
-    fd_scale: float = 1e-2,
-    processes: Processes | None = None,
-) -> Hypergradient:
-    """Return h of equation (1); parameters, random numbers and training mode are afterwards what they were.
+@dataclass(frozen=True)
+class Lookahead:
+    """A step of the trained model on weighted data that is looked ahead, and what shall get better by it.
 
-    Dropout is off and batch statistics are those of evaluation. Of several processes, each gives its own part of both
-    batches; the step and the target's gradient are those of all parts together.
+    Of several processes, each gives its own part of both batches; the step and the target's gradient are those of all
+    parts together.
 
     Args:
         losses_of: module that maps a batch to its losses (batch,), see `protocol.LossesOf`.
         parameters: the trained parameters by their names in `losses_of`.
-        train_batch: batch of the step.
-        target_batch: batch of L_val, the mean of its losses.
-        weights: w, (batch,), or a function that returns them, called after the forward pass over `train_batch`.
+        train: batch of the step.
+        target: batch of L_val, the mean of its losses.
         lr: learning rate of the step.
-        engine: how h is computed.
         precondition: P from the step's gradients; None for SGD.
+        processes: those that train together.
+    """
+
+    losses_of: nn.Module
+    parameters: Parameters
+    train: Batch
+    target: Batch
+    lr: float
+    precondition: Precondition | None = None
+    processes: Processes = field(default_factory=Processes)
+
+
+def hypergradient(
+    ahead: Lookahead, weights: Tensor | Callable[[], Tensor], *, engine: Engine = "fd", fd_scale: float = 1e-2
+) -> Hypergradient:
+    """Return h of equation (1); parameters, random numbers and training mode are afterwards what they were.
+
+    Dropout is off and batch statistics are those of evaluation.
+
+    Args:
+        ahead: the step and the target.
+        weights: w, (batch,), or a function that returns them, called after the forward pass over the training batch.
+        engine: how h is computed.
         fd_scale: norm of the displacement, engine ``fd`` alone.
-        processes: those that train together; None for one.
 
     Raises:
         ValueError: the engine cannot serve this model; see `check_engine`.
     """
-    processes = processes or Processes()
-    check_engine(engine, losses_of, parameters, processes)
-    batches = _Batches(train_batch, target_batch, processes)
+    losses_of, parameters = ahead.losses_of, ahead.parameters
+    check_engine(engine, losses_of, parameters, ahead.processes)
     with undisturbed(losses_of), torch.enable_grad():
         if engine == "exact":
-            return _exact(losses_of, parameters, batches, weights, lr, precondition)
-        losses, direction, target_loss = _target_direction(losses_of, parameters, batches, weights, lr, precondition)
+            return _exact(ahead, weights)
+        losses, direction, target_loss = _target_direction(ahead, weights)
         if engine == "fd":
-            h = finite_difference(losses_of, parameters, train_batch, direction, fd_scale)
+            h = finite_difference(losses_of, parameters, ahead.train, direction, fd_scale)
         elif engine == "jvp":
-            h = forward_mode(losses_of, parameters, train_batch, direction)
+            h = forward_mode(losses_of, parameters, ahead.train, direction)
         else:
-            h = dot_products(losses_of, parameters, train_batch, direction)
+            h = dot_products(losses_of, parameters, ahead.train, direction)
     return Hypergradient(h, losses, target_loss)
 
 
@@ -184,66 +192,47 @@ def dot_products(losses_of: nn.Module, parameters: Parameters, batch: Batch, dir
     return torch.stack([torch.as_tensor(product) for product in products])
 
 
-def _exact(
-    losses_of: nn.Module,
-    parameters: Parameters,
-    batches: _Batches,
-    weights: Tensor | Callable[[], Tensor],
-    lr: float,
-    precondition: Precondition | None,
-) -> Hypergradient:
+def _exact(ahead: Lookahead, weights: Tensor | Callable[[], Tensor]) -> Hypergradient:
+    losses_of, parameters, lr = ahead.losses_of, ahead.parameters, ahead.lr
     if lr <= 0:
         raise ValueError(f'engine="exact" divides by the learning rate, which is {lr} here: set engine="fd"')
-    losses = losses_of(batches.train)
+    losses = losses_of(ahead.train)
     w = (weights if isinstance(weights, Tensor) else weights()).detach().requires_grad_()
     gradients = gradients_of((w * losses).sum(), parameters, create_graph=True)
-    factors = None if precondition is None else precondition([gradient.detach() for gradient in gradients])
+    factors = None if ahead.precondition is None else ahead.precondition([gradient.detach() for gradient in gradients])
     moved = {}
     for index, (name, parameter) in enumerate(parameters.items()):
         step = gradients[index] if factors is None else factors[index] * gradients[index]
         moved[name] = parameter - lr * step
-    target_loss = torch.func.functional_call(losses_of, moved, (batches.target,)).mean()
+    target_loss = torch.func.functional_call(losses_of, moved, (ahead.target,)).mean()
     (slope,) = torch.autograd.grad(target_loss, w)
     return Hypergradient(-slope / lr, losses.detach(), target_loss.detach())
 
 
-def _target_direction(
-    losses_of: nn.Module,
-    parameters: Parameters,
-    batches: _Batches,
-    weights: Tensor | Callable[[], Tensor],
-    lr: float,
-    precondition: Precondition | None,
-) -> tuple[Tensor, list[Tensor], Tensor]:
+def _target_direction(ahead: Lookahead, weights: Tensor | Callable[[], Tensor]) -> tuple[Tensor, list[Tensor], Tensor]:
     """Return the losses at theta, the direction ``P grad L_val(theta')``, and L_val at theta'."""
-    losses = losses_of(batches.train)
+    losses_of, parameters, processes = ahead.losses_of, ahead.parameters, ahead.processes
+    losses = losses_of(ahead.train)
     w = (weights if isinstance(weights, Tensor) else weights()).detach()
     steps = gradients_of((w * losses).sum(), parameters)
-    batches.processes.sum_(steps)
-    factors = None if precondition is None else precondition(steps)
+    processes.sum_(steps)
+    factors = None if ahead.precondition is None else ahead.precondition(steps)
     with kept(parameters):
         with torch.no_grad():
             for index, parameter in enumerate(parameters.values()):
                 step = steps[index] if factors is None else steps[index].mul_(factors[index])
-                parameter.sub_(step.to(parameter.dtype), alpha=lr)
+                parameter.sub_(step.to(parameter.dtype), alpha=ahead.lr)
         del steps
-        target_losses = losses_of(batches.target)
-        count = batches.processes.sum_([torch.tensor(float(len(target_losses)), device=losses.device)])[0]
+        target_losses = losses_of(ahead.target)
+        count = processes.sum_([torch.tensor(float(len(target_losses)), device=losses.device)])[0]
         target_loss = target_losses.sum() / count
         direction = gradients_of(target_loss, parameters)
-    batches.processes.sum_(direction)
+    processes.sum_(direction)
     if factors is not None:
         for part, factor in zip(direction, factors, strict=True):
             part.mul_(factor)
-    (total,) = batches.processes.sum_([target_loss.detach().clone()])
+    (total,) = processes.sum_([target_loss.detach().clone()])
     return losses.detach(), direction, total
-
-
-@dataclass(frozen=True)
-class _Batches:
-    train: Batch
-    target: Batch
-    processes: Processes
 
 
 def gradients_of(loss: Tensor, parameters: Parameters, *, create_graph: bool = False) -> list[Tensor]:

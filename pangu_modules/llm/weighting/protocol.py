@@ -16,7 +16,6 @@ by ``labels`` or ``input_ids`` (batch, seq) where the batch has them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -24,8 +23,7 @@ from torch import Tensor, nn
 
 from pangu_modules.llm.losses import count_targets, labels_of
 from pangu_modules.training.module import PanguModule, batch_size
-
-Batch = Mapping[str, Any]
+from pangu_modules.training.objectives import Batch
 
 
 @runtime_checkable

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from pangu_modules.llm.weighting.features import FeatureReader
-from pangu_modules.llm.weighting.hypergradient import Engine, Parameters, hypergradient
+from pangu_modules.llm.weighting.hypergradient import Engine, Lookahead, hypergradient
 from pangu_modules.llm.weighting.model import DataWeightingModel, model_inputs
-from pangu_modules.llm.weighting.preconditioning import NextStep
 from pangu_modules.llm.weighting.protocol import sequences_with_targets
+from pangu_modules.training.objectives import Batch
 from pangu_modules.training.processes import Processes
-
-Batch = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -79,21 +75,29 @@ def weigh(
     return Weighed(own=group.own(whole), whole=whole)
 
 
+@dataclass(frozen=True)
+class UpdateSettings:
+    """How an update is taken.
+
+    Args:
+        engine: see `hypergradient`.
+        fd_scale: see `hypergradient`.
+        normalize_h: ``h <- (h - mean) / (deviation + 1e-8)``.
+        sync_weights: whether all processes' batches are weighed as one.
+    """
+
+    engine: Engine = "fd"
+    fd_scale: float = 1e-2
+    normalize_h: bool = False
+    sync_weights: bool = False
+
+
 def update_weighting_model(
     model: DataWeightingModel,
     optimizer: Optimizer,
-    losses_of: nn.Module,
-    parameters: Parameters,
-    train_batch: Batch,
-    target_batch: Batch,
-    step: NextStep,
-    *,
-    engine: Engine = "fd",
-    fd_scale: float = 1e-2,
-    normalize_h: bool = False,
+    ahead: Lookahead,
+    settings: UpdateSettings | None = None,
     reader: FeatureReader | None = None,
-    processes: Processes | None = None,
-    sync_weights: bool = False,
 ) -> UpdateResult:
     """Take one step of `optimizer` on the weighting model; the trained model and random numbers stay as they are.
 
@@ -103,46 +107,27 @@ def update_weighting_model(
     Args:
         model: the weighting model.
         optimizer: of the weighting model.
-        losses_of: gives the losses of the trained model, see `protocol.LossesOf`.
-        parameters: of the trained model, by their names in `losses_of`.
-        train_batch: batch whose sequences are weighed.
-        target_batch: batch that training should get better on.
-        step: of the trained model, see `next_step`.
-        engine: see `hypergradient`.
-        fd_scale: see `hypergradient`.
-        normalize_h: ``h <- (h - mean) / (deviation + 1e-8)``.
+        ahead: the trained model's next step, on the batch whose sequences are weighed, and the target.
+        settings: how; None for the defaults.
         reader: for the encoders 'lm' and 'losses'.
-        processes: those that train together.
-        sync_weights: whether all processes' batches are weighed as one.
     """
-    processes = processes or Processes()
-    group = processes if sync_weights else Processes()
+    settings, processes = settings or UpdateSettings(), ahead.processes
+    group = processes if settings.sync_weights else Processes()
     weighed: list[Weighed] = []
     features: list[Tensor] = []
     if reader is not None:
-        reader.expect(train_batch, features.append)
+        reader.expect(ahead.train, features.append)
 
     def weights() -> Tensor:
-        weighed.append(weigh(model, train_batch, features[0] if features else None, group))
+        weighed.append(weigh(model, ahead.train, features[0] if features else None, group))
         # Apart from a common group, each process has its own batch, and the step is the mean of theirs.
         return weighed[0].own * (group.world_size / processes.world_size)
 
-    found = hypergradient(
-        losses_of,
-        parameters,
-        train_batch,
-        target_batch,
-        weights,
-        lr=step.lr,
-        engine=engine,
-        precondition=step.precondition,
-        fd_scale=fd_scale,
-        processes=processes,
-    )
+    found = hypergradient(ahead, weights, engine=settings.engine, fd_scale=settings.fd_scale)
     h = group.rows(found.h.float())
     result = UpdateResult(found.h, weighed[0].own.detach(), float(found.target_loss), not _finite(h, processes))
     if not result.skipped:
-        h = (h - h.mean()) / (h.std() + 1e-8) if normalize_h else h
+        h = (h - h.mean()) / (h.std() + 1e-8) if settings.normalize_h else h
         optimizer.zero_grad()
         with torch.enable_grad():
             (-(weighed[0].whole * h).sum()).backward()

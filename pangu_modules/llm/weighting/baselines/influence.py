@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pangu_modules.llm.weighting.baselines.ngrams import BUCKETS, sequences_of, shares
-from pangu_modules.llm.weighting.hypergradient import Batch, Parameters, hypergradient
+from pangu_modules.llm.weighting.hypergradient import Batch, Lookahead, Parameters, hypergradient
 from pangu_modules.llm.weighting.preconditioning import NextStep
 from pangu_modules.training.module import batch_size
 
@@ -74,9 +74,8 @@ def measured_influences(
     for train, target in batches:
         size = batch_size(train)
         uniform = torch.full((size,), 1 / size, device=next(iter(parameters.values())).device)
-        found = hypergradient(
-            losses_of, parameters, train, target, uniform, lr=step.lr, precondition=step.precondition, fd_scale=fd_scale
-        )
+        ahead = Lookahead(losses_of, parameters, train, target, step.lr, step.precondition)
+        found = hypergradient(ahead, uniform, fd_scale=fd_scale)
         if found.h.isfinite().all():
             sequences += sequences_of(train)
             influences += found.h.tolist()

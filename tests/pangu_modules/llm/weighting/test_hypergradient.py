@@ -7,7 +7,7 @@ import torch
 from tiny_llm import tiny_module, token_batch
 from torch import nn
 
-from pangu_modules.llm.weighting.hypergradient import check_engine, hypergradient
+from pangu_modules.llm.weighting.hypergradient import Lookahead, check_engine, hypergradient
 from pangu_modules.llm.weighting.model import weights
 from pangu_modules.llm.weighting.preconditioning import next_step
 from pangu_modules.llm.weighting.protocol import LossesOf
@@ -57,6 +57,10 @@ def after_steps(losses_of, steps=3):
     return optimizer
 
 
+def h_of(losses_of, parameters, train, target, w, *, lr, precondition=None, **options):
+    return hypergradient(Lookahead(losses_of, parameters, train, target, lr, precondition), w, **options)
+
+
 def outcome_after_a_step(toy, w, lr, factors=None):
     """Return L_val(theta'(w)) by plain arithmetic, for finite differences."""
     train, target = toy_batch(1), toy_batch(2)
@@ -74,7 +78,7 @@ def test_toy_equals_finite_differences_of_the_whole(engine, preconditioned):
     generator = torch.Generator().manual_seed(3)
     factors = [torch.rand(p.shape, generator=generator, dtype=torch.float64) + 0.1 for p in toy.parameters()]
     w = torch.tensor([0.3, 0.1, 0.2, 0.05, 0.15, 0.2], dtype=torch.float64)
-    found = hypergradient(
+    found = h_of(
         toy,
         dict(toy.named_parameters()),
         toy_batch(1),
@@ -115,7 +119,7 @@ def test_engines_agree_on_a_llama(kind):
         assert step.uses_moments == (kind == "adam")
         w = weights(torch.tensor([0.5, -1.0, 0.2, 0.0, 1.0, -0.3, 0.1, 0.4])).to(dtype)
         found = {
-            engine: hypergradient(
+            engine: h_of(
                 losses_of,
                 parameters,
                 token_batch(8, seed=1),
@@ -136,11 +140,11 @@ def test_toy_engines_agree_in_float64():
     toy = Toy()
     w = torch.full((6,), 1 / 6, dtype=torch.float64)
     arguments = toy, dict(toy.named_parameters()), toy_batch(1), toy_batch(2), w
-    exact, dot, jvp = (hypergradient(*arguments, lr=0.1, engine=engine).h for engine in ("exact", "dot", "jvp"))
+    exact, dot, jvp = (h_of(*arguments, lr=0.1, engine=engine).h for engine in ("exact", "dot", "jvp"))
     # measured: 2e-16
     assert relative(dot, exact) < 1e-10
     assert relative(jvp, exact) < 1e-10
-    fd = [hypergradient(*arguments, lr=0.1, engine="fd", fd_scale=scale).h for scale in (1e-1, 1e-2, 1e-3)]
+    fd = [h_of(*arguments, lr=0.1, engine="fd", fd_scale=scale).h for scale in (1e-1, 1e-2, 1e-3)]
     errors = [relative(h, exact) for h in fd]
     assert errors[1] < errors[0] / 50  # central differences: a tenth of the step, a hundredth of the error
     assert errors[2] < errors[1] / 50
@@ -153,7 +157,7 @@ def test_softmax_slope_is_equation_3():
     w = weights(s)
     (slope,) = torch.autograd.grad(outcome_of(toy, w, lr), s)
     w = w.detach()
-    h = hypergradient(toy, dict(toy.named_parameters()), toy_batch(1), toy_batch(2), w, lr=lr, engine="dot").h
+    h = h_of(toy, dict(toy.named_parameters()), toy_batch(1), toy_batch(2), w, lr=lr, engine="dot").h
     torch.testing.assert_close(slope, -lr * w * (h - w @ h), rtol=1e-10, atol=1e-14)  # measured: 2e-15 relative
     # and the surrogate's slope is the same but for the factor lr
     (surrogate,) = torch.autograd.grad(-(weights(s) * h).sum(), s)
@@ -180,8 +184,8 @@ def test_model_mode_gradients_and_random_numbers_stay(engine):
     torch.manual_seed(7)
     state = torch.get_rng_state()
     arguments = losses_of, dict(losses_of.named_parameters()), token_batch(4, seed=1), token_batch(2, seed=2)
-    first = hypergradient(*arguments, torch.full((4,), 0.25), lr=0.1, engine=engine)
-    second = hypergradient(*arguments, torch.full((4,), 0.25), lr=0.1, engine=engine)
+    first = h_of(*arguments, torch.full((4,), 0.25), lr=0.1, engine=engine)
+    second = h_of(*arguments, torch.full((4,), 0.25), lr=0.1, engine=engine)
     assert torch.equal(first.h, second.h)  # no dropout
     assert torch.equal(torch.get_rng_state(), state)
     assert [part.training for part in module.modules()] == modes
@@ -203,7 +207,7 @@ def test_model_is_restored_after_an_error():
     toy = Breaks()
     before = [value.clone() for value in toy.parameters()]
     with pytest.raises(ZeroDivisionError):
-        hypergradient(toy, dict(toy.named_parameters()), toy_batch(1), toy_batch(2), torch.full((6,), 1 / 6), lr=0.1)
+        h_of(toy, dict(toy.named_parameters()), toy_batch(1), toy_batch(2), torch.full((6,), 1 / 6), lr=0.1)
     assert all(torch.equal(value, old) for value, old in zip(toy.parameters(), before, strict=True))
 
 
@@ -211,7 +215,7 @@ def test_fd_works_with_fused_attention_and_checkpointing():
     plain = LossesOf(tiny_module(attn_implementation="eager"))
     fused = LossesOf(tiny_module(attn_implementation="sdpa", gradient_checkpointing=True))
     found = [
-        hypergradient(
+        h_of(
             losses_of,
             dict(losses_of.named_parameters()),
             token_batch(4, seed=1),
@@ -228,7 +232,7 @@ def test_a_target_at_its_optimum_gives_zero():
     toy = Toy()
     batch = toy_batch(2)
     batch["y"] = toy.net(batch["x"]).detach()
-    h = hypergradient(toy, dict(toy.named_parameters()), toy_batch(1), batch, torch.full((6,), 1 / 6), lr=0.0).h
+    h = h_of(toy, dict(toy.named_parameters()), toy_batch(1), batch, torch.full((6,), 1 / 6), lr=0.0).h
     assert torch.equal(h, torch.zeros(6, dtype=h.dtype))
 
 
@@ -237,14 +241,14 @@ def test_what_an_engine_cannot_do_is_refused():
     arguments = token_batch(4), token_batch(2), torch.full((4,), 0.25)
     for engine in ("exact", "jvp"):
         with pytest.raises(ValueError, match='attn_implementation="eager"'):
-            hypergradient(fused, dict(fused.named_parameters()), *arguments, lr=0.1, engine=engine)
+            h_of(fused, dict(fused.named_parameters()), *arguments, lr=0.1, engine=engine)
     for dtype in (torch.bfloat16, torch.float16):
         half = LossesOf(tiny_module().to(dtype))
         with pytest.raises(ValueError, match='engine="fd" needs float32 parameters'):
-            hypergradient(half, dict(half.named_parameters()), *arguments, lr=0.1)
+            h_of(half, dict(half.named_parameters()), *arguments, lr=0.1)
     toy = Toy()
     with pytest.raises(ValueError, match='engine="exact" divides by the learning rate'):
-        hypergradient(
+        h_of(
             toy,
             dict(toy.named_parameters()),
             toy_batch(1),

@@ -15,11 +15,11 @@ from torch import nn
 
 from pangu_modules.llm.losses import per_sequence_loss
 from pangu_modules.llm.weighting.features import READERS, HiddenStates, TokenLosses, loss_profile
-from pangu_modules.llm.weighting.hypergradient import hypergradient
+from pangu_modules.llm.weighting.hypergradient import Lookahead, hypergradient
 from pangu_modules.llm.weighting.model import DataWeightingModel
 from pangu_modules.llm.weighting.preconditioning import NextStep, adam_factor, next_step, schedule_factor
 from pangu_modules.llm.weighting.protocol import LossesOf, check_protocol, per_sequence_losses, sequences_with_targets
-from pangu_modules.llm.weighting.update import update_weighting_model, weigh
+from pangu_modules.llm.weighting.update import UpdateSettings, update_weighting_model, weigh
 from pangu_modules.training.objectives import Objective
 from pangu_modules.training.processes import Processes
 
@@ -37,6 +37,11 @@ def weighting_model(**fields):
 def trained():
     losses_of = LossesOf(tiny_module(attn_implementation="eager"))
     return losses_of, dict(losses_of.named_parameters())
+
+
+def update(model, optimizer, losses_of, parameters, train, target, step, *, reader=None, processes=None, **settings):
+    ahead = Lookahead(losses_of, parameters, train, target, step.lr, step.precondition, processes or Processes())
+    return update_weighting_model(model, optimizer, ahead, UpdateSettings(**settings), reader)
 
 
 def share(batch, processes):
@@ -154,11 +159,9 @@ def test_an_update_goes_down_the_surrogate(normalize_h):
     train, target = token_batch(6, seed=1), token_batch(3, seed=2)
     model, reference = weighting_model(), weighting_model()
     sgd = torch.optim.SGD(model.parameters(), lr=1.0)
-    result = update_weighting_model(
-        model, sgd, losses_of, parameters, train, target, STEP, engine="dot", normalize_h=normalize_h
-    )
+    result = update(model, sgd, losses_of, parameters, train, target, STEP, engine="dot", normalize_h=normalize_h)
     w = reference.weights(reference(train["input_ids"]))
-    h = hypergradient(losses_of, parameters, train, target, w.detach(), lr=0.05, engine="dot").h
+    h = hypergradient(Lookahead(losses_of, parameters, train, target, lr=0.05), w.detach(), engine="dot").h
     torch.testing.assert_close(result.h, h)
     torch.testing.assert_close(result.weights, w.detach())
     h = (h - h.mean()) / (h.std() + 1e-8) if normalize_h else h
@@ -175,7 +178,7 @@ def test_updates_make_the_target_better_than_uniform_weights_do():
     train["input_ids"][:2] = target["input_ids"][:2]  # two sequences help
     model = DataWeightingModel.Config(d_model=16, n_heads=2, vocab_size=128).build()
     adam = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    results = [update_weighting_model(model, adam, losses_of, parameters, train, target, STEP) for _ in range(15)]
+    results = [update(model, adam, losses_of, parameters, train, target, STEP) for _ in range(15)]
     assert results[-1].target_loss < results[0].target_loss
     assert results[-1].weights[:2].min() > 1 / 6 > results[-1].weights[2:].max()
 
@@ -186,7 +189,7 @@ def test_a_hypergradient_that_is_not_finite_changes_nothing():
     before = [value.clone() for value in model.parameters()]
     adam = torch.optim.AdamW(model.parameters(), lr=1e-2)
     step = NextStep(float("inf"), None, uses_moments=False)
-    result = update_weighting_model(model, adam, losses_of, parameters, token_batch(4), token_batch(2), step)
+    result = update(model, adam, losses_of, parameters, token_batch(4), token_batch(2), step)
     assert result.skipped
     assert all(torch.equal(value, old) for value, old in zip(model.parameters(), before, strict=True))
     assert all(value.isfinite().all() for value in parameters.values())
@@ -203,7 +206,7 @@ def test_hidden_states_come_from_the_forward_pass_of_the_losses():
     expected = model.weights(model(features=means)).detach()
     adam = torch.optim.AdamW(model.parameters())
     for engine in ("fd", "jvp", "dot", "exact"):
-        result = update_weighting_model(
+        result = update(
             weighting_model(encoder="lm", feature_size=states.size),
             adam,
             losses_of,
@@ -241,7 +244,7 @@ def test_losses_are_those_of_the_same_forward_pass():
     logits = losses_of.module.compute_outputs(batch)["logits"].detach()
     expected = weigh(model, batch, loss_profile(logits, batch["input_ids"])).own
     adam = torch.optim.AdamW(weighting_model(encoder="losses", feature_size=7).parameters())
-    result = update_weighting_model(model, adam, losses_of, parameters, batch, token_batch(2), STEP, reader=reader)
+    result = update(model, adam, losses_of, parameters, batch, token_batch(2), STEP, reader=reader)
     torch.testing.assert_close(result.weights, expected.detach())
     assert not reader.forget()
 
@@ -284,7 +287,7 @@ def run_updates(encoder, processes, sync):
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
     for number in range(2):
         train, target = token_batch(6, seed=number), token_batch(4, seed=10 + number)
-        result = update_weighting_model(
+        result = update(
             model,
             sgd,
             losses_of,

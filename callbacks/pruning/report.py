@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from callbacks.pruning.perplexities import LABELS, Perplexities, write_perplexities
+from pangu_modules.common.parameters import count_parameters
 from pangu_modules.llm.models import decoder
 from pangu_modules.llm.models.perplexity import perplexity
-from pangu_modules.llm.pruning.report import LayerReport, PruneReport, count_parameters
+from pangu_modules.llm.pruning.report import LayerReport, PruneReport
 from pangu_modules.report.parts import add_figure, add_table
 from pangu_modules.report.tables import Column
 from pangu_modules.training.objectives import Batch

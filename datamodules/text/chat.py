@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 from datamodules.text.ngrams import sequences_sharing
 from datamodules.text.reading import download, read_rows
 from datamodules.text.tokens import SPLITS, TokenData, assign_splits
+from pangu_modules.common.batches import IGNORE_INDEX
 
-IGNORE_INDEX = -100
 Message = Mapping[str, str]
 Sample = dict[str, list[int]]
 """A tokenized conversation: ``input_ids`` and ``labels`` of equal length."""

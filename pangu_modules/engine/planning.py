@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pangu_modules.common.errors import UsageError, usage_errors
+from pangu_modules.common.parameters import count_parameters
 from pangu_modules.engine.spec import RecipeSpec, Stage
 from pangu_modules.training.module import PanguModule, batch_size
 
@@ -37,9 +38,7 @@ def plan_stage(stage: Stage) -> dict[str, Any]:
     changes the model adds what its configuration's ``planned_figures(model)`` returns, if it has one.
     """
     module = meta_module(stage)
-    parameters = list(module.model.parameters())
-    total = sum(parameter.numel() for parameter in parameters)
-    trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    total, trainable = count_parameters(module.model), count_parameters(module.model, trainable_only=True)
     flops, samples, tokens = forward_flops(module)
     per_token = {"forward_flops_per_token": flops // tokens} if tokens else {}
     changes: dict[str, int] = {}

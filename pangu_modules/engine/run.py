@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from pangu_modules.common.errors import UsageError, usage_errors
 from pangu_modules.common.files import write_atomically
+from pangu_modules.common.parameters import count_parameters
 from pangu_modules.engine.checkpoint_io import write_checkpoints_atomically
 from pangu_modules.engine.exact_resume import ExactResume
 from pangu_modules.engine.folder import RunFolder, merge_metrics, set_metrics_aside, to_yaml
@@ -90,7 +91,7 @@ def fit_stage(stage: Stage, path: Path, *, ckpt_path: Path | None = None, quiet:
         aside.unlink()
     result = StageResult(
         metrics=metrics,
-        parameters=sum(parameter.numel() for parameter in module.model.parameters()),
+        parameters=count_parameters(module.model),
         seconds=timer.time_elapsed("train"),
         epochs=trainer.current_epoch,
         checkpoint=folder.last,

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pangu_modules.common import registry
+from pangu_modules.common.batches import IGNORE_INDEX
 from pangu_modules.llm.export.transformers import GENERATION_FILE
 from pangu_modules.llm.generation.engine import GenerationEngine
 from pangu_modules.llm.lora import LoRAConfig, LoRAPlan, merge_adapters
@@ -301,6 +302,6 @@ def prompts_of(batch: Batch) -> list[list[int]]:
     for row, input_ids in enumerate(batch["input_ids"].tolist()):
         length = len(input_ids) if mask is None else int(mask[row].sum())
         labels = batch["labels"][row].tolist() if "labels" in batch else input_ids
-        start = next((position for position, label in enumerate(labels) if label != -100), length)
+        start = next((position for position, label in enumerate(labels) if label != IGNORE_INDEX), length)
         prompts.append(input_ids[: start or length])
     return prompts

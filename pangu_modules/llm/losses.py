@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional
 
-IGNORE_INDEX = -100
+from pangu_modules.common.batches import IGNORE_INDEX
+
 CPU_CHUNK = 2**20  # logits in a chunk: 4 MB stay in the processor's cache, which is 2 to 4 times as fast
 ACCELERATOR_CHUNK = 2**26
 

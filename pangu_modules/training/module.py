@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.common.config import Configurable
+from pangu_modules.common.parameters import count_parameters
 from pangu_modules.training import objectives as objective_functions
 from pangu_modules.training.objectives import Batch, Objective, Outputs
 from pangu_modules.training.optim import OptimizerConfig, build_optimizer
@@ -89,7 +90,7 @@ class PanguModule(Configurable, LightningModule):
 
     def active_parameters(self) -> int:
         """Return the parameters that one sample or token uses: all of them, unless some are experts."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return count_parameters(self.model)
 
     def export(self, folder: Path, kind: str) -> None:
         """Write the model to `folder` in one of `export_formats`."""

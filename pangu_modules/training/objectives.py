@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Batch = Mapping[str, Any]
+from pangu_modules.common.batches import Batch
+
 Outputs = Mapping[str, Any]
 Loss = Callable[[Any, Batch, Outputs], Tensor]
 

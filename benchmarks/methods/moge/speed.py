@@ -120,7 +120,7 @@ class Setting:
         from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
 
         from pangu_modules.llm.moge.experts import GroupedExperts
-        from pangu_modules.llm.moge.router import route_moge
+        from pangu_modules.llm.moge.routing import route_moge
 
         generator = torch.Generator().manual_seed(0)
         sizes: Any = {"hidden_size": HIDDEN, "num_experts": EXPERTS}

@@ -41,7 +41,7 @@ class UniformRouters:
         """Return ``deviation``, the largest distance in standard errors, and the largest imbalance of MoGE."""
         import torch
 
-        from pangu_modules.llm.moge.router import route_moge, route_topk
+        from pangu_modules.llm.moge.routing import route_moge, route_topk
         from pangu_modules.llm.moge.statistics import (
             balanced_token_probability,
             device_counts,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.methods.pruning.setting import forward, largest_difference, smollm2, text_batches
 from benchmarks.races.race import Contest, Race, timed
+from pangu_modules.common.parameters import count_parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +86,7 @@ def _channel_contest(name: str, peer_name: str, prune: Callable[[Any, Sequence[d
         return prune(copy.deepcopy(dense), batches)
 
     def check() -> tuple[float, float]:
-        sizes = [sum(parameter.numel() for parameter in model.parameters()) for model in (ours(), peer())]
+        sizes = [count_parameters(model) for model in (ours(), peer())]
         return float(abs(sizes[0] - sizes[1])), 0
 
     what = "a quarter of the FFN channels by weights and activations, 4096 tokens"

@@ -219,7 +219,9 @@ def perplexity_of(model: nn.Module, windows: Tensor) -> float:
 
 def size_of(model: nn.Module) -> int:
     """Return the number of parameters."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    from pangu_modules.common.parameters import count_parameters
+
+    return count_parameters(model)
 
 
 class Recovery:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.races.lightning_step import lightning_contest
 from benchmarks.races.race import Benchmark, Contest, Race, timed
+from pangu_modules.common.parameters import count_parameters
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -127,7 +128,7 @@ def expansion_contest() -> Contest:
 
     def check() -> tuple[float, float]:
         model = expand_depth(copy.deepcopy(base), config)
-        return abs(sum(parameter.numel() for parameter in model.parameters()) - 89_002_216), 0
+        return abs(count_parameters(model) - 89_002_216), 0
 
     limit = Race(
         "expansion_deit_b",

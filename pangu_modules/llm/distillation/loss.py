@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional
 
-from pangu_modules.llm.losses import IGNORE_INDEX, check_logits, default_chunk, mean_over_targets, next_tokens, wide
+from pangu_modules.common.batches import IGNORE_INDEX
+from pangu_modules.llm.losses import check_logits, default_chunk, mean_over_targets, next_tokens, wide
 
 
 def distillation_loss(

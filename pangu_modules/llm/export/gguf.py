@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pangu_modules.common.files import atomic_file
 from pangu_modules.llm.export.transformers import refuse_own_architecture, shape_differences, without_adapters
+from pangu_modules.llm.tokenizers import tokenizer_folder
 
 if TYPE_CHECKING:
     from pangu_modules.llm.causal_lm import CausalLM
@@ -163,7 +164,7 @@ def _add_shapes(writer: Any, config: Any) -> None:
 
 
 def _add_tokenizer(writer: Any, module: CausalLM, description: dict[str, Any], pre_tokenizer: str) -> None:
-    from gguf import TokenType
+    from gguf import SpecialVocab, TokenType
 
     model: Any = module.model
     tokenizer = module.tokenizer
@@ -176,17 +177,11 @@ def _add_tokenizer(writer: Any, module: CausalLM, description: dict[str, Any], p
         kind = TokenType.CONTROL if special else TokenType.USER_DEFINED if number in added else TokenType.NORMAL
         names.append(tokens.get(number, f"[PAD{number}]"))
         types.append(kind if number in tokens else TokenType.UNUSED)
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in description["model"]["merges"]]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre_tokenizer)
     writer.add_token_list(names)
     writer.add_token_types(types)
-    writer.add_token_merges(merges)
     writer.add_add_bos_token(tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id)
-    for kind_name, number in (("bos", tokenizer.bos_token_id), ("eos", tokenizer.eos_token_id)):
-        if number is not None:
-            getattr(writer, f"add_{kind_name}_token_id")(number)
-    if tokenizer.pad_token_id is not None:
-        writer.add_pad_token_id(tokenizer.pad_token_id)
-    if tokenizer.chat_template is not None:
-        writer.add_chat_template(tokenizer.chat_template)
+    # Merges, the numbers of special tokens, and the chat template.
+    with tokenizer_folder(module.runtime["files"]) as folder:
+        SpecialVocab(folder, load_merges=True, n_vocab=model.config.vocab_size).add_to_gguf(writer, quiet=True)

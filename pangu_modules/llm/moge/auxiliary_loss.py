@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pangu_modules.llm.moge.block import recorded_routings
-from pangu_modules.llm.moge.experts import count_rows
-from pangu_modules.llm.moge.router import Routing
+from pangu_modules.llm.moge.routing import Routing
+from pangu_modules.llm.moge.rows import count_rows
 from pangu_modules.training.objectives import Batch, Objective, Outputs
 
 AuxiliaryScope = Literal["micro", "global"]

@@ -17,8 +17,10 @@ from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
 from pangu_modules.common.config import Configurable
-from pangu_modules.llm.moge.experts import ExpertsImplementation, GroupedExperts
-from pangu_modules.llm.moge.router import Router, Routing
+from pangu_modules.llm.moge.experts import GroupedExperts
+from pangu_modules.llm.moge.grouped_matmul import ExpertsImplementation
+from pangu_modules.llm.moge.router import Router
+from pangu_modules.llm.moge.routing import Routing
 
 
 class RoutingRecord:

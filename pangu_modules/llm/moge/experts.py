@@ -8,23 +8,15 @@ Legend: T tokens, K experts per token, S = T K rows, E experts, M groups, h hidd
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ExpertsImplementation = Literal["auto", "grouped_mm", "loop", "reference"]
-
-ALIGNMENT_BYTES = 16  # grouped_mm wants rows of a multiple of this
-FEW_ROWS = 4  # on a CPU, below one row for this many experts, it pays to visit only the experts that have one
-
-GROUPED_MATMUL: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {}
-"""Fused operators by device type (``"npu"``); each follows the contract of `grouped_matmul` and is used for both of
-its forms."""
+from pangu_modules.llm.moge.grouped_matmul import ExpertsImplementation, check_alignment, grouped_matmul
+from pangu_modules.llm.moge.rows import RowOrder, combine_rows, sort_rows
 
 
 class GroupedExperts(nn.Module):
@@ -137,95 +129,6 @@ def reference_experts(
     return output
 
 
-class RowOrder(NamedTuple):
-    """How S = T K rows are sorted by expert.
-
-    Args:
-        pairs: (S,) int64, place of each sorted row in the k-major list of pairs (k T + t).
-        tokens: (S,) int64, token of each sorted row.
-        ends: (E,) int32, one past the last row of each expert: cumulative counts.
-        num_tokens: T.
-    """
-
-    pairs: Tensor
-    tokens: Tensor
-    ends: Tensor
-    num_tokens: int
-
-
-def sort_rows(expert_ids: Tensor, num_experts: int, num_groups: int = 1) -> RowOrder:
-    """Sort the (token, expert) pairs by expert, and by token for each expert.
-
-    Args:
-        expert_ids: (T, K).
-        num_experts: E.
-        num_groups: M: pairs are only sorted inside groups, because the list starts group after group.
-    """
-    num_tokens = expert_ids.shape[0]
-    flat = expert_ids.t().reshape(-1)
-    keys = flat.view(num_groups, -1)
-    local = keys.argsort(dim=-1, stable=True)
-    first = torch.arange(0, flat.numel() or 1, keys.shape[1] or 1, device=flat.device)[:num_groups]
-    pairs = (local + first[:, None]).reshape(-1) if num_tokens else flat
-    counts = count_rows(flat, num_experts)
-    return RowOrder(pairs, pairs % max(num_tokens, 1), counts.cumsum(0, dtype=torch.int32), num_tokens)
-
-
-def count_rows(expert_ids: Tensor, num_experts: int) -> Tensor:
-    """Return the rows of each expert, (E,) int64, without waiting for the device."""
-    ids = expert_ids.reshape(-1)
-    if ids.device.type == "cpu":
-        return torch.bincount(ids, minlength=num_experts)
-    return torch.zeros(num_experts, dtype=torch.int64, device=ids.device).scatter_add_(0, ids, torch.ones_like(ids))
-
-
-def grouped_matmul(
-    rows: Tensor, other: Tensor, ends: Tensor, *, implementation: ExpertsImplementation = "auto"
-) -> Tensor:
-    """Multiply each expert's rows by its own matrix: the seam for a fused operator (`GROUPED_MATMUL`).
-
-    Two forms, by the dimensions of `other`; expert e has rows ``ends[e-1]:ends[e]``, maybe none:
-
-    - other (E, a, b): (S, a) x (E, a, b) -> (S, b), row by row ``rows[s] @ other[e]``.
-    - other (S, b): (S, a) x (S, b) -> (E, a, b), ``rows_e^T @ other_e``, 0 for an expert without rows.
-
-    Both results are new and contiguous. It is not differentiated: the backward pass calls it itself.
-
-    Args:
-        rows: (S, a), sorted by expert.
-        other: see above; (E, a, b) may be a transposed view.
-        ends: (E,) int32 cumulative counts; the last is S.
-        implementation: ``grouped_mm``, ``loop`` (expert by expert), or ``auto``: a fused operator of the device,
-            otherwise grouped_mm, otherwise the loop: where grouped_mm does not take the sizes or the type, and for the
-            few rows of one decoded token on a CPU.
-    """
-    fused = GROUPED_MATMUL.get(rows.device.type) if implementation == "auto" else None
-    if rows.is_meta:
-        return _on_meta(rows, other, ends)
-    if fused is not None:
-        return fused(rows, other, ends)
-    few = implementation == "auto" and rows.is_cpu and other.ndim == 3 and FEW_ROWS * len(rows) < len(ends)
-    if implementation == "loop" or not aligned(rows, other) or (few and not torch.compiler.is_compiling()):
-        return _grouped_loop(rows, other, ends)
-    return F.grouped_mm(rows if other.ndim == 3 else rows.t(), other, offs=ends)
-
-
-def aligned(rows: Tensor, other: Tensor) -> bool:
-    """Return whether grouped_mm takes these sizes and this type."""
-    widths = (rows.shape[1], other.shape[-1])
-    return rows.dtype != torch.float64 and all(width * rows.element_size() % ALIGNMENT_BYTES == 0 for width in widths)
-
-
-def check_alignment(down_proj: Tensor) -> None:
-    """Refuse sizes and types that grouped_mm does not take."""
-    hidden, inner = down_proj.shape[1:]
-    if down_proj.dtype == torch.float64 or hidden % 8 or inner % 8:
-        raise ValueError(
-            "experts_implementation='grouped_mm' needs hidden_size and expert_intermediate_size divisible by 8 and no "
-            f"float64, got {hidden}, {inner} and {down_proj.dtype}: take 'auto', which falls back to a loop"
-        )
-
-
 def compute_dtype(hidden_states: Tensor, weight: Tensor) -> torch.dtype:
     """Return autocast's type where it is on (grouped products are not part of it), otherwise the weights' type."""
     device = hidden_states.device.type
@@ -306,36 +209,3 @@ def _from_rows(row_weights: Tensor, order: RowOrder, num_choices: int) -> Tensor
     """Return sorted gates (S,) as (T, K)."""
     flat = torch.empty_like(row_weights).index_copy_(0, order.pairs, row_weights)
     return flat.view(num_choices, order.num_tokens).t()
-
-
-def combine_rows(rows: Tensor, order: RowOrder) -> Tensor:
-    """Add up the rows of each token, (S, h) to (T, h)."""
-    if rows.is_cpu and rows.dtype in (torch.float32, torch.float64):
-        return rows.new_zeros(order.num_tokens, rows.shape[1]).index_add_(0, order.tokens, rows)
-    # On an accelerator index_add has no fixed order of additions; in low precision it rounds at each of them.
-    inverse = torch.empty_like(order.pairs)
-    inverse[order.pairs] = torch.arange(order.pairs.numel(), device=rows.device)
-    num_choices = order.pairs.numel() // max(order.num_tokens, 1)
-    return rows.index_select(0, inverse).view(num_choices, order.num_tokens, rows.shape[1]).sum(0)
-
-
-def _grouped_loop(rows: Tensor, other: Tensor, ends: Tensor) -> Tensor:
-    bounds = [0, *ends.tolist()]
-    parts = [slice(first, last) for first, last in pairwise(bounds)]
-    if other.ndim == 2:
-        output = rows.new_empty(len(parts), rows.shape[1], other.shape[1])
-        for expert, part in enumerate(parts):
-            torch.mm(rows[part].t(), other[part], out=output[expert])  # of no rows: zeros
-        return output
-    output = rows.new_empty(rows.shape[0], other.shape[2])
-    for expert, part in enumerate(parts):
-        if part.stop > part.start:
-            torch.mm(rows[part], other[expert], out=output[part])
-    return output
-
-
-def _on_meta(rows: Tensor, other: Tensor, ends: Tensor) -> Tensor:
-    """Return the shape, by a product of as many operations: FLOPs are counted on the meta device."""
-    if other.ndim == 3:
-        return rows @ other[0]
-    return (rows.t() @ other).expand(ends.shape[0], -1, -1)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from pangu_modules.common.parameters import count_parameters
 from pangu_modules.llm.onebit.config import OneBitConfig
 from pangu_modules.llm.onebit.plan import target_names
 
@@ -59,7 +60,7 @@ def sizes_of(model: nn.Module, config: OneBitConfig) -> Sizes:
     """
     layers: list[Any] = [model.get_submodule(name) for name in target_names(model, config)]
     return Sizes(
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=count_parameters(model),
         binarized=sum(layer.weight.numel() for layer in layers),
         row_scales=sum(layer.weight.shape[0] for layer in layers),
         input_scales=sum(layer.weight.shape[1] for layer in layers) if config.keeps_input_scale else 0,

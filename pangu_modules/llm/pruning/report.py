@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import nn
-
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -72,8 +70,3 @@ class PruneReport:
     def plain(self) -> dict[str, Any]:
         """Return the report as JSON-ready data."""
         return asdict(self) | {"removed_fraction": self.removed_fraction}
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Return the number of parameters, tied ones counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())

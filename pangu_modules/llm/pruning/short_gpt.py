@@ -9,12 +9,13 @@ from pydantic import Field, PositiveInt
 from torch import nn
 
 from pangu_modules.common.config import Config
+from pangu_modules.common.parameters import count_parameters
 from pangu_modules.llm.calibration.stream import catch_stream, layer_similarities
 from pangu_modules.llm.calibration.windows import CalibrationConfig
 from pangu_modules.llm.models import decoder
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.depth import select_dropped_layers
-from pangu_modules.llm.pruning.report import LayerReport, PruneReport, count_parameters
+from pangu_modules.llm.pruning.report import LayerReport, PruneReport
 from pangu_modules.training.objectives import Batch
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pangu_modules.llm.moge.experts import combine_rows, sort_rows
+from pangu_modules.llm.moge.rows import combine_rows, sort_rows
 
 LocalExperts = Callable[[Tensor, Tensor, Tensor], Tensor]
 """What computes this process's experts: `(rows (R, h), local ids (R, k), gates (R, k)) -> gated sums (R, h)`."""

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pangu_modules.common.parameters import count_parameters
 from pangu_modules.llm.calibration.probe import hidden_norms
 from pangu_modules.llm.models import decoder
 from pangu_modules.llm.pruning import surgery
@@ -38,7 +39,6 @@ from pangu_modules.llm.pruning.pangu_light.selection import (
 )
 from pangu_modules.llm.pruning.pangu_light.slnp import slnp_factors, slnp_rescale
 from pangu_modules.llm.pruning.pangu_light.target import ModelShape, resolve_target, shape_for_parameters
-from pangu_modules.llm.pruning.report import count_parameters
 from pangu_modules.training.objectives import Batch
 
 

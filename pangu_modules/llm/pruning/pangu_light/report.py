@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from pangu_modules.common.parameters import count_parameters
 from pangu_modules.llm.models import decoder
 from pangu_modules.llm.pruning.pangu_light.selection import PanguLightSelection
 from pangu_modules.llm.pruning.pangu_light.target import ModelShape
-from pangu_modules.llm.pruning.report import LayerReport, PruneReport, count_parameters
+from pangu_modules.llm.pruning.report import LayerReport, PruneReport
 from pangu_modules.training.objectives import Batch
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pangu_modules.common.batches import IGNORE_INDEX
 from pangu_modules.llm.models import decoder
 from pangu_modules.training.objectives import Batch
 
@@ -45,7 +46,7 @@ def _loss(model: Any, batch: Batch) -> Tensor:
     mask = batch.get("attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask.to(device)
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-    targets = ids[:, 1:].masked_fill((mask[:, 1:] == 0) | (mask[:, :-1] == 0), -100)
+    targets = ids[:, 1:].masked_fill((mask[:, 1:] == 0) | (mask[:, :-1] == 0), IGNORE_INDEX)
     return nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
 
 

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from pangu_modules.common.parameters import count_parameters
 from pangu_modules.llm.calibration.progress import WalkProgress, fingerprint
 from pangu_modules.llm.calibration.stream import Stream, catch_stream, layer_similarities
 from pangu_modules.llm.models import decoder
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.plan import LayerSizes
-from pangu_modules.llm.pruning.report import LayerReport, PruneReport, count_parameters
+from pangu_modules.llm.pruning.report import LayerReport, PruneReport
 from pangu_modules.llm.pruning.slimllm.channels import channel_criterion
 from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig
 from pangu_modules.llm.pruning.slimllm.layer import Kept, prune_sublayers

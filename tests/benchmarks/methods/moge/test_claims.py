@@ -19,7 +19,7 @@ from benchmarks.methods.moge.task import (
     distance,
     proportion_distance,
 )
-from pangu_modules.llm.moge.router import route_moge, route_topk
+from pangu_modules.llm.moge.routing import route_moge, route_topk
 
 
 def test_gates_need_only_arms_that_run_on_all_seeds() -> None:

@@ -11,7 +11,7 @@ from gloo_ranks import run_ranks
 from torch import Tensor
 
 from pangu_modules.llm.moge.auxiliary_loss import auxiliary_loss, auxiliary_objective, selected_counts, z_loss
-from pangu_modules.llm.moge.router import Routing, route_moge
+from pangu_modules.llm.moge.routing import Routing, route_moge
 
 EXPERTS, GROUPS, CHOSEN = 8, 4, 4
 

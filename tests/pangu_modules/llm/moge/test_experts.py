@@ -6,15 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pangu_modules.llm.moge import experts as experts_module
-from pangu_modules.llm.moge.experts import (
-    ExpertsImplementation,
-    GroupedExperts,
-    experts_forward,
-    grouped_matmul,
-    sort_rows,
-)
-from pangu_modules.llm.moge.router import route_moge
+from pangu_modules.llm.moge import grouped_matmul as grouped_matmul_module
+from pangu_modules.llm.moge.experts import GroupedExperts, experts_forward
+from pangu_modules.llm.moge.grouped_matmul import ExpertsImplementation, grouped_matmul
+from pangu_modules.llm.moge.routing import route_moge
+from pangu_modules.llm.moge.rows import sort_rows
 
 FAST: list[ExpertsImplementation] = ["auto", "loop", "grouped_mm"]
 Case = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -169,7 +165,7 @@ def test_a_fused_operator_plugs_in(monkeypatch: pytest.MonkeyPatch) -> None:
         forms.append(other.ndim)
         return grouped_matmul(rows, other, ends, implementation="loop")
 
-    monkeypatch.setitem(experts_module.GROUPED_MATMUL, "cpu", fused)
+    monkeypatch.setitem(grouped_matmul_module.GROUPED_MATMUL, "cpu", fused)
     got = gradients(experts_forward, inputs)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
     assert sorted(forms) == [2, 2, 3, 3, 3, 3]

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pangu_modules.llm.moge.router import Router, route_moge
+from pangu_modules.llm.moge.router import Router
+from pangu_modules.llm.moge.routing import route_moge
 
 SIZES = [(8, 2, 2), (8, 4, 4), (16, 4, 8), (12, 3, 6), (16, 1, 3), (8, 8, 8)]
 

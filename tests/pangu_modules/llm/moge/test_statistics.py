@@ -8,7 +8,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from pangu_modules.llm.moge.router import route_moge, route_topk
+from pangu_modules.llm.moge.routing import route_moge, route_topk
 from pangu_modules.llm.moge.statistics import (
     LoadMeter,
     balanced_token_probability,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pangu_modules.common.errors import UsageError
+from pangu_modules.common.parameters import count_parameters
 from pangu_modules.simulator.hardware import Card, Efficiency, find_card
 from pangu_modules.simulator.layout import (
     Layout,
@@ -234,7 +235,7 @@ def plan_model(model: nn.Module, hardware: str, layout: str) -> list[dict[str, A
         UsageError: as `plan_rows`, or the model is not of the equal layers that its configuration describes.
     """
     shape = shape_of(model.config, type(model).__name__)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = count_parameters(model)
     if abs(shape.parameters() / parameters - 1) > PARAMETER_TOLERANCE:
         raise UsageError(
             f"hardware: {shape.name} has {parameters:,} parameters, but layers of the sizes in its configuration have "

@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pangu_modules.llm.models.decoder import layer_shape
 
+from pangu_modules.llm.models.decoder import layer_shape
 from pangu_modules.llm.pruning.pangu_light.clap import assign_groups, merge_groups
 from pangu_modules.llm.pruning.surgery import keep_channels, keep_query_heads
 

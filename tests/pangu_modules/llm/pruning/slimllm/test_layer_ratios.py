@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from pangu_modules.llm.models.decoder import LayerShape
 
+from pangu_modules.llm.models.decoder import LayerShape
 from pangu_modules.llm.pruning.slimllm.layer_ratios import (
     channels_to_keep,
     head_units_to_remove,

@@ -75,24 +75,6 @@ def labels_of(batch: Mapping[str, Any]) -> Tensor:
     return input_ids if mask is None else input_ids.masked_fill(mask == 0, IGNORE_INDEX)
 
 
-def mask_prompt(input_ids: Tensor, prompt_length: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """Return labels for supervised fine-tuning: the answer's tokens; the prompt and padding are ignored.
-
-    Args:
-        input_ids: (batch, seq), prompt and answer, padded on the right.
-        prompt_length: (batch,), tokens of each prompt.
-        attention_mask: (batch, seq), 0 at padding.
-
-    Returns:
-        (batch, seq).
-    """
-    positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-    hidden = positions < prompt_length[:, None]
-    if attention_mask is not None:
-        hidden = hidden | (attention_mask == 0)
-    return input_ids.masked_fill(hidden, IGNORE_INDEX)
-
-
 def count_targets(labels: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
     """Return the number of predicted tokens of each sequence, (batch,): the first token is never predicted."""
     return (labels[:, 1:] != ignore_index).sum(1)

@@ -27,7 +27,6 @@ from pangu_modules.common.config import Config
 from pangu_modules.llm.calibration.probe import Probe, run
 from pangu_modules.llm.calibration.statistics import wide
 from pangu_modules.llm.models.decoder import decoder_layers
-from pangu_modules.llm.models.perplexity import perplexity
 from pangu_modules.llm.pruning.pangu_light.slnp import POST_NORMS
 from pangu_modules.training.objectives import Batch
 from pangu_modules.training.structure import Plan
@@ -140,20 +139,6 @@ def check_absorption(before: float, after: float, config: AbsorbConfig) -> None:
             f"absorption raised the perplexity from {before:.3f} to {after:.3f} ({after / before - 1:+.1%}), more than "
             f"absorb.max_ppl_increase={config.max_ppl_increase}: {remedy}, or raise the limit"
         )
-
-
-def absorb_at_end(
-    model: nn.Module, calibration: Sequence[Batch], test: Sequence[Batch], config: AbsorbConfig
-) -> tuple[nn.Module, float, float]:
-    """Absorb as the last step: return the absorbed model with the perplexity before and after.
-
-    Raises:
-        ValueError: the perplexity rises by more than ``config.max_ppl_increase``.
-    """
-    absorbed, _ = absorb_post_norms(model, calibration, sigma=config.sigma, skip_first_token=config.skip_first_token)
-    before, after = perplexity(model, test), perplexity(absorbed, test)
-    check_absorption(before, after, config)
-    return absorbed, before, after
 
 
 # Helpers.

@@ -13,7 +13,7 @@ from pangu_modules.vision.scalenet.expansion import expand_depth
 from pangu_modules.vision.scalenet.unrolling import depth_argument, unroll
 
 if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule
+    from pangu_modules.training.module import PanguModule
 
 
 class ScaleNetPlan(Plan):
@@ -22,11 +22,9 @@ class ScaleNetPlan(Plan):
     kind: str = "scalenet"
     expansion: ScaleNetConfig = Field(ScaleNetConfig(), description="How the model is deepened.")
 
-    def apply(self, module: LightningModule) -> None:
+    def apply(self, module: PanguModule) -> None:  # type: ignore[override]
         """Expand ``module.model`` in place; the errors are those of `expand_depth`."""
-        model = module.model
-        assert isinstance(model, nn.Module)
-        expand_depth(model, self.expansion)
+        expand_depth(module.model, self.expansion)
 
     def timm_counterpart(self, model: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
         """Return a plain copy of a deepened model, and timm's argument for its depth; the errors are `unroll`'s."""

@@ -23,7 +23,7 @@ TARGETS: dict[str, dict[str, str]] = {
         "upcycle": "pangu_modules.llm.moge.upcycling:UpcyclePlan",
     },
     # Export formats of language models: functions (module, folder); the first is the default.
-    "export": {
+    "export format": {
         "transformers": "pangu_modules.llm.export.transformers:export",
         "gguf": "pangu_modules.llm.export.gguf:export_gguf",
         "packed": "pangu_modules.llm.onebit.packing:export_packed",

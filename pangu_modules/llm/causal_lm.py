@@ -80,7 +80,7 @@ class CausalLM(PanguModule):
             return self
 
     config: Config
-    export_formats: ClassVar[tuple[str, ...]] = registry.names("export")
+    export_formats: ClassVar[tuple[str, ...]] = registry.names("export format")
     free_fields: ClassVar[tuple[str, ...]] = ("generation", "attn_implementation", "gradient_checkpointing")
 
     def __init__(
@@ -234,7 +234,7 @@ class CausalLM(PanguModule):
         Raises:
             ValueError: the kind is unknown, or the model does not fit it.
         """
-        registry.load("export", kind)(self, folder)
+        registry.load("export format", kind)(self, folder)
 
     def merge_lora(self) -> None:
         """Add the LoRA adapters to the weights and forget them; all parameters are trainable again.

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 def prune(model: nn.Module, config: Mapping[str, Any], texts: Texts, seed: int) -> None:
     """Prune a model as a variant's config says; scores of the unpruned model are shared within a group."""
-    from pangu_modules.llm.pruning import surgery
+    from pangu_modules.llm.models.decoder import decoder_layers
     from pangu_modules.llm.pruning.pangu_light import pipeline as pangu_light
     from pangu_modules.llm.pruning.pangu_light.config import PanguLightConfig
 
     settings = dict(config)
     axes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
     target = {axis: settings.pop(axis) for axis in axes if axis in settings}
-    layers = len(surgery.decoder_layers(model)) - settings.pop("layers_removed", 0)
+    layers = len(decoder_layers(model)) - settings.pop("layers_removed", 0)
     settings.setdefault("selection_seed", seed)
     method = PanguLightConfig(target={**target, "num_hidden_layers": layers}, **settings)
     key = f"{method.agg_batch} {method.agg_seq} {method.head_score}"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field
 from torch import nn
 
 from pangu_modules.common.config import Config as BaseConfig
-from pangu_modules.llm.distillation.teacher import distillation_objective
+from pangu_modules.llm.distillation.teacher import DistillationConfig, distillation_objective
 from pangu_modules.training.callback import RecipeCallback
 from pangu_modules.training.module import PanguModule
 from pangu_modules.training.objectives import Objective
@@ -31,25 +31,16 @@ class Distillation(RecipeCallback):
     """
 
     class Config(BaseConfig):
-        """Teacher and loss; the defaults are Pangu Light's recovery: forward KL on logits alone."""
+        """The teacher, where it runs, and the loss."""
 
+        renamed = {name: f"method.{name}" for name in ("lambda_kd", "lambda_ce", "temperature", "chunk_tokens")}
+
+        method: DistillationConfig = Field(DistillationConfig(), description="Losses and their weights.")
         teacher: str = Field(
             SELF,
             description="Hub id, folder, .gguf or 'smollm2'; 'self': the model before pruning, kept in the run.",
         )
-        lambda_kd: NonNegativeFloat = Field(1.0, description="Weight of the forward KL on logits.")
-        lambda_ce: NonNegativeFloat = Field(0.0, description="Weight of the language-model loss.")
-        temperature: PositiveFloat = Field(1.0, description="Softening of both distributions, T.")
-        chunk_tokens: PositiveInt | None = Field(
-            None, description="Tokens whose float32 logits exist at the same time; empty: what suits the device."
-        )
         device: str | None = Field(None, description="Where the teacher runs, e.g. 'cuda:1'; empty: with the batch.")
-
-        @model_validator(mode="after")
-        def _has_a_loss(self) -> Self:
-            if self.lambda_ce == 0 and self.lambda_kd == 0:
-                raise ValueError("lambda_kd and lambda_ce are both 0: nothing would be learned; set one above 0")
-            return self
 
     config: Config
 
@@ -71,28 +62,28 @@ class Distillation(RecipeCallback):
         if not (isinstance(pl_module, PanguModule) and hasattr(pl_module.model, "config")):
             raise TypeError(f"callback {self.name!r} needs a PanguModule over a language model, e.g. CausalLM")
         self._weigh_language_modelling(pl_module)
-        if self.config.lambda_kd == 0:
+        if self.config.method.lambda_kd == 0:
             return
         teacher = self._teacher(trainer, pl_module)
         self._check_vocabulary(teacher, pl_module.model)
         self._fingerprint = fingerprint(teacher)
         loss = distillation_objective(
             teacher,
-            temperature=self.config.temperature,
-            chunk_tokens=self.config.chunk_tokens,
+            temperature=self.config.method.temperature,
+            chunk_tokens=self.config.method.chunk_tokens,
             device=self.config.device,
         )
-        pl_module.objectives[self.name] = Objective(loss, weight=self.config.lambda_kd)
+        pl_module.objectives[self.name] = Objective(loss, weight=self.config.method.lambda_kd)
 
     def _weigh_language_modelling(self, module: PanguModule) -> None:
         """Give the module's own loss its weight; at 0 it is not computed."""
         own = module.objectives.pop("language_modelling", None)
-        if self.config.lambda_ce > 0:
+        if self.config.method.lambda_ce > 0:
             if own is None:
                 raise ValueError(
                     f"callback {self.name!r}: lambda_ce weighs the objective language_modelling: none here"
                 )
-            module.objectives["language_modelling"] = Objective(own.loss, weight=self.config.lambda_ce)
+            module.objectives["language_modelling"] = Objective(own.loss, weight=self.config.method.lambda_ce)
 
     def _teacher(self, trainer: Trainer, module: PanguModule) -> nn.Module:
         from pangu_modules.llm.models.loading import load_causal_lm

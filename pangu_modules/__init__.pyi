@@ -6,6 +6,7 @@ from pangu_modules.engine.spec import Stage as Stage
 from pangu_modules.llm.calibration.windows import CalibrationConfig as CalibrationConfig
 from pangu_modules.llm.causal_lm import CausalLM as CausalLM
 from pangu_modules.llm.distillation.loss import distillation_loss as distillation_loss
+from pangu_modules.llm.distillation.teacher import DistillationConfig as DistillationConfig
 from pangu_modules.llm.distillation.teacher import distillation_objective as distillation_objective
 from pangu_modules.llm.generation.engine import GenerationEngine as GenerationEngine
 from pangu_modules.llm.generation.prompts import Completion as Completion
@@ -16,6 +17,7 @@ from pangu_modules.llm.models.loading import load_causal_lm as load_causal_lm
 from pangu_modules.llm.models.loading import load_tokenizer as load_tokenizer
 from pangu_modules.llm.models.sandwich import SandwichLlamaConfig as SandwichLlamaConfig
 from pangu_modules.llm.models.sandwich import SandwichLlamaForCausalLM as SandwichLlamaForCausalLM
+from pangu_modules.llm.moge.auxiliary_loss import BalancingConfig as BalancingConfig
 from pangu_modules.llm.moge.auxiliary_loss import auxiliary_objective as auxiliary_objective
 from pangu_modules.llm.moge.block import MoGEBlock as MoGEBlock
 from pangu_modules.llm.moge.configuration import PanguProMoEConfig as PanguProMoEConfig
@@ -23,6 +25,7 @@ from pangu_modules.llm.moge.experts import GroupedExperts as GroupedExperts
 from pangu_modules.llm.moge.modeling import PanguProMoEForCausalLM as PanguProMoEForCausalLM
 from pangu_modules.llm.moge.parallel.strategy import ExpertParallelStrategy as ExpertParallelStrategy
 from pangu_modules.llm.moge.router import Router as Router
+from pangu_modules.llm.moge.statistics import LoadConfig as LoadConfig
 from pangu_modules.llm.moge.statistics import LoadMeter as LoadMeter
 from pangu_modules.llm.moge.statistics import imbalance_score as imbalance_score
 from pangu_modules.llm.moge.upcycling import UpcycleConfig as UpcycleConfig
@@ -45,6 +48,9 @@ from pangu_modules.llm.pruning.short_gpt import ShortGPTConfig as ShortGPTConfig
 from pangu_modules.llm.pruning.short_gpt import drop_layers as drop_layers
 from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig as SlimLLMConfig
 from pangu_modules.llm.pruning.slimllm.walk import prune_slimllm as prune_slimllm
+from pangu_modules.llm.weighting.baselines.influence import InfluenceConfig as InfluenceConfig
+from pangu_modules.llm.weighting.baselines.weights import BaselineConfig as BaselineConfig
+from pangu_modules.llm.weighting.config import DWMConfig as DWMConfig
 from pangu_modules.llm.weighting.model import DataWeightingModel as DataWeightingModel
 from pangu_modules.report.run_report import RunReport as RunReport
 from pangu_modules.report.writing import write_report as write_report

@@ -2,7 +2,7 @@
 
 from callbacks import DWMReweighting
 from datamodules import Domain, MixtureData
-from pangu_modules import CausalLM, OptimizerConfig, Recipe
+from pangu_modules import CausalLM, DWMConfig, OptimizerConfig, Recipe
 
 LLAMA = {
     "vocab_size": 32000,
@@ -35,7 +35,7 @@ recipe = Recipe(
         sequence_length=1024,
         batch_size=BATCH,
     ),
-    callbacks={"dwm": DWMReweighting.Config(dwm_lr=1e-4, fd_scale=0.1, val_batch_size=32)},
+    callbacks={"dwm": DWMReweighting.Config(method=DWMConfig(dwm_lr=1e-4, fd_scale=0.1), val_batch_size=32)},
     trainer={  # 30e9 tokens / (2048 x 1024) a step
         "max_steps": 14305,
         "accumulate_grad_batches": ACCUMULATED,

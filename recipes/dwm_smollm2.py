@@ -2,7 +2,7 @@
 
 from callbacks import DWMReweighting
 from datamodules import Domain, MixtureData
-from pangu_modules import CausalLM, DataWeightingModel, OptimizerConfig, Recipe
+from pangu_modules import CausalLM, DataWeightingModel, DWMConfig, OptimizerConfig, Recipe
 
 recipe = Recipe(
     module=CausalLM.Config(
@@ -21,12 +21,14 @@ recipe = Recipe(
     ),
     callbacks={
         "dwm": DWMReweighting.Config(
-            model=DataWeightingModel.Config(encoder="losses", floor=0.0, score_limit=3.0),
+            method=DWMConfig(
+                model=DataWeightingModel.Config(encoder="losses", floor=0.0, score_limit=3.0),
+                dwm_lr=5e-3,
+                fd_scale=0.1,  # 1e-2, spread over 135 M weights, moves losses by a few units in the last place
+            ),
             n_stages=6,
             lm_in_phase_a="real",
             dwm_steps=2,
-            dwm_lr=5e-3,
-            fd_scale=0.1,  # 1e-2, spread over 135 M weights, moves losses by a few units in the last place
             val_batch_size=8,
         )
     },

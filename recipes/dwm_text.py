@@ -2,7 +2,7 @@
 
 from callbacks import DWMReweighting
 from datamodules import Domain, MixtureData
-from pangu_modules import CausalLM, DataWeightingModel, OptimizerConfig, Recipe
+from pangu_modules import CausalLM, DataWeightingModel, DWMConfig, OptimizerConfig, Recipe
 
 VOCABULARY = 1024
 LLAMA = {
@@ -39,11 +39,12 @@ recipe = Recipe(
     ),
     callbacks={
         "dwm": DWMReweighting.Config(
-            model=DataWeightingModel.Config(encoder="losses", d_model=64, floor=0.0, score_limit=3.0),
+            method=DWMConfig(
+                model=DataWeightingModel.Config(encoder="losses", d_model=64, floor=0.0, score_limit=3.0), dwm_lr=3e-3
+            ),
             n_stages=10,
             lm_in_phase_a="real",
             dwm_steps=20,
-            dwm_lr=3e-3,
             follow_lr=True,
             val_batch_size=32,
         )

@@ -2,7 +2,7 @@
 
 from callbacks import ExpertLoad, RouterBalancing
 from datamodules import SmallVocabularyData
-from pangu_modules import CausalLM, OptimizerConfig, Recipe
+from pangu_modules import BalancingConfig, CausalLM, OptimizerConfig, Recipe
 
 VOCABULARY = 1024
 MOGE = {
@@ -39,7 +39,10 @@ recipe = Recipe(
         val_fraction=0.01,
         test_fraction=0.02,
     ),
-    callbacks={"balance": RouterBalancing.Config(coefficient=0.01), "load": ExpertLoad.Config()},
+    callbacks={
+        "balance": RouterBalancing.Config(method=BalancingConfig(coefficient=0.01)),
+        "load": ExpertLoad.Config(),
+    },
     trainer={"max_steps": 1500, "val_check_interval": 500, "gradient_clip_val": 1.0},
     cost="5 minutes on two cores",
 )

@@ -27,7 +27,7 @@ recipe = Recipe(
         ),
     ),
     data=TextData.Config(source="data/redpajama", sequence_length=2048, batch_size=8),
-    callbacks={"binarize": ProgressiveBinarization.Config(onebit=OneBitConfig(), measure=False)},
+    callbacks={"binarize": ProgressiveBinarization.Config(method=OneBitConfig(), measure=False)},
     trainer={
         "max_steps": 76_294,  # 20 B tokens in batches of 128 x 2048
         "accumulate_grad_batches": 16,

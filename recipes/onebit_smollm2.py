@@ -14,7 +14,7 @@ recipe = Recipe(
     data=TextData.Config(sequence_length=128, batch_size=4, eval_batch_size=4, test_fraction=0.05, val_fraction=0.03),
     callbacks={
         "binarize": ProgressiveBinarization.Config(
-            onebit=OneBitConfig(init="none", phases=0, schedule_steps=0.9, tail_fraction=0.1)
+            method=OneBitConfig(init="none", phases=0, schedule_steps=0.9, tail_fraction=0.1)
         )
     },
     trainer={"max_steps": 60, "limit_val_batches": 0, "limit_test_batches": 6, "gradient_clip_val": 1.0},

@@ -37,7 +37,7 @@ recipe = Recipe(
             module=CausalLM.Config(architecture="llama", model_args=LLAMA, optimizer=OPTIMIZER),
             data=DATA.derive(seed=1),
             callbacks={
-                "binarize": ProgressiveBinarization.Config(onebit=OneBitConfig(init="none", scale_dtype="float16"))
+                "binarize": ProgressiveBinarization.Config(method=OneBitConfig(init="none", scale_dtype="float16"))
             },
             trainer={"max_steps": 600, "val_check_interval": 100, "gradient_clip_val": 1.0},
             start_from="base",

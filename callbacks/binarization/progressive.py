@@ -42,14 +42,16 @@ class ProgressiveBinarization(RecipeCallback):
     class Config(BaseConfig):
         """What to binarize and how, and whether to measure around it."""
 
-        onebit: OneBitConfig = Field(OneBitConfig(), description="Layers, method, initialization, scales, schedule.")
+        renamed = {"onebit": "method"}
+
+        method: OneBitConfig = Field(OneBitConfig(), description="Layers, function, initialization, scales, schedule.")
         measure: bool = Field(
             True, description="Report the test loss of the dense model, of its sign, at the start, and at the end."
         )
 
         def planned_figures(self, model: nn.Module) -> dict[str, int]:
             """Return what `plan` shows of the binary model: weights of one bit, scales, bytes of the packed file."""
-            sizes = sizes_of(model, self.onebit)
+            sizes = sizes_of(model, self.method)
             return {
                 "binarized_weights": sizes.binarized,
                 "row_scales": sizes.row_scales,
@@ -81,13 +83,13 @@ class ProgressiveBinarization(RecipeCallback):
         plan = find_plan(pl_module.config.structure, "binarize", self.name)
         if isinstance(plan, BinarizePlan) and plan.final:  # a finished run: Lightning will not train
             return
-        self._timeline = timeline(self.config.onebit, trainer.estimated_stepping_batches)
+        self._timeline = timeline(self.config.method, trainer.estimated_stepping_batches)
         if plan is None:
             refuse_structure(pl_module, self.name)
             self._binarize(trainer, pl_module)
 
     def _binarize(self, trainer: Trainer, module: PanguModule) -> None:
-        settings = self.config.onebit
+        settings = self.config.method
         for layer in check_weights(module.model, settings):
             rank_zero_warn(f"callback {self.name!r}: {layer} has a row of zeros: its scale starts at 0")
         if self.config.measure:
@@ -111,7 +113,7 @@ class ProgressiveBinarization(RecipeCallback):
                 f"callback {self.name!r}: init='learned' reads calibration_batches(n, seed) of the datamodule; run the "
                 "trainer with one of datamodules, or set init='svid' or 'none'"
             )
-        count = self.config.onebit.init_steps
+        count = self.config.method.init_steps
         while count > 1:
             try:
                 return list(data.calibration_batches(count, 0))
@@ -186,7 +188,7 @@ class ProgressiveBinarization(RecipeCallback):
 
     def _set_stage(self, module: LightningModule, step: int, hard: bool = False) -> None:
         assert self._timeline is not None
-        now = moment(self.config.onebit, self._timeline, step)
+        now = moment(self.config.method, self._timeline, step)
         for layer in binary_layers(module).values():
             layer.set_stage(now.knob, hard or now.hard)
 
@@ -203,14 +205,14 @@ class ProgressiveBinarization(RecipeCallback):
             forget_missing_parameters(optimizer, pl_module)
         if self.config.measure:
             self.record.measure("binary", trainer, pl_module.model)
-        self.record.write(trainer, pl_module.model, self.config.onebit, self._timeline)
+        self.record.write(trainer, pl_module.model, self.config.method, self._timeline)
 
     # Checkpoints.
 
     def state_dict(self) -> dict[str, Any]:
         """Return what identifies the schedule, and what was measured."""
         total = self._timeline.total_steps if self._timeline is not None else 0
-        return {"onebit": self.config.onebit.plain(), "total_steps": total, "record": self.record.state_dict()}
+        return {"onebit": self.config.method.plain(), "total_steps": total, "record": self.record.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep what identified the interrupted run, and take over what it measured."""
@@ -220,7 +222,7 @@ class ProgressiveBinarization(RecipeCallback):
     def _compare(self, loaded: dict[str, Any]) -> None:
         """Refuse a run whose schedule is not the interrupted one's."""
         assert self._timeline is not None
-        ours = {"total_steps": self._timeline.total_steps, **self.config.onebit.plain()}
+        ours = {"total_steps": self._timeline.total_steps, **self.config.method.plain()}
         theirs = {"total_steps": loaded["total_steps"], **loaded["onebit"]}
         for field, value in ours.items():
             if theirs.get(field) != value:

@@ -13,6 +13,7 @@ from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.llm.moge.auxiliary_loss import padding_mask
 from pangu_modules.llm.moge.block import MoGEBlock, moge_blocks, recorded_routings
 from pangu_modules.llm.moge.statistics import (
+    LoadConfig,
     LoadMeter,
     LoadSummary,
     check_devices,
@@ -38,14 +39,11 @@ class ExpertLoad(RecipeCallback):
     """
 
     class Config(BaseConfig):
-        """At which sizes, for how many devices, and how often."""
+        """What is measured, and how often."""
 
-        token_counts: tuple[PositiveInt, ...] = Field(
-            (16, 128, 2048), min_length=1, description="Batch sizes at which imbalance is measured, tokens."
-        )
-        num_devices: PositiveInt | None = Field(
-            None, description="Devices that share the experts, as consecutive ones; empty: one for each group."
-        )
+        renamed = {"token_counts": "method.token_counts", "num_devices": "method.num_devices"}
+
+        method: LoadConfig = Field(LoadConfig(), description="Batch sizes and devices of the measurement.")
         every_n_steps: PositiveInt = Field(50, description="Optimizer steps between two measurements in training.")
 
     config: Config
@@ -149,10 +147,10 @@ class ExpertLoad(RecipeCallback):
 
     def _new_meter(self, module: LightningModule) -> LoadMeter:
         block = first_block(module, self.name)
-        return LoadMeter(block.config.num_experts, self._devices(block), self.config.token_counts)
+        return LoadMeter(block.config.num_experts, self._devices(block), self.config.method.token_counts)
 
     def _devices(self, block: MoGEBlock) -> int:
-        return block.config.num_groups if self.config.num_devices is None else self.config.num_devices
+        return block.config.num_groups if self.config.method.num_devices is None else self.config.method.num_devices
 
 
 def first_block(module: LightningModule, name: str) -> MoGEBlock:

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field
 from torch import Tensor
 
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.llm.moge.auxiliary_loss import (
-    AuxiliaryScope,
+    BalancingConfig,
     auxiliary_objective,
     padding_mask,
     selected_counts,
@@ -33,17 +33,11 @@ class RouterBalancing(RecipeCallback):
     """
 
     class Config(BaseConfig):
-        """Weights of the objectives."""
+        """The objectives; there is no schedule."""
 
-        coefficient: NonNegativeFloat | None = Field(
-            None,
-            description="Weight of the auxiliary loss (alpha); 0: none; empty: the model's router_aux_loss_coef, 0.001 "
-            "in the released model.",
-        )
-        scope: AuxiliaryScope = Field(
-            "global", description="Tokens whose load is balanced: those of all data-parallel ranks, or of each (micro)."
-        )
-        z_coefficient: NonNegativeFloat = Field(0.0, description="Weight of the z-loss, which keeps logits small.")
+        renamed = {name: f"method.{name}" for name in ("coefficient", "scope", "z_coefficient")}
+
+        method: BalancingConfig = Field(BalancingConfig(), description="Objectives that balance, and their weights.")
 
     config: Config
 
@@ -70,13 +64,13 @@ class RouterBalancing(RecipeCallback):
             )
         coefficient = self._coefficient(pl_module)
         if coefficient > 0:
-            pl_module.objectives[self.name] = auxiliary_objective(coefficient, self.config.scope)
-        if self.config.z_coefficient > 0:
-            pl_module.objectives[f"{self.name}_z"] = z_objective(self.config.z_coefficient)
+            pl_module.objectives[self.name] = auxiliary_objective(coefficient, self.config.method.scope)
+        if self.config.method.z_coefficient > 0:
+            pl_module.objectives[f"{self.name}_z"] = z_objective(self.config.method.z_coefficient)
 
     def _coefficient(self, module: PanguModule) -> float:
-        if self.config.coefficient is not None:
-            return self.config.coefficient
+        if self.config.method.coefficient is not None:
+            return self.config.method.coefficient
         return float(getattr(module.model.config, "router_aux_loss_coef", 0.001))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

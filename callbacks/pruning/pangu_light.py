@@ -95,13 +95,15 @@ class PanguLightPruning(PruningCallback):
 class PostNormAbsorption(RecipeCallback):
     """Folds the post-norms of a sandwich model into the maps before them, at the start of a stage that heals the loss.
 
-    After training the perplexity on the test set may be at most ``absorb.max_ppl_increase`` above that before.
+    After training the perplexity on the test set may be at most ``method.max_ppl_increase`` above that before.
     """
 
     class Config(BaseConfig):
         """How to absorb."""
 
-        absorb: AbsorbConfig = Field(AbsorbConfig(enabled=True), description="Constant, and the loss accepted.")
+        renamed = {"absorb": "method"}
+
+        method: AbsorbConfig = Field(AbsorbConfig(enabled=True), description="Constant, and the loss accepted.")
         calib: CalibrationConfig = Field(CalibrationConfig(), description="Calibration text.")
 
     config: Config
@@ -115,7 +117,7 @@ class PostNormAbsorption(RecipeCallback):
         module: Any = pl_module
         if stage == "fit" and not absorbed_by(module, self.name):
             self._before = self._perplexity(trainer, module)
-            absorb_into(trainer, module, self.config.absorb, self.config.calib, self.name)
+            absorb_into(trainer, module, self.config.method, self.config.calib, self.name)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check what absorption and healing together cost.
@@ -124,7 +126,7 @@ class PostNormAbsorption(RecipeCallback):
             ValueError: the perplexity rose too much.
         """
         if self._before:
-            check_absorption(self._before, self._perplexity(trainer, pl_module), self.config.absorb)
+            check_absorption(self._before, self._perplexity(trainer, pl_module), self.config.method)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the perplexity before absorption."""

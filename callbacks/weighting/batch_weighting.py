@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from callbacks.weighting.checks import check_run
@@ -31,25 +31,17 @@ class BatchWeighting(RecordedWeighting):
     """
 
     class Config(RecordedWeighting.Config):
-        """Method, and the parameters of each."""
+        """What is read of the data, and the weights."""
 
-        method: Literal["uniform", "random", "loss", Selection] = Field(
-            description="uniform; random with a given ESS; loss: softmax over the batch's losses; perplexity: bigrams "
-            "of the target; dsir: hashed n-gram importance; classifier: logistic regression, target against raw data."
-        )
-        ess: tuple[float, ...] = Field(
-            (0.7,), description="ESS / batch of random weights; several: of equally long parts of training."
-        )
-        prefer: Literal["high", "low"] = Field("high", description="Which losses weigh more; loss only.")
-        tau: PositiveFloat = Field(1.0, description="Temperature of the losses, in nats per token; loss only.")
-        keep: float = Field(0.5, gt=0, le=1, description="Share of the training data that offline methods keep.")
+        renamed = {
+            "method": "method.kind",
+            "ess": "method.ess",
+            "prefer": "method.prefer",
+            "tau": "method.tau",
+            "keep": "method.keep",
+        }
 
-        @model_validator(mode="after")
-        def _check_ess(self) -> Self:
-            for share in self.ess or (0.0,):
-                if not 0 < share <= 1:
-                    raise ValueError(f"ess={self.ess}: each is a share of the batch, above 0 and at most 1")
-            return self
+        method: baselines.BaselineConfig = Field(description="Kind of weights, and the parameters of each.")
 
     config: Config
 
@@ -69,29 +61,29 @@ class BatchWeighting(RecordedWeighting):
         if stage != "fit":
             return
         check_run(self, trainer, pl_module, engine=None)
-        if self.config.method in get_args(Selection):
-            self._fit(cast(Selection, self.config.method), getattr(trainer, "datamodule", None))
+        if self.config.method.kind in get_args(Selection):
+            self._fit(cast(Selection, self.config.method.kind), getattr(trainer, "datamodule", None))
 
     def _fit(self, method: Selection, data: Any) -> None:
         with isolate_rng(include_cuda=False):
             target = self.tokens_of(data, "val_dataset", "the target")
             raw = self.tokens_of(data, "train_dataset", "the raw data")
         self._scorer = offline_scorer(method, target, raw, self.config.seed)
-        self._threshold = baselines.threshold_of(self._scorer.score(raw).tolist(), self.config.keep)
+        self._threshold = baselines.threshold_of(self._scorer.score(raw).tolist(), self.config.method.keep)
 
     def weights(self, trainer: Trainer, module: LightningModule, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Return the weights of a batch, (batch,), which sum to 1."""
-        config, size = self.config, batch_size(batch)
-        if config.method == "uniform":
+        method, size = self.config.method, batch_size(batch)
+        if method.kind == "uniform":
             return baselines.uniform_weights(size)
-        if config.method == "random":
-            share = part_of(config.ess, trainer)
-            position = [config.seed, trainer.global_rank, trainer.current_epoch, batch_idx]
+        if method.kind == "random":
+            share = part_of(method.ess, trainer)
+            position = [self.config.seed, trainer.global_rank, trainer.current_epoch, batch_idx]
             return baselines.random_weights(size, share, np.random.default_rng(position))
-        if config.method == "loss":
+        if method.kind == "loss":
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 losses = per_sequence_losses(module, batch)
-            return baselines.loss_weights(losses, config.prefer, config.tau)
+            return baselines.loss_weights(losses, method.prefer, method.tau)
         assert self._scorer is not None
         scores = torch.from_numpy(self._scorer.score(sequences_of(batch)))
         return baselines.kept_weights(scores >= self._threshold)

@@ -1,48 +1,33 @@
-"""Configuration of DWMReweighting: the schedule of dwm_schedule, the weighting model, and how it learns."""
+"""Configuration of DWMReweighting: the schedule, the target, and what stays of a run, around the method's own."""
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from callbacks.weighting.schedule import StageSchedule
-from pangu_modules.llm.weighting.model import DataWeightingModel
+from pangu_modules.llm.weighting.config import DWMConfig
+
+MOVED = ("model", "engine", "fd_scale", "precondition", "normalize_h", "dwm_lr", "sync_weights")
 
 
-class DWMConfig(StageSchedule):
-    """Schedule, weighting model, and how it learns."""
+class ReweightingConfig(StageSchedule):
+    """When the weighting model learns, from which target, and what is kept of it."""
 
-    model: DataWeightingModel.Config = Field(DataWeightingModel.Config(), description="The weighting model.")
+    renamed = {name: f"method.{name}" for name in MOVED}
+
+    method: DWMConfig = Field(DWMConfig(), description="The weighting model, and how it learns.")
     target: str = Field(
         "val",
         description="Data that training should get better on: 'val', or another dataset of the datamodule by its "
         "name, e.g. 'calibration' for calibration_dataset. Nothing reported may come from it.",
     )
     val_batch_size: PositiveInt = Field(16, description="Sequences of the target in an update, all processes.")
-    engine: Literal["fd", "jvp", "dot", "exact"] = Field(
-        "fd",
-        description="Hypergradient: fd (two forward passes, any kernel), jvp (forward mode), dot (one backward "
-        "pass per sequence), exact (double backward, the reference); jvp and exact need eager attention.",
-    )
-    fd_scale: float = Field(
-        1e-2,
-        ge=1e-5,
-        le=1,
-        description="Norm of the displacement of all parameters, engine fd; 0.1 is better from some 100 M parameters.",
-    )
-    precondition: Literal["none", "adam"] = Field(
-        "adam", description="Step that is looked ahead: SGD, or AdamW with the moments of the optimizer."
-    )
-    normalize_h: bool = Field(False, description="Scale each batch's hypergradients to mean 0, deviation 1.")
-    dwm_lr: PositiveFloat = Field(1e-3, description="Learning rate (AdamW) of the weighting model.")
     follow_lr: bool = Field(
         False,
-        description="Scale dwm_lr as the trained model's schedule scales its own learning rate, so that late updates, "
-        "which have little left to improve, change weights little.",
-    )
-    sync_weights: bool = Field(
-        False, description="Weigh the batches of all processes as one; otherwise each process its own."
+        description="Scale method.dwm_lr as the trained model's schedule scales its own learning rate, so that late "
+        "updates, which have little left to improve, change weights little.",
     )
     frozen: str | None = Field(
         None, description="Folder of an earlier run whose weighting models are used stage by stage, without updates."
@@ -56,10 +41,10 @@ class DWMConfig(StageSchedule):
 
     @model_validator(mode="after")
     def _kept_encoder_is_read(self) -> Self:
-        if self.keep_encoder and self.model.encoder != "lm":
+        if self.keep_encoder and self.method.model.encoder != "lm":
             raise ValueError(
-                f"keep_encoder=True keeps what encoder='lm' reads, but model.encoder={self.model.encoder!r}, which "
-                "needs no other model: leave it out"
+                "keep_encoder=True keeps what encoder='lm' reads, but method.model.encoder="
+                f"{self.method.model.encoder!r}, which needs no other model: leave it out"
             )
         return self
 

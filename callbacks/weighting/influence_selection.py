@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from callbacks.weighting.batches import DrawnBatches, data_source, target_batches, training_batches
@@ -17,7 +17,7 @@ from callbacks.weighting.learner import trained_parameters
 from callbacks.weighting.recorded import RecordedWeighting
 from pangu_modules.common.errors import UsageError
 from pangu_modules.llm.weighting.baselines import weights as baselines
-from pangu_modules.llm.weighting.baselines.influence import InfluenceModel, measured_influences
+from pangu_modules.llm.weighting.baselines.influence import InfluenceConfig, InfluenceModel, measured_influences
 from pangu_modules.llm.weighting.baselines.ngrams import sequences_of
 from pangu_modules.llm.weighting.preconditioning import next_step
 from pangu_modules.llm.weighting.protocol import LossesOf
@@ -33,15 +33,16 @@ class InfluenceSelection(RecordedWeighting):
     """
 
     class Config(RecordedWeighting.Config):
-        """How much is measured and kept."""
+        """How much is measured, and the method."""
+
+        renamed = {name: f"method.{name}" for name in ("fd_scale", "keep", "alpha")}
+
+        method: InfluenceConfig = Field(InfluenceConfig(), description="Measure, regression, and share that is kept.")
 
         probes: PositiveInt = Field(
             480, description="Training sequences that are measured at the start of each part; at least two batches."
         )
         val_batch_size: PositiveInt = Field(32, description="Sequences of the target in a measurement.")
-        fd_scale: float = Field(1e-2, ge=1e-5, le=1, description="Norm of the displacement, as DWM's.")
-        keep: float = Field(0.5, gt=0, le=1, description="Share of the training data that is kept.")
-        alpha: PositiveFloat = Field(1.0, description="Strength of the ridge penalty of the regression.")
 
     config: Config
     needs: ClassVar[frozenset[str]] = frozenset({"sample weights", "displaced weights"})
@@ -83,14 +84,14 @@ class InfluenceSelection(RecordedWeighting):
         parameters = trained_parameters(trainer, losses_of)
         step = next_step(trainer.optimizers[0], list(parameters.values()))
         batches = self._batches(trainer, module, stage)
-        sequences, influences = measured_influences(losses_of, parameters, batches, step, self.config.fd_scale)
+        sequences, influences = measured_influences(losses_of, parameters, batches, step, self.config.method.fd_scale)
         if not influences:
             raise RuntimeError(
                 f"callback {self.name!r}: no measured influence was finite: the trained model diverges; lower its "
                 "learning rate"
             )
-        self._model = InfluenceModel.fit(sequences, influences, self.config.alpha)
-        self._threshold = baselines.threshold_of(self._model.score(self._raw).tolist(), self.config.keep)
+        self._model = InfluenceModel.fit(sequences, influences, self.config.method.alpha)
+        self._threshold = baselines.threshold_of(self._model.score(self._raw).tolist(), self.config.method.keep)
 
     def _batches(self, trainer: Trainer, module: LightningModule, stage: int) -> Iterator[tuple[Any, Any]]:
         """Yield the pairs of batches that a part of training begins with, the same ones after resuming."""

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from callbacks.weighting.batches import DrawnBatches, data_source, target_batches, training_batches
-from callbacks.weighting.config import DWMConfig
+from callbacks.weighting.config import ReweightingConfig
 from pangu_modules.llm.weighting.features import FeatureReader
 from pangu_modules.llm.weighting.hypergradient import Lookahead
 from pangu_modules.llm.weighting.model import DataWeightingModel
@@ -41,7 +41,7 @@ class Learner:
     def __init__(
         self,
         model: DataWeightingModel,
-        config: DWMConfig,
+        config: ReweightingConfig,
         name: str,
         trainer: Trainer,
         module: LightningModule,
@@ -52,7 +52,7 @@ class Learner:
         self.updates = 0  # of the whole run; update n uses batches n
         self.skipped = 0  # updates whose hypergradient was not finite
         self.skipped_in_row = 0
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=config.dwm_lr, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=config.method.dwm_lr, weight_decay=0.0)
         self.processes = Processes.current()
         share = {"rank": self.processes.rank, "world_size": self.processes.world_size}
         source = data_source(trainer, module)
@@ -70,19 +70,19 @@ class Learner:
         Raises:
             RuntimeError: ten hypergradients in a row were not finite.
         """
-        config, strategy = self.config, self.trainer.strategy
-        if config.follow_lr:
+        method, strategy = self.config.method, self.trainer.strategy
+        if self.config.follow_lr:
             self._follow(self.trainer.optimizers[0])
         if batch is None:
             assert self.training is not None
             batch = strategy.batch_to_device(self.training[self.updates])
-        step = next_step(self.trainer.optimizers[0], list(self.parameters.values()), config.precondition)
-        if config.precondition == "adam" and not step.uses_moments and not self._said_fallback:
+        step = next_step(self.trainer.optimizers[0], list(self.parameters.values()), method.precondition)
+        if method.precondition == "adam" and not step.uses_moments and not self._said_fallback:
             self._said_fallback = True
             rank_zero_info(f"{self.name}: the optimizer has no second moments (yet), so updates look ahead by SGD")
         target = strategy.batch_to_device(self.target[self.updates])
         ahead = Lookahead(self.losses_of, self.parameters, batch, target, step.lr, step.precondition, self.processes)
-        settings = UpdateSettings(config.engine, config.fd_scale, config.normalize_h, config.sync_weights)
+        settings = UpdateSettings(method.engine, method.fd_scale, method.normalize_h, method.sync_weights)
         result = update_weighting_model(self.model, self.optimizer, ahead, settings, self.reader)
         self.updates += 1
         self._count(result)
@@ -94,7 +94,7 @@ class Learner:
         Equation (1) has that rate as a factor, which Adam's steps, equally large however small the gradient, lose.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.dwm_lr * schedule_factor(trained)
+            group["lr"] = self.config.method.dwm_lr * schedule_factor(trained)
 
     def _count(self, result: UpdateResult) -> None:
         self.skipped += result.skipped

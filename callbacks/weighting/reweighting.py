@@ -29,7 +29,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from callbacks.weighting.checks import check_run, complete_config, steps_of
-from callbacks.weighting.config import DWMConfig
+from callbacks.weighting.config import ReweightingConfig
 from callbacks.weighting.learner import Learner
 from callbacks.weighting.report import Record
 from pangu_modules.llm.weighting.features import READERS, FeatureReader, KeptModel, is_kept, keep_model
@@ -50,8 +50,8 @@ class DWMReweighting(RecipeCallback):
     is 'lm'. Mean weights by domain and stage go to the run's report.
     """
 
-    class Config(DWMConfig):
-        """Schedule, weighting model, and how it learns."""
+    class Config(ReweightingConfig):
+        """Schedule, target, and the method."""
 
     config: Config
     needs: ClassVar[frozenset[str]] = frozenset({"sample weights", "displaced weights"})
@@ -82,8 +82,8 @@ class DWMReweighting(RecipeCallback):
         """
         if stage != "fit":
             return
-        check_run(self, trainer, pl_module, self.config.engine if self.config.frozen is None else None)
-        config = self.config.model
+        check_run(self, trainer, pl_module, self.config.method.engine if self.config.frozen is None else None)
+        config = self.config.method.model
         if self.config.frozen is not None:
             self._frozen = load_stages(self.config.frozen)
             config = next(iter(self._frozen.values())).config
@@ -102,7 +102,7 @@ class DWMReweighting(RecipeCallback):
             UsageError: the target cannot be used, or the number of steps is unknown.
         """
         self._total_steps = steps_of(trainer)
-        self._group = Processes.current() if self.config.sync_weights else Processes()
+        self._group = Processes.current() if self.config.method.sync_weights else Processes()
         for model in self._frozen.values():
             model.to(trainer.strategy.root_device)
         if self.model is not None and not self._frozen:

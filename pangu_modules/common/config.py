@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -26,17 +27,41 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
     owner: ClassVar[type | None] = None
+    renamed: ClassVar[dict[str, str]] = {}
+    """Old names of fields and their present ones, dotted where a field moved into another; stored data may hold either.
+
+    An old name that is the first part of the present one (``method`` -> ``method.kind``) is old where its value is
+    plain, no mapping.
+    """
 
     @model_validator(mode="before")
     @classmethod
-    def _reject_unknown_fields(cls, values: Any) -> Any:
+    def _take_known_fields(cls, values: Any) -> Any:
         if isinstance(values, Mapping):
+            values = cls.current_names(values)
             for key in values:
                 if key not in cls.model_fields:
                     known = ", ".join(cls.model_fields) or "none"
                     hint = nearest(str(key), cls.model_fields)
                     raise ValueError(f"unknown field {key!r} of {cls.__qualname__}.{hint} Known fields: {known}.")
         return values
+
+    @classmethod
+    def current_names(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the mapping with renamed fields under their present names; each old one is warned of.
+
+        Raises:
+            ValueError: a field is given under its old and its present name.
+        """
+        current = dict(values)
+        # First those whose old name the others move into.
+        for old, new in sorted(cls.renamed.items(), key=lambda names: not _is_inside(*names)):
+            if old not in current or (_is_inside(old, new) and isinstance(current[old], (Mapping, Config))):
+                continue
+            value = current.pop(old)
+            _put(current, new.split("."), value, f"{cls.__qualname__}: {old!r} is the old name of {new!r}")
+            warnings.warn(f"{cls.__qualname__}: field {old!r} is now {new!r}; write the new name", stacklevel=2)
+        return current
 
     def build(self, **runtime: Any) -> Any:
         """Build the object this configuration describes.
@@ -54,7 +79,7 @@ class Config(BaseModel):
     def derive(self, **changes: Any) -> Self:
         """Return a validated copy with `changes`; a mapping given for a nested configuration changes it in turn."""
         values: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
-        for name, change in changes.items():
+        for name, change in self.current_names(changes).items():
             current = values.get(name)
             nested = isinstance(current, Config) and isinstance(change, Mapping)
             values[name] = current.derive(**change) if isinstance(current, Config) and nested else change
@@ -63,6 +88,25 @@ class Config(BaseModel):
     def plain(self) -> dict[str, Any]:
         """Return the configuration as plain JSON data, the form stored in checkpoints and `config.yaml`."""
         return self.model_dump(mode="json")
+
+
+def _is_inside(old: str, new: str) -> bool:
+    """Whether a field moved into one that has its old name."""
+    return new.startswith(f"{old}.")
+
+
+def _put(values: dict[str, Any], path: list[str], value: Any, what: str) -> None:
+    """Put a value at a path of nested mappings, which are copied; refuse one that is there already."""
+    *outer, last = path
+    for name in outer:
+        inner = values.get(name, {})
+        if not isinstance(inner, Mapping):  # a whole configuration, which holds the field
+            raise ValueError(f"{what}, and both are given: leave the old one out")
+        values[name] = dict(inner)
+        values = values[name]
+    if last in values:
+        raise ValueError(f"{what}, and both are given: leave the old one out")
+    values[last] = value
 
 
 class Configurable:

@@ -13,6 +13,7 @@ from pydantic import NonNegativeInt, ValidationError
 from pangu_modules.common.errors import UsageError, readable
 from pangu_modules.common.names import nearest
 from pangu_modules.engine.messages import short_message
+from pangu_modules.engine.old_names import with_present_names
 from pangu_modules.engine.request import COMMANDS, HELP, OPTIONS, Program, Request
 from pangu_modules.engine.spec import RecipeSpec, Stage
 
@@ -74,7 +75,7 @@ def parse(recipe: RecipeSpec, words: list[str], program: Program) -> Request | N
     removed = removed_callbacks(recipe, rest)
     parser = build_parser(recipe, command, removed, program)
     # jsonargparse's own --print_config (it stays in the help) prints before later words are read and drops nulls.
-    values = _parse(parser, [word for word in rest if word != PRINT_CONFIG])
+    values = _parse(parser, with_present_names(recipe, [word for word in rest if word != PRINT_CONFIG]))
     changed = overridden(recipe, values, removed)
     if PRINT_CONFIG in rest:
         from pangu_modules.engine.folder import to_yaml

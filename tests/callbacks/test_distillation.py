@@ -41,7 +41,8 @@ def fit(module, tmp_path, *callbacks):
 
 
 def distillation(**fields):
-    return Distillation.Config(**fields).build(name="distill")
+    own = {name: fields.pop(name) for name in ("teacher", "device") if name in fields}
+    return Distillation.Config(method=fields, **own).build(name="distill")
 
 
 def recipe(max_steps=4):
@@ -137,4 +138,4 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(TypeError, match="needs a PanguModule"):
         fit(BoringModel(), tmp_path, distillation())
     with pytest.raises(ValidationError, match="both 0: nothing would be learned"):
-        Distillation.Config(lambda_kd=0)
+        Distillation.Config(method={"lambda_kd": 0})

@@ -11,6 +11,7 @@ from tiny_llm import VOCABULARY, tiny_module
 from torch.utils.data import Dataset
 
 from callbacks import DWMReweighting, ExactResume
+from callbacks.weighting.config import MOVED
 from datamodules import DataModule
 
 SMALL = {"d_model": 16, "n_layers": 1, "n_heads": 2}
@@ -60,9 +61,10 @@ class Seen(Callback):
 
 def dwm(**fields):
     fields = {"n_stages": 3, "dwm_steps": 2, "val_batch_size": 4, **fields}
+    method = {name: fields.pop(name) for name in MOVED if name in fields}
     if "frozen" not in fields:
-        fields["model"] = {**SMALL, **fields.get("model", {})}
-    return DWMReweighting.Config(**fields).build(name="dwm")
+        method["model"] = {**SMALL, **method.get("model", {})}
+    return DWMReweighting.Config(**fields, method=method).build(name="dwm")
 
 
 def fit(folder, callback=None, *, module=None, data=None, extra=(), ckpt=None, steps=9, **arguments):

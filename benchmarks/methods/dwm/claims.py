@@ -61,7 +61,7 @@ ARMS = (
         data=PAIR,
     ),
     reported("static", "DWM frozen after its first stage", **FROZEN_EARLY),
-    reported("per_sample", "DWM, each sequence alone", model={"n_mix": 0}),
+    reported("per_sample", "DWM, each sequence alone", method={"model": {"n_mix": 0}}),
     reported("loss_high", "by loss, high preferred", "loss", prefer="high"),
     reported("loss_low", "by loss, low preferred", "loss", prefer="low"),
     reported("perplexity", "half of lowest perplexity under bigrams", "perplexity"),
@@ -71,7 +71,7 @@ ARMS = (
 )
 """First the arms that gates need, on all seeds; then those that are only reported."""
 SMOLLM2_ARMS = (
-    SmolLM2("smollm2_uniform", "SmolLM2, uniform weights", {"method": "uniform", "n_stages": 6}),
+    SmolLM2("smollm2_uniform", "SmolLM2, uniform weights", {"method": {"kind": "uniform"}, "n_stages": 6}),
     SmolLM2("smollm2_dwm", "SmolLM2, DWM"),
 )
 QUICK = "static"  # DWM in two minutes; the gated arm takes three and a half

@@ -58,9 +58,9 @@ class WeighedRun:
         changes = {**self.changes, "seed": seed, "data": {**self.changes.get("data", {}), "seed": seed}}
         callbacks = dict(changes.pop("callbacks", {}))
         if self.weighting is not None:
-            fields = {**self.weighting, "seed": seed}
+            fields: dict[str, Any] = {**self.weighting, "seed": seed}
             if self.ess_from and inputs is not None:
-                fields["ess"] = ess_by_stage(inputs[self.ess_from].values)
+                fields["method"] = {**fields["method"], "ess": ess_by_stage(inputs[self.ess_from].values)}
             callbacks = {"dwm": None, "weighting": BatchWeighting.Config(**fields)}
         elif self.influence is not None:
             callbacks = {"dwm": None, "weighting": InfluenceSelection.Config(**self.influence, seed=seed)}

@@ -47,7 +47,7 @@ class Mixture:
         small = MINIATURE_MOGE if miniature else {}
         changes = {
             "module": {"model_args": {**MOGE, **small, **self.router}},
-            "callbacks": {"balance": {"coefficient": self.alpha}},
+            "callbacks": {"balance": {"method": {"coefficient": self.alpha}}},
             "trainer": trainer(miniature),
         }
         return recipe_arm(self.name, self.description, RecipeRun(TEXT, changes=changes), self.seeds)

@@ -20,7 +20,7 @@ from benchmarks.methods.onebit.rows import (
 )
 from benchmarks.methods.onebit.task import CALLBACK, LAST, LOSS, TRAIN_LOSS, taken
 from callbacks import Distillation, ProgressiveBinarization
-from pangu_modules import OneBitConfig
+from pangu_modules import DistillationConfig, OneBitConfig
 
 T_END_10 = math.log1p(10 / 1.3) / 20  # growth t_b with which t ends at 10
 
@@ -45,8 +45,8 @@ def distilled(name: str, description: str, method: str) -> Conversion:
     student = OneBitConfig(method=method, init=PLAIN["init"], hard_tail=PLAIN["hard_tail"], schedule_steps=1.0)
     callbacks = {  # the teacher is taken before the weights change, so its callback comes first
         CALLBACK: None,
-        "distill": Distillation.Config(lambda_kd=0.5, lambda_ce=0.5),
-        f"{CALLBACK}_student": ProgressiveBinarization.Config(onebit=student, measure=False),
+        "distill": Distillation.Config(method=DistillationConfig(lambda_kd=0.5, lambda_ce=0.5)),
+        f"{CALLBACK}_student": ProgressiveBinarization.Config(method=student, measure=False),
     }
     return Conversion(name, description, seeds=1, callbacks=callbacks)
 

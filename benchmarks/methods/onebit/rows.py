@@ -80,7 +80,7 @@ class Conversion:
             settings["init_steps"] = MINIATURE_INIT_STEPS if miniature else INIT_STEPS
             steps -= settings["init_steps"]
         changes = training(steps, self.lr, miniature)
-        own = {CALLBACK: {"onebit": settings, "measure": self.name in MEASURED}}
+        own = {CALLBACK: {"method": settings, "measure": self.name in MEASURED}}
         changes["callbacks"] = own if self.callbacks is None else dict(self.callbacks)
         run = OneBitRun(RECIPE, "binarize", changes, self.start_from)
         return (recipe_arm(self.name, self.description, run, self.seeds),)

@@ -5,12 +5,31 @@ from __future__ import annotations
 from typing import Any, Self
 
 import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from pangu_modules.common.config import Config
 from pangu_modules.llm.distillation.loss import distillation_loss
 from pangu_modules.llm.losses import labels_of
 from pangu_modules.training.module import PanguModule
 from pangu_modules.training.objectives import Batch, Loss, Outputs
+
+
+class DistillationConfig(Config):
+    """Weights of the losses; the defaults are Pangu Light's recovery: forward KL on logits alone."""
+
+    lambda_kd: NonNegativeFloat = Field(1.0, description="Weight of the forward KL on logits.")
+    lambda_ce: NonNegativeFloat = Field(0.0, description="Weight of the language-model loss.")
+    temperature: PositiveFloat = Field(1.0, description="Softening of both distributions, T.")
+    chunk_tokens: PositiveInt | None = Field(
+        None, description="Tokens whose float32 logits exist at the same time; empty: what suits the device."
+    )
+
+    @model_validator(mode="after")
+    def _has_a_loss(self) -> Self:
+        if self.lambda_ce == 0 and self.lambda_kd == 0:
+            raise ValueError("lambda_kd and lambda_ce are both 0: nothing would be learned; set one above 0")
+        return self
 
 
 def distillation_objective(

@@ -13,14 +13,30 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
+from pangu_modules.common.config import Config
 from pangu_modules.llm.moge.block import recorded_routings
 from pangu_modules.llm.moge.routing import Routing
 from pangu_modules.llm.moge.rows import count_rows
 from pangu_modules.training.objectives import Batch, Objective, Outputs
 
 AuxiliaryScope = Literal["micro", "global"]
+
+
+class BalancingConfig(Config):
+    """Weights of the objectives that balance experts."""
+
+    coefficient: NonNegativeFloat | None = Field(
+        None,
+        description="Weight of the auxiliary loss (alpha); 0: none; empty: the model's router_aux_loss_coef, 0.001 "
+        "in the released model.",
+    )
+    scope: AuxiliaryScope = Field(
+        "global", description="Tokens whose load is balanced: those of all data-parallel ranks, or of each (micro)."
+    )
+    z_coefficient: NonNegativeFloat = Field(0.0, description="Weight of the z-loss, which keeps logits small.")
 
 
 def auxiliary_objective(coefficient: float = 0.001, scope: AuxiliaryScope = "global") -> Objective:

@@ -17,7 +17,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor
+
+from pangu_modules.common.config import Config
+
+
+class LoadConfig(Config):
+    """At which sizes, and for how many devices, load is measured."""
+
+    token_counts: tuple[PositiveInt, ...] = Field(
+        (16, 128, 2048), min_length=1, description="Batch sizes at which imbalance is measured, tokens."
+    )
+    num_devices: PositiveInt | None = Field(
+        None, description="Devices that share the experts, as consecutive ones; empty: one for each group."
+    )
 
 
 def device_counts(expert_ids: Tensor, num_experts: int, num_devices: int, tokens: int | None = None) -> Tensor:

@@ -60,7 +60,7 @@ class Later(Plan):
 
 
 def binarization(onebit=PLAIN, name="binarize", **fields):
-    return ProgressiveBinarization.Config(onebit=onebit, **fields).build(name=name)
+    return ProgressiveBinarization.Config(method=onebit, **fields).build(name=name)
 
 
 def fit(tmp_path, *callbacks, module=None, ckpt_path=None, **arguments):
@@ -75,7 +75,7 @@ def recipe(onebit=PLAIN, callbacks=None, **trainer):
     return Recipe(
         module=CausalLM.Config(architecture="llama", model_args={**TINY_LLAMA, "num_hidden_layers": 1}),
         data=TokenBatches.Config(),
-        callbacks={**(callbacks or {}), "binarize": ProgressiveBinarization.Config(onebit=onebit)},
+        callbacks={**(callbacks or {}), "binarize": ProgressiveBinarization.Config(method=onebit)},
         trainer={"max_steps": 10, "accelerator": "cpu", **trainer},
     )
 
@@ -221,7 +221,7 @@ def test_the_sign_alone_moves_no_weight(tmp_path):
 
 def test_distillation_serves_all_methods(tmp_path):
     for method in ("progressive", "ste"):
-        distill = Distillation.Config(lambda_kd=0.5, lambda_ce=0.5)
+        distill = Distillation.Config(method={"lambda_kd": 0.5, "lambda_ce": 0.5})
         run = recipe(PLAIN.derive(method=method), callbacks={"distill": distill}, max_steps=3)
         result = run.fit(tmp_path / method, quiet=True)
         assert math.isfinite(result.metrics["test/loss"])

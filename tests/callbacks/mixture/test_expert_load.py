@@ -19,7 +19,8 @@ from pangu_modules.report.parts import PARTS
 
 
 def load(**fields: Any) -> ExpertLoad:
-    callback: ExpertLoad = ExpertLoad.Config(**{"token_counts": (8, 32), **fields}).build(name="load")
+    method = {"token_counts": (8, 32), "num_devices": fields.pop("num_devices", None)}
+    callback: ExpertLoad = ExpertLoad.Config(method=method, **fields).build(name="load")
     return callback
 
 

@@ -19,7 +19,7 @@ from pangu_modules.training.objectives import evaluate
 
 
 def balancing(**fields: Any) -> RouterBalancing:
-    callback: RouterBalancing = RouterBalancing.Config(**fields).build(name="balance")
+    callback: RouterBalancing = RouterBalancing.Config(method=fields).build(name="balance")
     return callback
 
 

@@ -111,7 +111,7 @@ def sandwich_recipe(callbacks, max_steps=2):
 
 
 def absorption(**fields):
-    return {"absorb": PostNormAbsorption.Config(absorb=AbsorbConfig(enabled=True, **fields), calib=METHOD.calib)}
+    return {"absorb": PostNormAbsorption.Config(method=AbsorbConfig(enabled=True, **fields), calib=METHOD.calib)}
 
 
 def test_a_pruned_sandwich_is_absorbed_before_recovery_and_loads_as_a_llama(tmp_path):

@@ -18,8 +18,9 @@ from pangu_modules.llm.weighting.baselines.ngrams import sequences_of
 from pangu_modules.llm.weighting.model import effective_batch_size
 
 
-def weighting(**fields):
-    return BatchWeighting.Config(**fields).build(name="weighting")
+def weighting(method, n_stages=5, seed=0, **fields):
+    config = BatchWeighting.Config(method={"kind": method, **fields}, n_stages=n_stages, seed=seed)
+    return config.build(name="weighting")
 
 
 def weights_of(folder, **fields):
@@ -120,4 +121,4 @@ def test_refusals(tmp_path):
         fit(tmp_path, weighting(method="dsir"), target=False)
     for ess in ((), (0.5, 0.0), (1.5,)):
         with pytest.raises(ValidationError, match="a share of the batch"):
-            BatchWeighting.Config(method="random", ess=ess)
+            BatchWeighting.Config(method={"kind": "random", "ess": ess})

@@ -78,3 +78,45 @@ def test_a_wrong_nested_config_is_refused_when_the_class_is_defined() -> None:
 def test_nearest_is_silent_without_a_close_name() -> None:
     assert nearest("depht", ["depth", "width"]) == " Did you mean 'depth'?"
     assert nearest("zzz", ["depth"]) == ""
+
+
+class Rate(BaseConfig):
+    rate: float = 1.0
+    kind: str = "a"
+
+
+class Renamed(BaseConfig):
+    renamed = {"speed": "method.rate", "count": "num_steps", "method": "method.kind"}
+
+    method: Rate = Rate()
+    num_steps: int = 1
+
+
+def test_old_names_are_read_with_a_warning_that_names_both():
+    with pytest.warns(UserWarning, match=r"Renamed: field 'speed' is now 'method.rate'"):
+        config = Renamed.model_validate({"speed": 3.0, "count": 4, "method": "b"})
+    assert config == Renamed(method=Rate(rate=3.0, kind="b"), num_steps=4)
+    with pytest.warns(UserWarning, match="'count' is now 'num_steps'"):
+        assert Renamed(num_steps=9).derive(count=2).num_steps == 2
+    with pytest.warns(UserWarning, match="'speed'"):
+        assert Renamed(method=Rate(kind="b")).derive(speed=2).method == Rate(rate=2.0, kind="b")
+
+
+def test_present_names_are_read_without_a_warning(recwarn):
+    assert Renamed.model_validate(Renamed(method=Rate(rate=2.0)).plain()).method.rate == 2.0
+    assert Renamed(method=Rate()).num_steps == 1
+    assert not recwarn.list
+
+
+@pytest.mark.filterwarnings("ignore:.*is now")
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"speed": 1.0, "method": {"rate": 2.0}},
+        {"speed": 1.0, "method": Rate()},
+        {"count": 1, "num_steps": 2},
+    ],
+)
+def test_old_and_present_name_together_are_refused(values):
+    with pytest.raises(ValidationError, match=r"is the old name of .* both are given: leave the old one out"):
+        Renamed.model_validate(values)

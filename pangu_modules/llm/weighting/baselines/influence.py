@@ -11,12 +11,22 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
+from pangu_modules.common.config import Config
 from pangu_modules.llm.weighting.baselines.ngrams import BUCKETS, sequences_of, shares
 from pangu_modules.llm.weighting.hypergradient import Batch, Lookahead, Parameters, hypergradient
 from pangu_modules.llm.weighting.preconditioning import NextStep
 from pangu_modules.training.module import batch_size
+
+
+class InfluenceConfig(Config):
+    """How influences are measured and predicted, and how much is kept."""
+
+    fd_scale: float = Field(1e-2, ge=1e-5, le=1, description="Norm of the displacement, as DWM's.")
+    keep: float = Field(0.5, gt=0, le=1, description="Share of the training data that is kept.")
+    alpha: PositiveFloat = Field(1.0, description="Strength of the ridge penalty of the regression.")
 
 
 class InfluenceModel:

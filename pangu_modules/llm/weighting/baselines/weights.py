@@ -6,15 +6,40 @@ Weights are (batch,), non-negative, and sum to 1; written to a batch, they are m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
+from pangu_modules.common.config import Config
+from pangu_modules.llm.weighting.baselines.ngrams import Selection
 from pangu_modules.llm.weighting.model import effective_batch_size
 
 BISECTIONS = 60
+
+
+class BaselineConfig(Config):
+    """Which weights, and the parameters of each kind."""
+
+    kind: Literal["uniform", "random", "loss", Selection] = Field(
+        description="uniform; random with a given ESS; loss: softmax over the batch's losses; perplexity: bigrams "
+        "of the target; dsir: hashed n-gram importance; classifier: logistic regression, target against raw data."
+    )
+    ess: tuple[float, ...] = Field(
+        (0.7,), description="ESS / batch of random weights; several: of equally long parts of training."
+    )
+    prefer: Literal["high", "low"] = Field("high", description="Which losses weigh more; loss only.")
+    tau: PositiveFloat = Field(1.0, description="Temperature of the losses, in nats per token; loss only.")
+    keep: float = Field(0.5, gt=0, le=1, description="Share of the training data that offline methods keep.")
+
+    @model_validator(mode="after")
+    def _check_ess(self) -> Self:
+        for share in self.ess or (0.0,):
+            if not 0 < share <= 1:
+                raise ValueError(f"ess={self.ess}: each is a share of the batch, above 0 and at most 1")
+        return self
 
 
 def uniform_weights(batch_size: int) -> Tensor:

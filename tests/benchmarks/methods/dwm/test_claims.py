@@ -43,7 +43,7 @@ def test_arms_differ_in_the_weights_alone():
     assert recipes["dwm"]["module"]["model_args"]["hidden_size"] == 128
     assert recipes["wide_transfer"]["module"]["model_args"]["hidden_size"] == 256
     assert recipes["static"]["callbacks"]["dwm"]["freeze_after_stage"] == 1
-    assert recipes["per_sample"]["callbacks"]["dwm"]["model"]["n_mix"] == 0
+    assert recipes["per_sample"]["callbacks"]["dwm"]["method"]["model"]["n_mix"] == 0
     assert recipes["uniform"]["callbacks"]["dwm"] is None
 
 
@@ -74,7 +74,7 @@ def test_random_and_transfer_take_over_from_dwm(tmp_path):
     inputs = {"dwm": ArmInput(tmp_path, {"ess_stage1": 0.75, "ess_stage0": 1.0000001})}
     method = benchmark()
     random = method.arm("random").run.derived(0, inputs).plain()["callbacks"]["weighting"]
-    assert random["ess"] == [1.0, 0.75]
+    assert random["method"]["ess"] == [1.0, 0.75]
     transfer = method.arm("wide_transfer").run.derived(0, inputs).plain()["callbacks"]["dwm"]
     assert transfer["frozen"] == str(tmp_path / "run")
     assert method.arm("random").needs == method.arm("wide_transfer").needs == ("dwm",)

@@ -34,7 +34,7 @@ def test_all_arms_see_the_same_steps_and_data():
     for arm in converted():
         changes = arm.run.changes
         onebit_settings = next(iter(arm.config["recipe"]["callbacks"].values())) or {}
-        init = onebit_settings.get("onebit", {})
+        init = onebit_settings.get("method", {})
         spent = init["init_steps"] if init.get("init") == "learned" else 0
         assert changes["trainer"]["max_steps"] + spent == 250, arm.name
         assert arm.config["recipe"]["data"] == converted()[0].config["recipe"]["data"], arm.name

@@ -1,0 +1,42 @@
+"""A ``--config`` file from before fields were renamed gives the configuration it gave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_llm import TINY_LLAMA
+from tiny_text import TokenBatches
+
+from callbacks import Distillation, ProgressiveBinarization
+from pangu_modules import CausalLM, Recipe, Stage
+from pangu_modules.engine.cli import parse
+
+STAGE = Stage(
+    module=CausalLM.Config(architecture="llama", model_args=TINY_LLAMA),
+    data=TokenBatches.Config(),
+    callbacks={"distill": Distillation.Config(), "binarize": ProgressiveBinarization.Config()},
+)
+OLD = {
+    "callbacks": {
+        "distill": {"lambda_kd": 0.5, "lambda_ce": 0.25, "teacher": "smollm2"},
+        "binarize": {"onebit": {"method": "ste", "init": "none"}, "measure": False},
+    }
+}
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_a_config_file_with_old_names_is_read(tmp_path: Path, staged: bool) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"only": OLD} if staged else OLD))
+    recipe = Recipe(stages={"only": STAGE}) if staged else Recipe(**dict(STAGE))
+    with pytest.warns(UserWarning, match="is now") as said:
+        request = parse(recipe, ["fit", "--config", str(file)], Path("toy.py"))
+    assert request is not None
+    (stage,) = request.recipe.stages.values()
+    assert stage.callbacks["distill"].plain()["method"]["lambda_kd"] == 0.5
+    assert stage.callbacks["distill"].plain()["method"]["lambda_ce"] == 0.25
+    assert stage.callbacks["binarize"].plain()["method"]["method"] == "ste"
+    assert stage.callbacks["binarize"].plain()["measure"] is False
+    assert len(said) == 3

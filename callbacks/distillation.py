@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import nn
 
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.llm.distillation.teacher import DistillationConfig, distillation_objective
-from pangu_modules.training.callback import RecipeCallback
+from pangu_modules.training.callback import RecipeCallback, run_folder
+from pangu_modules.training.fingerprint import fingerprint
 from pangu_modules.training.module import PanguModule
 from pangu_modules.training.objectives import Objective
 
@@ -86,17 +87,36 @@ class Distillation(RecipeCallback):
             module.objectives["language_modelling"] = Objective(own.loss, weight=self.config.method.lambda_ce)
 
     def _teacher(self, trainer: Trainer, module: PanguModule) -> nn.Module:
+        from pangu_modules.llm.export.transformers import without_adapters
         from pangu_modules.llm.models.loading import load_causal_lm
 
         trust = bool(getattr(module.config, "trust_remote_code", False))
         name = self.config.teacher
         if name == SELF:
-            folder = Path(trainer.default_root_dir) / TEACHER_FOLDER / self.name
-            self._found = (folder / "config.json").is_file()
+            folder = self._teacher_folder(trainer)
+            self._found = folder is not None and (folder / "config.json").is_file()
+            if not self._found:
+                self._refuse_pruned(module, folder)
+            if folder is None:  # without a folder the teacher lives as long as the run
+                return copy.deepcopy(without_adapters(module.model))
             if not self._found:
                 self._keep(trainer, module, folder)
             name = str(folder)
         return load_causal_lm(name, trust_remote_code=trust)
+
+    def _teacher_folder(self, trainer: Trainer) -> Path | None:
+        """Return where the teacher is kept, the same on all processes; None where the run has no folder."""
+        folder = trainer.strategy.broadcast(run_folder(trainer))
+        return None if folder is None else Path(folder) / TEACHER_FOLDER / self.name
+
+    def _refuse_pruned(self, module: PanguModule, folder: Path | None) -> None:
+        if any(plan.kind == "shape" for plan in module.config.structure):
+            there = "the run has no folder that holds a teacher" if folder is None else f"{folder} holds no teacher"
+            raise ValueError(
+                f"callback {self.name!r}: teacher='self' is the model before pruning, but this one is pruned already "
+                f"and {there}: put this callback before the one that prunes, resume in the run's own folder, or name "
+                "the teacher's folder or hub id"
+            )
 
     def _keep(self, trainer: Trainer, module: PanguModule, folder: Path) -> None:
         """Write the model as it is now to the run's folder, from one process."""
@@ -104,12 +124,6 @@ class Distillation(RecipeCallback):
         from pangu_modules.llm.export.transformers import without_adapters
         from pangu_modules.llm.models.loading import MODEL_FILE, quiet_transformers
 
-        if any(plan.kind == "shape" for plan in module.config.structure):
-            raise ValueError(
-                f"callback {self.name!r}: teacher='self' is the model before pruning, but this one is pruned already "
-                f"and {folder} holds no teacher: put this callback before the one that prunes, resume in the run's own "
-                "folder, or name the teacher's folder or hub id"
-            )
         if trainer.is_global_zero:
             model: Any = without_adapters(module.model)
             with atomic_folder(folder, holding=MODEL_FILE, replace=False) as temporary, quiet_transformers():
@@ -138,7 +152,9 @@ class Distillation(RecipeCallback):
         Raises:
             ValueError: it is another one.
         """
-        remedy = f"give the run a folder of its own, or remove {Path(trainer.default_root_dir) / TEACHER_FOLDER}"
+        folder = run_folder(trainer)
+        there = "" if folder is None else f", or remove {folder / TEACHER_FOLDER}"
+        remedy = f"give the run a folder of its own{there}"
         if self._loaded is not None and self._loaded != self._fingerprint:
             raise ValueError(
                 f"callback {self.name!r}: teacher {self.config.teacher!r} is not that of the interrupted run; name "
@@ -147,13 +163,3 @@ class Distillation(RecipeCallback):
         if self._loaded is None and self._found:
             raise ValueError(f"callback {self.name!r}: the teacher in the folder is from an earlier run; {remedy}")
         self._loaded = None
-
-
-def fingerprint(model: nn.Module, samples: int = 64) -> str:
-    """Return a hash of every parameter's name, shape and `samples` of its values, spread over the tensor."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        values = parameter.detach().flatten()
-        digest.update(values[:: max(1, len(values) // samples)][:samples].cpu().double().numpy().tobytes())
-    return digest.hexdigest()

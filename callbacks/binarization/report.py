@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +19,7 @@ from pangu_modules.llm.onebit.layer import SMALLEST_SCALE, ProgressiveBinaryLine
 from pangu_modules.llm.onebit.schedule import Timeline, moment
 from pangu_modules.llm.onebit.sizes import sizes_of
 from pangu_modules.report.parts import add_figure, add_table
+from pangu_modules.training.callback import run_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,9 +75,9 @@ class BinarizationRecord:
 
     def write(self, trainer: Trainer, model: nn.Module, config: OneBitConfig, parts: Timeline) -> None:
         """Add tables and figures to the report of the run, and write all numbers as JSON into its folder."""
-        if not trainer.is_global_zero:
+        folder = run_folder(trainer) if trainer.is_global_zero else None
+        if folder is None:
             return
-        folder = Path(trainer.default_root_dir)
         losses = [{"model": LABELS[key], "test loss": self.losses[key]} for key in LABELS if key in self.losses]
         if losses:
             add_table(folder, f"{self.name}-1-losses", f"{self.name}: loss around binarization", losses)

@@ -22,7 +22,7 @@ from pangu_modules.llm.moge.statistics import (
     max_over_mean,
 )
 from pangu_modules.report.parts import add_figure, add_table
-from pangu_modules.training.callback import RecipeCallback
+from pangu_modules.training.callback import RecipeCallback, run_folder
 from pangu_modules.training.objectives import Batch
 
 if TYPE_CHECKING:
@@ -115,9 +115,9 @@ class ExpertLoad(RecipeCallback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the load of the test and add it to the report: the test ends a recipe's run."""
         summary = self._finish(trainer, pl_module, "test")
-        if summary is None or not trainer.is_global_zero:
+        folder = run_folder(trainer) if trainer.is_global_zero else None
+        if summary is None or folder is None:
             return
-        folder = trainer.default_root_dir
         add_table(folder, f"{self.name}-1-layers", f"{self.name}: experts on the test set", layer_rows(summary))
         devices = self._devices(first_block(pl_module, self.name))
         title = f"{self.name}: imbalance over {devices} devices on the test set"

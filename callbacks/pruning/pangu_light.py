@@ -22,7 +22,7 @@ from pangu_modules.llm.pruning.pangu_light.pipeline import compare_reinitialisat
 from pangu_modules.llm.pruning.pangu_light.report import PanguLightReport
 from pangu_modules.llm.pruning.report import PruneReport
 from pangu_modules.report.parts import add_table
-from pangu_modules.training.callback import RecipeCallback
+from pangu_modules.training.callback import RecipeCallback, run_folder
 from pangu_modules.training.module import PanguModule
 from pangu_modules.training.objectives import Batch
 from pangu_modules.training.structure import find_plan
@@ -63,8 +63,9 @@ class PanguLightPruning(PruningCallback):
                 "PostNormAbsorption in a last stage with trainer.max_epochs=0, or order='heal'"
             )
         super().setup(trainer, pl_module, stage)
-        if self.config.measure and trainer.is_global_zero and isinstance(self.report, PanguLightReport):
-            add_shapes(trainer.default_root_dir, self.name, self.report)
+        folder = run_folder(trainer) if self.config.measure and trainer.is_global_zero else None
+        if folder is not None and isinstance(self.report, PanguLightReport):
+            add_shapes(folder, self.name, self.report)
         if absorb.enabled:
             absorb_into(trainer, pl_module, absorb, self.method.calib, self.name)
 
@@ -79,8 +80,8 @@ class PanguLightPruning(PruningCallback):
 
     def _compare_parts(self, trainer: Trainer, module: PanguModule) -> None:
         """Add a table of perplexities for CLAP and SLNP on and off, of copies of the model."""
-        held_out = held_out_batches(trainer)
-        if not held_out:
+        held_out, folder = held_out_batches(trainer), run_folder(trainer)
+        if not held_out or folder is None:
             return
         batches = calibration_windows(trainer, self.method.calib)
         with on_device(module.model, trainer.strategy.root_device):
@@ -89,7 +90,7 @@ class PanguLightPruning(PruningCallback):
             )
         rows = [{"start": start, "perplexity": value} for start, value in values.items()]
         title = f"{self.name}: perplexity before training, by re-initialisation"
-        add_table(trainer.default_root_dir, f"{self.name}-5-parts", title, rows)
+        add_table(folder, f"{self.name}-5-parts", title, rows)
 
 
 class PostNormAbsorption(RecipeCallback):
@@ -142,7 +143,7 @@ class PostNormAbsorption(RecipeCallback):
             return perplexity(module.model, held_out) if held_out else 0.0
 
 
-def add_shapes(folder: str, name: str, report: PanguLightReport) -> None:
+def add_shapes(folder: Path, name: str, report: PanguLightReport) -> None:
     """Add to the report the model's sizes before and after, and the dropped layers with their scores."""
     before, after = asdict(report.shape_before), asdict(report.shape_after)
     sizes = [{"size": axis.replace("_", " "), "before": before[axis], "after": after[axis]} for axis in before]

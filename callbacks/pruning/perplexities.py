@@ -12,6 +12,7 @@ from pangu_modules.common.config import Config
 from pangu_modules.common.files import write_atomically
 from pangu_modules.report.parts import add_table
 from pangu_modules.report.tables import Column
+from pangu_modules.training.callback import run_folder
 
 LABELS = {
     "before": "before pruning",
@@ -45,7 +46,9 @@ def write_perplexities(folder: Path, name: str, record: Perplexities) -> None:
 
 def add_recovered(trainer: Trainer, name: str) -> None:
     """Add the perplexity of the test that ends a run to the record, which an earlier process may have written."""
-    folder = Path(trainer.default_root_dir)
+    folder = run_folder(trainer)
+    if folder is None:
+        return
     file, value = record_file(folder, name), trainer.callback_metrics.get("test/perplexity")
     if file.is_file() and value is not None:
         record = Perplexities.model_validate(json.loads(file.read_text(encoding="utf-8")))

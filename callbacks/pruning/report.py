@@ -7,12 +7,10 @@ import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,7 +21,9 @@ from pangu_modules.llm.models.perplexity import perplexity
 from pangu_modules.llm.pruning.report import LayerReport, PruneReport
 from pangu_modules.report.parts import add_figure, add_table
 from pangu_modules.report.tables import Column
+from pangu_modules.training.callback import run_folder
 from pangu_modules.training.objectives import Batch
+from pangu_modules.training.randomness import unchanged_randomness
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +51,7 @@ class PruningRecord:
     """
 
     def __init__(self, trainer: Trainer, model: nn.Module, name: str) -> None:
-        self.folder, self.name, self.model = Path(trainer.default_root_dir), name, model
+        self.folder, self.name, self.model = run_folder(trainer), name, model
         self.dense: nn.Module | None = copy.deepcopy(model)
         self.device = trainer.strategy.root_device
         self.batches = held_out_batches(trainer)
@@ -59,6 +59,8 @@ class PruningRecord:
     def write(self, report: PruneReport) -> None:
         """Measure both models and add tables and figure to the report; the copy is given up."""
         dense, self.dense = self.dense, None
+        if self.folder is None:
+            return
         assert dense is not None
         with on_device(dense, self.device), on_device(self.model, self.device):
             costs = costs_of({LABELS["before"]: dense, LABELS["pruned"]: self.model}, self.batches)
@@ -84,7 +86,7 @@ def held_out_batches(trainer: Trainer) -> list[Batch]:
     data: Any = getattr(trainer, "datamodule", None)
     if getattr(data, "test_dataset", None) is None:
         return []
-    with isolate_rng(include_cuda=False):
+    with unchanged_randomness():
         loader = data.test_dataloader()
         limit = trainer.limit_test_batches
         count = limit if isinstance(limit, int) else round(limit * len(loader))

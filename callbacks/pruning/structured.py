@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
 from pydantic import Field
 from torch import nn
 
@@ -25,9 +24,10 @@ from pangu_modules.llm.pruning.report import PruneReport
 from pangu_modules.llm.pruning.short_gpt import ShortGPTConfig, drop_layers
 from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig
 from pangu_modules.llm.pruning.slimllm.walk import prune_slimllm
-from pangu_modules.training.callback import RecipeCallback
+from pangu_modules.training.callback import RecipeCallback, run_folder
 from pangu_modules.training.module import PanguModule
 from pangu_modules.training.objectives import Batch
+from pangu_modules.training.randomness import unchanged_randomness
 from pangu_modules.training.structure import find_plan
 
 
@@ -140,9 +140,9 @@ class PruningCallback(RecipeCallback):
             )
 
     def _write_report(self, trainer: Trainer, report: PruneReport) -> None:
-        folder = trainer.log_dir
+        folder = run_folder(trainer)
         if folder is not None and trainer.is_global_zero:
-            write_atomically(Path(folder) / f"{self.name}.json", json.dumps(report.plain(), indent=1) + "\n")
+            write_atomically(folder / f"{self.name}.json", json.dumps(report.plain(), indent=1) + "\n")
 
 
 class StructuredPruning(PruningCallback):
@@ -198,7 +198,7 @@ def calibration_windows(trainer: Trainer, config: CalibrationConfig) -> list[Bat
     if datamodule is None:
         raise ValueError("pruning calibrates on the datamodule's training data: run the trainer with datamodule=...")
     generator = torch.Generator().manual_seed(config.seed)
-    with isolate_rng(include_cuda=False):
+    with unchanged_randomness():
         if hasattr(datamodule, "calibration_batches"):
             sequences: Iterable[Mapping[str, Any]] = _from_method(datamodule, config)
         else:

@@ -8,7 +8,6 @@ from typing import Any, cast, get_args
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
 from pydantic import Field
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from pangu_modules.llm.weighting.baselines import weights as baselines
 from pangu_modules.llm.weighting.baselines.ngrams import Scorer, Selection, offline_scorer, sequences_of
 from pangu_modules.llm.weighting.protocol import per_sequence_losses
 from pangu_modules.training.module import batch_size
+from pangu_modules.training.randomness import unchanged_randomness
 
 
 class BatchWeighting(RecordedWeighting):
@@ -65,7 +65,7 @@ class BatchWeighting(RecordedWeighting):
             self._fit(cast(Selection, self.config.method.kind), getattr(trainer, "datamodule", None))
 
     def _fit(self, method: Selection, data: Any) -> None:
-        with isolate_rng(include_cuda=False):
+        with unchanged_randomness():
             target = self.tokens_of(data, "val_dataset", "the target")
             raw = self.tokens_of(data, "train_dataset", "the raw data")
         self._scorer = offline_scorer(method, target, raw, self.config.seed)

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from pangu_modules.common.errors import UsageError
+from pangu_modules.training.randomness import unchanged_randomness
 
 
 class DrawnBatches:
@@ -51,7 +51,7 @@ class DrawnBatches:
 
     def __getitem__(self, n: int) -> Any:
         """Return batch `n`."""
-        with isolate_rng():
+        with unchanged_randomness(accelerator=True):
             loader = DataLoader(
                 self.dataset,
                 batch_sampler=[self.indices(n)],
@@ -121,7 +121,7 @@ def target_batches(source: Any, name: str, batch_size: int, seed: int, *, rank: 
 
 def _first(build: Callable[[], Any]) -> Any:
     """Build loaders and return the first, or None; building may draw random numbers, which are put back."""
-    with isolate_rng():
+    with unchanged_randomness(accelerator=True):
         loaders = build()
     if isinstance(loaders, dict):
         loaders = list(loaders.values())

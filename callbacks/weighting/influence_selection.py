@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from pangu_modules.llm.weighting.baselines.ngrams import sequences_of
 from pangu_modules.llm.weighting.preconditioning import next_step
 from pangu_modules.llm.weighting.protocol import LossesOf
 from pangu_modules.training.module import batch_size
+from pangu_modules.training.randomness import unchanged_randomness
 
 
 class InfluenceSelection(RecordedWeighting):
@@ -68,7 +68,7 @@ class InfluenceSelection(RecordedWeighting):
             raise UsageError(
                 f"callback {self.name!r} selects in one process, and there are {trainer.world_size}: set devices=1"
             )
-        with isolate_rng(include_cuda=False):
+        with unchanged_randomness():
             self._raw = self.tokens_of(getattr(trainer, "datamodule", None), "train_dataset", "the raw data")
 
     def enter(self, trainer: Trainer, module: LightningModule, stage: int) -> None:

@@ -16,6 +16,7 @@ from pangu_modules.llm.losses import count_targets, labels_of
 from pangu_modules.llm.weighting.model import effective_batch_size
 from pangu_modules.llm.weighting.update import UpdateResult, Weighed
 from pangu_modules.report.parts import add_figure, add_table
+from pangu_modules.training.callback import run_folder
 from pangu_modules.training.module import batch_size
 
 Sums = dict[str, list[float]]
@@ -121,8 +122,8 @@ class Record:
 
     def write(self, trainer: Trainer) -> None:
         """Write the record, and add tables and figure to the report of the run; every process must call it."""
-        total, folder = self.total(), trainer.default_root_dir
-        if trainer.is_global_zero and total:
+        total, folder = self.total(), run_folder(trainer)
+        if trainer.is_global_zero and total and folder is not None:
             title = f"{self.name}: mean weight by domain and stage (1 is uniform)"
             record = Preferences(
                 domains=domain_weights(total, domain_names(trainer)), stages=stage_summaries(self.stages)

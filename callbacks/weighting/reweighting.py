@@ -25,7 +25,6 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from callbacks.weighting.checks import check_run, complete_config, steps_of
@@ -36,9 +35,10 @@ from pangu_modules.llm.weighting.features import READERS, FeatureReader, KeptMod
 from pangu_modules.llm.weighting.model import DataWeightingModel
 from pangu_modules.llm.weighting.saving import encoder_folder, load_stages, save_weighting_model, stage_file
 from pangu_modules.llm.weighting.update import UpdateResult, Weighed, weigh
-from pangu_modules.training.callback import RecipeCallback
+from pangu_modules.training.callback import RecipeCallback, run_folder
 from pangu_modules.training.module import batch_size
 from pangu_modules.training.processes import Processes
+from pangu_modules.training.randomness import unchanged_randomness
 
 
 class DWMReweighting(RecipeCallback):
@@ -91,7 +91,7 @@ class DWMReweighting(RecipeCallback):
             self._reader = READERS[config.encoder](pl_module)
         config = complete_config(config, pl_module, self._reader)
         if self.config.frozen is None:
-            with isolate_rng():
+            with unchanged_randomness(accelerator=True):
                 torch.manual_seed(self.config.seed)
                 self.model = config.build()
 
@@ -149,7 +149,7 @@ class DWMReweighting(RecipeCallback):
         earlier = [number for number in self._frozen if number <= self.stage]
         self.model = self._frozen[max(earlier)] if earlier else None
         if earlier and max(earlier) in self._kept_folders():
-            with isolate_rng():
+            with unchanged_randomness(accelerator=True):
                 self._kept = KeptModel(self._kept_folders()[max(earlier)]).to(trainer.strategy.root_device)
 
     def _kept_folders(self) -> dict[int, Path]:
@@ -230,14 +230,16 @@ class DWMReweighting(RecipeCallback):
 
     def _save(self, trainer: Trainer) -> None:
         """Write the weighting model of the current stage to the run's folder."""
-        if self.learner is not None and self.stage >= self.config.warmup_stages and trainer.is_global_zero:
-            save_weighting_model(self.learner.model, stage_file(trainer.default_root_dir, self.stage))
+        folder = run_folder(trainer) if trainer.is_global_zero else None
+        if self.learner is not None and self.stage >= self.config.warmup_stages and folder is not None:
+            save_weighting_model(self.learner.model, stage_file(folder, self.stage))
 
     def _keep(self, trainer: Trainer) -> None:
         """Keep the trained model as the weighting model of the current stage has just read it, if it is to be kept."""
         learned = self.learner is not None and self.stage >= self.config.warmup_stages
-        if self.config.keep_encoder and learned and trainer.is_global_zero:
-            keep_model(trainer.lightning_module, encoder_folder(trainer.default_root_dir, self.stage))
+        folder = run_folder(trainer) if self.config.keep_encoder and trainer.is_global_zero else None
+        if learned and folder is not None:
+            keep_model(trainer.lightning_module, encoder_folder(folder, self.stage))
 
     # Checkpoints.
 

@@ -25,6 +25,7 @@ from pangu_modules.engine.folder import RunFolder, merge_metrics, set_metrics_as
 from pangu_modules.engine.resume_checkpoint import ResumeCheckpoint
 from pangu_modules.engine.spec import Stage
 from pangu_modules.engine.starting import StartMark, usage_errors_until_start
+from pangu_modules.training.callback import RECIPE_FOLDER
 from pangu_modules.training.module import PanguModule
 
 
@@ -165,6 +166,7 @@ def build_trainer(
     _silence_advice(quiet)
     with usage_errors("trainer"):
         trainer = Trainer(**arguments, callbacks=callbacks)
+    setattr(trainer, RECIPE_FOLDER, arguments["default_root_dir"])
     write_checkpoints_atomically(trainer)
     return trainer
 

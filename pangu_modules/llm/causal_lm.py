@@ -243,9 +243,8 @@ class CausalLM(PanguModule):
             ValueError: there are no adapters.
         """
         merge_adapters(self.model)
-        others = tuple(plan for plan in self.config.structure if plan.kind != "lora")
-        self.config = self.config.derive(lora=None, structure=others)
-        self._record_config()
+        self.config = self.config.derive(lora=None)
+        self.replace_structure([plan for plan in self.config.structure if plan.kind != "lora"])
 
     # Planning.
 

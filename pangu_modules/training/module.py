@@ -120,6 +120,14 @@ class PanguModule(Configurable, LightningModule):
         self.config = self.config.derive(structure=(*self.config.structure, plan))
         self._record_config()
 
+    def replace_structure(self, plans: Sequence[Plan]) -> None:
+        """Record `plans` in place of those there are; the model has their shapes already.
+
+        This is how plans are taken back (adapters that are merged) or marked as done (binary layers that are final).
+        """
+        self.config = self.config.derive(structure=tuple(plans))
+        self._record_config()
+
     def _record_config(self) -> None:
         self.save_hyperparameters({"config": self.config.plain(), **self.runtime}, logger=False)
 

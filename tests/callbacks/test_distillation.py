@@ -11,11 +11,12 @@ from tiny_llm import TINY_LLAMA, tiny_module, token_batch
 from tiny_text import TokenBatches
 
 from callbacks import StructuredPruning
-from callbacks.distillation import Distillation, fingerprint
+from callbacks.distillation import Distillation
 from pangu_modules import CausalLM, OptimizerConfig, Recipe
 from pangu_modules.engine.run import fit_stage
 from pangu_modules.llm.calibration.windows import CalibrationConfig
 from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig
+from pangu_modules.training.fingerprint import fingerprint
 
 PRUNE = StructuredPruning.Config(
     method=SlimLLMConfig(

@@ -63,7 +63,7 @@ class Text:
         elif self.method == "influence":
             weighing["influence"] = {"n_stages": STAGES, **self.fields}
         else:
-            weighing["weighting"] = {"method": self.method, "n_stages": STAGES, **self.fields}
+            weighing["weighting"] = {"method": {"kind": self.method, **self.fields}, "n_stages": STAGES}
         return weighed_arm(
             self.name, self.description, WeighedRun(TEXT, changes, **weighing, **self.options), self.seeds
         )

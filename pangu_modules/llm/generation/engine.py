@@ -16,6 +16,7 @@ from pangu_modules.common.config import Configurable
 from pangu_modules.llm.generation.prompts import Completion, Prompt, chat_tokens
 from pangu_modules.llm.generation.server import complete_on_server
 from pangu_modules.llm.generation.speculation import Speculation, check_assistant, load_assistant, reading_lengths
+from pangu_modules.training.randomness import isolated_randomness
 
 
 class GenerationEngine(Configurable):
@@ -193,16 +194,6 @@ def pad_left(prompts: Sequence[Sequence[int]], padding: int) -> tuple[Tensor, Te
     rows = [[padding] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     return torch.tensor(rows), torch.tensor(mask)
-
-
-@contextmanager
-def isolated_randomness(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed torch's random numbers on the CPU and on `device` within the block, and restore them after it."""
-    on_cpu = device.type == "cpu"
-    devices: list[int] = [] if on_cpu else [device.index or 0]
-    with torch.random.fork_rng(devices, device_type="cuda" if on_cpu else device.type):
-        torch.manual_seed(seed)
-        yield
 
 
 @contextmanager

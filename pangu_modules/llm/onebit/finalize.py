@@ -34,9 +34,7 @@ def finalize_module(module: PanguModule) -> list[str]:
     if not plans:
         raise ValueError("the module holds no binarized layers: nothing to finalize")
     names = finalize_model(module.model, plans[-1].onebit.scale_dtype)
-    structure = tuple(
-        plan.derive(final=True) if isinstance(plan, BinarizePlan) else plan for plan in module.config.structure
+    module.replace_structure(
+        [plan.derive(final=True) if isinstance(plan, BinarizePlan) else plan for plan in module.config.structure]
     )
-    module.config = module.config.derive(structure=structure)
-    module.save_hyperparameters({"config": module.config.plain(), **module.runtime}, logger=False)
     return names

@@ -47,6 +47,8 @@ class Distillation(RecipeCallback):
 
     def __init__(self, config: Config, *, name: str = "distillation") -> None:
         super().__init__(config, name=name)
+        if config.teacher == SELF:
+            self.needs = frozenset({"original model"})
         self._fingerprint = ""  # of the teacher
         self._loaded: str | None = None  # the teacher's fingerprint in the checkpoint a run resumes from
         self._found = False  # whether the teacher was in the run's folder already
@@ -58,6 +60,7 @@ class Distillation(RecipeCallback):
             TypeError: the module is not a `PanguModule` over a language model.
             ValueError: the teacher cannot be found or has another vocabulary.
         """
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         if not (isinstance(pl_module, PanguModule) and hasattr(pl_module.model, "config")):

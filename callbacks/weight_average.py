@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
@@ -36,6 +35,8 @@ class WeightAverage(RecipeCallback, WeightAveraging):
         )
 
     config: Config
+    needs = frozenset({"final shapes"})
+    provides = frozenset({"averaged weights"})
 
     def __init__(self, config: Config, *, name: str = "ema") -> None:
         super().__init__(config, name=name, multi_avg_fn=_moving_average(config.decay, config.update_starting_at_step))
@@ -54,14 +55,7 @@ class WeightAverage(RecipeCallback, WeightAveraging):
         Raises:
             ValueError: the strategy shards the weights, or there is another averaging callback.
         """
-        if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
-            raise ValueError(
-                f"callback {self.name!r}: weights sharded by {type(trainer.strategy).__name__} cannot be averaged; "
-                "remove the callback, or train with strategy 'ddp'"
-            )
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if any(isinstance(other, WeightAveraging) and other is not self for other in callbacks):
-            raise ValueError(f"callback {self.name!r}: a run can average its weights once; remove one of the callbacks")
         if any(getattr(other, "save_weights_only", False) for other in callbacks):
             # Lightning asks no callback when it saves weights only.
             rank_zero_warn(

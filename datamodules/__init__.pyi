@@ -1,6 +1,7 @@
 # Written from pangu_modules/common/registry.py by `make tables`.
 from datamodules.base import DataModule as DataModule
 from datamodules.calibration import calibration_batches as calibration_batches
+from datamodules.calibration import calibration_sequences as calibration_sequences
 from datamodules.images.digits import DigitsData as DigitsData
 from datamodules.images.folders import ImageFolderData as ImageFolderData
 from datamodules.loader import ResumableLoader as ResumableLoader

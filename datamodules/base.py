@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.calibration import calibration_batches
+from datamodules.calibration import calibration_batches, calibration_sequences
 from datamodules.loader import Collate, ResumableLoader, collate
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.common.config import Configurable
@@ -52,6 +52,27 @@ class DataModule(Configurable, LightningDataModule):
     def calibration_batches(self, n: int, seed: int) -> Iterator[Any]:
         """Return `n` batches for a method's calibration; see `datamodules.calibration.calibration_batches`."""
         return calibration_batches(self, n, seed)
+
+    def calibration_sequences(self, seed: int, *, expected: int = 1, source: str = "") -> Iterator[dict[str, Any]]:
+        """Stream samples for a method's calibration; see `datamodules.calibration.calibration_sequences`.
+
+        Args:
+            seed: of the order.
+            expected: samples that will be taken, about.
+            source: another text to read; empty: this data.
+
+        Raises:
+            ValueError: a source is given, and this datamodule cannot read another one.
+        """
+        dataset = self.calibration_source(source) if source else None
+        return calibration_sequences(self, seed, expected=expected, dataset=dataset)
+
+    def calibration_source(self, source: str) -> Dataset[Any]:
+        """Return the samples of another source than the datamodule's own."""
+        raise ValueError(
+            f"calib.source={source!r}: {type(self).__name__} reads no other text; leave it empty, or take a datamodule "
+            "of text"
+        )
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the resumable loader of `train_dataset`, of this process's share."""

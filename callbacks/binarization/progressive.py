@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
 
 from callbacks.binarization.report import BinarizationRecord
+from callbacks.calibration import calibration_batches
 from callbacks.pruning.report import on_device
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.llm.lora import has_adapters
@@ -24,7 +23,6 @@ from pangu_modules.llm.onebit.schedule import Timeline, moment, timeline
 from pangu_modules.llm.onebit.sizes import sizes_of
 from pangu_modules.training.callback import RecipeCallback
 from pangu_modules.training.module import PanguModule
-from pangu_modules.training.objectives import Batch
 from pangu_modules.training.structure import find_plan
 
 
@@ -59,6 +57,8 @@ class ProgressiveBinarization(RecipeCallback):
             }
 
     config: Config
+    needs = frozenset({"whole rows"})
+    provides = frozenset({"binary layers", "new shapes"})
 
     def __init__(self, config: Config, *, name: str = "binarization") -> None:
         super().__init__(config, name=name)
@@ -75,11 +75,12 @@ class ProgressiveBinarization(RecipeCallback):
             TypeError: the module is not a `PanguModule`.
             ValueError: the run does not fit the schedule, something does not compose, or layers cannot be binarized.
         """
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         if not isinstance(pl_module, PanguModule):
             raise TypeError(f"callback {self.name!r} needs a PanguModule over a language model, e.g. CausalLM")
-        refuse_trainer(trainer, self)
+        refuse_precision(trainer, self.name)
         plan = find_plan(pl_module.config.structure, "binarize", self.name)
         if isinstance(plan, BinarizePlan) and plan.final:  # a finished run: Lightning will not train
             return
@@ -97,29 +98,15 @@ class ProgressiveBinarization(RecipeCallback):
         input_scales = {}
         if settings.init != "none":
             with on_device(module.model, trainer.strategy.root_device):
-                batches = self._first_batches(trainer) if settings.init == "learned" else []
+                batches = (
+                    calibration_batches(trainer, settings.init_steps, self.name) if settings.init == "learned" else []
+                )
                 report = binary_aware_init(
                     module.model, batches, settings, context=trainer.precision_plugin.forward_context
                 )
             self.record.init_losses, input_scales = report.losses, report.input_scales
         module.restructure(BinarizePlan(onebit=settings, source=self.name))
         set_input_scales(module.model, input_scales)
-
-    def _first_batches(self, trainer: Trainer) -> list[Batch]:
-        """Return a batch of text for each step of stage 1, or as many as there are."""
-        data: Any = getattr(trainer, "datamodule", None)
-        if not hasattr(data, "calibration_batches"):
-            raise ValueError(
-                f"callback {self.name!r}: init='learned' reads calibration_batches(n, seed) of the datamodule; run the "
-                "trainer with one of datamodules, or set init='svid' or 'none'"
-            )
-        count = self.config.method.init_steps
-        while count > 1:
-            try:
-                return list(data.calibration_batches(count, 0))
-            except ValueError:  # fewer than that: they will be repeated
-                count //= 2
-        return list(data.calibration_batches(1, 0))
 
     # Training.
 
@@ -232,27 +219,12 @@ class ProgressiveBinarization(RecipeCallback):
                 )
 
 
-def refuse_trainer(trainer: Trainer, callback: Callback) -> None:
-    """Refuse what does not go with latent weights: their averages, flattened shards, and half-precision parameters.
+def refuse_precision(trainer: Trainer, name: str) -> None:
+    """Refuse half-precision parameters, which latent weights do not go with.
 
     Raises:
-        ValueError: the trainer has one of these.
+        ValueError: the trainer has them.
     """
-    name = getattr(callback, "name", type(callback).__name__)
-    others: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    for other in others:
-        if isinstance(other, (WeightAveraging, StochasticWeightAveraging)):
-            raise ValueError(
-                f"callback {name!r}: averages of latent weights do not have the averaged signs, and ruin binary "
-                f"models; remove callback {getattr(other, 'name', type(other).__name__)!r}"
-            )
-        if isinstance(other, ProgressiveBinarization) and other is not callback:
-            raise ValueError(f"callback {name!r}: a model is binarized once; remove callback {other.name!r}")
-    if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
-        raise ValueError(
-            f"callback {name!r}: {type(trainer.strategy).__name__} flattens parameters, but scales are means of whole "
-            "rows; use strategy 'ddp' or 'model_parallel' (FSDP2, which shards rows)"
-        )
     if str(trainer.precision) in ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16"):
         raise ValueError(
             f"callback {name!r}: latent weights in precision={trainer.precision!r} cannot take small steps; set "

@@ -60,6 +60,7 @@ class ExpertLoad(RecipeCallback):
         Raises:
             ValueError: there is none, or they do not.
         """
+        super().setup(trainer, pl_module, stage)
         block = first_block(pl_module, self.name)
         check_devices(block.config.num_experts, self._devices(block))
 

@@ -53,6 +53,7 @@ class RouterBalancing(RecipeCallback):
             TypeError: the module is not a `PanguModule`.
             ValueError: the model has no mixture of experts.
         """
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         if not isinstance(pl_module, PanguModule):

@@ -11,8 +11,9 @@ from lightning.pytorch import LightningModule, Trainer
 from pydantic import Field
 from torch import nn
 
+from callbacks.calibration import calibration_windows
 from callbacks.pruning.report import held_out_batches, on_device
-from callbacks.pruning.structured import PruningCallback, PruningConfig, calibration_windows
+from callbacks.pruning.structured import PruningCallback, PruningConfig
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.llm.calibration.windows import CalibrationConfig
 from pangu_modules.llm.models.perplexity import perplexity
@@ -108,6 +109,7 @@ class PostNormAbsorption(RecipeCallback):
         calib: CalibrationConfig = Field(CalibrationConfig(), description="Calibration text.")
 
     config: Config
+    provides = frozenset({"new shapes"})
 
     def __init__(self, config: Config, *, name: str = "absorb") -> None:
         super().__init__(config, name=name)
@@ -115,6 +117,7 @@ class PostNormAbsorption(RecipeCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Absorb, unless the module holds this callback's plan already."""
+        super().setup(trainer, pl_module, stage)
         module: Any = pl_module
         if stage == "fit" and not absorbed_by(module, self.name):
             self._before = self._perplexity(trainer, module)

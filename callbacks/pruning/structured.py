@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from pydantic import Field
 from torch import nn
 
+from callbacks.calibration import calibration_windows
 from callbacks.pruning.perplexities import add_recovered
 from callbacks.pruning.report import PruningRecord
 from pangu_modules.common.cache import cache_folder
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.common.files import write_atomically
-from pangu_modules.llm.calibration.windows import CalibrationConfig, draw_windows
+from pangu_modules.llm.calibration.windows import CalibrationConfig
 from pangu_modules.llm.lora import LoRAConfig, LoRAPlan, has_adapters
 from pangu_modules.llm.pruning.plan import Layout, ShapePlan
 from pangu_modules.llm.pruning.report import PruneReport
@@ -27,7 +27,6 @@ from pangu_modules.llm.pruning.slimllm.walk import prune_slimllm
 from pangu_modules.training.callback import RecipeCallback, run_folder
 from pangu_modules.training.module import PanguModule
 from pangu_modules.training.objectives import Batch
-from pangu_modules.training.randomness import unchanged_randomness
 from pangu_modules.training.structure import find_plan
 
 
@@ -67,9 +66,12 @@ class PruningCallback(RecipeCallback):
     """
 
     config: PruningConfig
+    provides = frozenset({"pruned model", "new shapes"})
 
     def __init__(self, config: PruningConfig, *, name: str = "pruning") -> None:
         super().__init__(config, name=name)
+        if config.lora is not None:
+            self.provides = self.provides | {"adapters"}
         self.report: PruneReport | None = None
 
     @property
@@ -88,6 +90,7 @@ class PruningCallback(RecipeCallback):
             ValueError: another callback has pruned the model or it has adapters, or the method cannot be applied.
             TypeError: the module is not a `PanguModule`.
         """
+        super().setup(trainer, pl_module, stage)
         if not isinstance(pl_module, PanguModule):
             raise TypeError(f"callback {self.name!r} needs a PanguModule over a language model, e.g. CausalLM")
         structure = pl_module.config.structure
@@ -183,59 +186,3 @@ class LayerDropping(PruningCallback):
     def prune(self, model: nn.Module, batches: Sequence[Batch], progress_folder: Path | None) -> PruneReport:
         """Drop layers after one forward pass, so there is no progress to keep; see `drop_layers`."""
         return drop_layers(model, self.method, batches)
-
-
-def calibration_windows(trainer: Trainer, config: CalibrationConfig) -> list[Batch]:
-    """Draw calibration windows from the datamodule's training data without touching training's random numbers.
-
-    A datamodule with a method ``calibration_batches(n, seed)`` is asked for batches, of any other the training loader's
-    dataset is read in an order of our own, until there are enough windows.
-
-    Raises:
-        ValueError: there is no datamodule, no dataset to read, or too little text.
-    """
-    datamodule: Any = getattr(trainer, "datamodule", None)
-    if datamodule is None:
-        raise ValueError("pruning calibrates on the datamodule's training data: run the trainer with datamodule=...")
-    generator = torch.Generator().manual_seed(config.seed)
-    with unchanged_randomness():
-        if hasattr(datamodule, "calibration_batches"):
-            sequences: Iterable[Mapping[str, Any]] = _from_method(datamodule, config)
-        else:
-            sequences = _from_dataset(datamodule, generator)
-        return list(draw_windows(sequences, config, generator))
-
-
-def _from_method(datamodule: Any, config: CalibrationConfig) -> list[Mapping[str, Any]]:
-    """Return the sequences of as many batches as hold `n_samples` that are long enough, or of all there are."""
-    sequences = list(_rows(datamodule.calibration_batches(1, config.seed)))
-    count = -(-config.n_samples // len(sequences))
-    while sum(_length(sequence) >= config.seq_len for sequence in sequences) < config.n_samples:
-        try:
-            sequences = list(_rows(datamodule.calibration_batches(count, config.seed)))
-        except ValueError:  # more than there are: the windows will be found to be too few
-            break
-        count *= 2
-    return sequences
-
-
-def _length(sequence: Mapping[str, Any]) -> int:
-    return int(sequence["attention_mask"].sum()) if "attention_mask" in sequence else len(sequence["input_ids"])
-
-
-def _rows(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    for batch in batches:
-        keys = [key for key in ("input_ids", "attention_mask") if batch.get(key) is not None]
-        for row in range(len(batch["input_ids"])):
-            yield {key: batch[key][row] for key in keys}
-
-
-def _from_dataset(datamodule: Any, generator: torch.Generator) -> Iterator[Mapping[str, Any]]:
-    dataset: Any = getattr(datamodule.train_dataloader(), "dataset", None)
-    if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
-        raise ValueError(
-            f"{type(datamodule).__name__} has no map-style training dataset to calibrate on: give it a method "
-            "calibration_batches(n, seed)"
-        )
-    order = torch.randperm(len(dataset), generator=generator).tolist()
-    return (dataset[index] for index in order)

@@ -60,7 +60,8 @@ class BatchWeighting(RecordedWeighting):
         """
         if stage != "fit":
             return
-        check_run(self, trainer, pl_module, engine=None)
+        super().setup(trainer, pl_module, stage)
+        check_run(trainer, pl_module, engine=None)
         if self.config.method.kind in get_args(Selection):
             self._fit(cast(Selection, self.config.method.kind), getattr(trainer, "datamodule", None))
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch import LightningModule, Trainer
 
 from pangu_modules.common.errors import UsageError
 from pangu_modules.llm.weighting.features import FeatureReader
@@ -16,35 +15,21 @@ from pangu_modules.llm.weighting.protocol import LossesOf, check_protocol
 from pangu_modules.training.processes import Processes
 
 
-def check_run(callback: Any, trainer: Trainer, module: LightningModule, engine: Engine | None) -> None:
+def check_run(trainer: Trainer, module: LightningModule, engine: Engine | None) -> None:
     """Refuse what cannot work.
 
     Args:
-        callback: the callback, with its name and needs.
         trainer: the trainer.
         module: the module to be trained.
         engine: engine of the updates; None where there are none.
 
     Raises:
         TypeError: the module offers no losses per sequence.
-        UsageError: the weights are sharded, or two callbacks write sample weights.
         ValueError: the engine cannot serve the module.
     """
     check_protocol(module)
-    others: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    for other in others:
-        if other is not callback and "sample weights" in getattr(other, "needs", ()):
-            name = getattr(other, "name", type(other).__name__)
-            raise UsageError(
-                f"callbacks {callback.name!r} and {name!r} both write batch['sample_weight']: remove one of them"
-            )
     if engine is None:
         return
-    if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
-        raise UsageError(
-            f"callback {callback.name!r}: weights sharded by {type(trainer.strategy).__name__} cannot be moved and put "
-            "back as a whole; train with strategy 'ddp', or use the weighting models of an earlier run (frozen)"
-        )
     losses_of = LossesOf(module)
     trained = {name: value for name, value in losses_of.named_parameters() if value.requires_grad}
     check_engine(engine, losses_of, trained, Processes(world_size=trainer.world_size))

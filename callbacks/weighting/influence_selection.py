@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -45,7 +45,7 @@ class InfluenceSelection(RecordedWeighting):
         val_batch_size: PositiveInt = Field(32, description="Sequences of the target in a measurement.")
 
     config: Config
-    needs: ClassVar[frozenset[str]] = frozenset({"sample weights", "displaced weights"})
+    needs = frozenset({"sample weights", "displaced weights"})
 
     def __init__(self, config: Config, *, name: str = "influence") -> None:
         super().__init__(config, name=name)
@@ -63,7 +63,8 @@ class InfluenceSelection(RecordedWeighting):
         """
         if stage != "fit":
             return
-        check_run(self, trainer, pl_module, engine="fd")
+        super().setup(trainer, pl_module, stage)
+        check_run(trainer, pl_module, engine="fd")
         if trainer.world_size > 1:
             raise UsageError(
                 f"callback {self.name!r} selects in one process, and there are {trainer.world_size}: set devices=1"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ class RecordedWeighting(RecipeCallback):
         seed: NonNegativeInt = Field(0, description="Seed of what is random.")
 
     config: Config
-    needs: ClassVar[frozenset[str]] = frozenset({"sample weights"})
+    needs = frozenset({"sample weights"})
 
     def __init__(self, config: Config, *, name: str) -> None:
         super().__init__(config, name=name)

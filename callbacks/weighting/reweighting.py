@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -54,10 +54,12 @@ class DWMReweighting(RecipeCallback):
         """Schedule, target, and the method."""
 
     config: Config
-    needs: ClassVar[frozenset[str]] = frozenset({"sample weights", "displaced weights"})
+    needs = frozenset({"sample weights", "displaced weights"})
 
     def __init__(self, config: Config, *, name: str = "dwm") -> None:
         super().__init__(config, name=name)
+        if config.frozen is not None:  # nothing learns, so nothing is moved
+            self.needs = frozenset({"sample weights"})
         self.stage = -1  # the stage training is in
         self.updates_in_stage = 0
         self.model: DataWeightingModel | None = None  # of the current stage
@@ -82,7 +84,8 @@ class DWMReweighting(RecipeCallback):
         """
         if stage != "fit":
             return
-        check_run(self, trainer, pl_module, self.config.method.engine if self.config.frozen is None else None)
+        super().setup(trainer, pl_module, stage)
+        check_run(trainer, pl_module, self.config.method.engine if self.config.frozen is None else None)
         config = self.config.method.model
         if self.config.frozen is not None:
             self._frozen = load_stages(self.config.frozen)

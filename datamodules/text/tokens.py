@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch.utils.data import Dataset
 
 from datamodules.base import DataModule
+from datamodules.text.reading import download, read_texts
 
 SPLITS = ("test", "val", "calibration", "train")
 """In the order of precedence: what a split shares with an earlier one is taken from the later one."""
@@ -60,6 +61,7 @@ class TokenData(DataModule):
     def __init__(self, config: Config, *, tokenizer: Any = None) -> None:
         super().__init__(config)
         self.calibration_dataset: Dataset[Any] | None = None
+        self._calibration_sources: dict[str, Dataset[Any]] = {}
         self.removed: dict[str, int] = {}
         """Sequences left out of each split because an earlier split holds parts of them; known after `setup()`."""
         if tokenizer is not None:
@@ -75,6 +77,27 @@ class TokenData(DataModule):
     def module_arguments(self) -> dict[str, Any]:
         """Return the tokenizer's name."""
         return {"tokenizer": self.config.tokenizer}
+
+    def calibration_source(self, source: str) -> Dataset[Any]:
+        """Return the windows of a text as `TextData` reads it, with this datamodule's tokenizer and length.
+
+        Raises:
+            FileNotFoundError: the source is not there.
+            ValueError: it is shorter than one window.
+        """
+        from datamodules.text.running import Windows, pack, tokenize
+
+        if source not in self._calibration_sources:
+            field = str(getattr(self.config, "text_field", "text"))
+            download(source)
+            windows = pack(tokenize(read_texts(source, field), self.tokenizer), self.config.sequence_length)
+            if len(windows) == 0:
+                raise ValueError(
+                    f"calib.source={source!r} is shorter than a window of sequence_length="
+                    f"{self.config.sequence_length} tokens: give more text or a shorter data.sequence_length"
+                )
+            self._calibration_sources[source] = Windows(windows)
+        return self._calibration_sources[source]
 
     def _take(self, datasets: Mapping[str, Dataset[Any]]) -> None:
         """Take the datasets by split; a split that is not there has None."""

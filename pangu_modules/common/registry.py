@@ -138,6 +138,7 @@ TARGETS: dict[str, dict[str, str]] = {
         "SmallVocabularyData": "datamodules.text.small_vocabulary:SmallVocabularyData",
         "TextData": "datamodules.text.running:TextData",
         "calibration_batches": "datamodules.calibration:calibration_batches",
+        "calibration_sequences": "datamodules.calibration:calibration_sequences",
         "shared_ngrams": "datamodules.text.ngrams:shared_ngrams",
     },
 }

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.common.config import Configurable
-
-NEEDS: dict[str, str] = {
-    "sample weights": "writes batch['sample_weight'], which one callback alone may do",
-    "displaced weights": "moves the weights in place for a moment, so they must be whole on each process",
-    "second-order gradients": "differentiates gradients, for which fused attention has no formula",
-    "optimizer": "steps the module's optimizer itself",
-    "unused parameters": "leaves parameters without a gradient in some steps",
-}
-"""What a callback may need of training, and what it means for the others."""
+from pangu_modules.training.composition import refuse_conflicts
 
 
 class RecipeCallback(Configurable, Callback):
     """A callback built from its `Config`; its state is stored under its name, so that a class may occur twice.
 
-    What it needs of training beyond the ordinary is the class attribute `needs`, words of `NEEDS`; by these, callbacks
-    that cannot work together refuse each other in `setup`.
+    What it needs of training beyond the ordinary, and what it provides, are the class attributes `needs` and
+    `provides`, words of `composition.WORDS`; by these, callbacks that cannot work together are refused in `setup`,
+    which a subclass that has its own calls first.
 
     Args:
         config: the configuration.
@@ -33,12 +26,23 @@ class RecipeCallback(Configurable, Callback):
         **lightning_arguments: arguments of the Lightning callback that a subclass also inherits from.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: frozenset[str] = frozenset()
+    provides: frozenset[str] = frozenset()
 
     def __init__(self, config: BaseConfig, *, name: str, **lightning_arguments: Any) -> None:
         super().__init__(**lightning_arguments)
         self.config = config
         self.name = name
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse other callbacks, and strategies, that do not go with this one; only for training.
+
+        Raises:
+            UsageError: there is one; the message names both.
+        """
+        if stage == "fit":
+            refuse_conflicts(self, trainer.callbacks, trainer.strategy)  # type: ignore[attr-defined]
+        super().setup(trainer, pl_module, stage)
 
     @property
     def state_key(self) -> str:

@@ -13,12 +13,17 @@ from pangu_modules.common.config import Config
 
 
 class CalibrationConfig(Config):
-    """Which windows of the training text the statistics are taken on."""
+    """Which windows of the text the statistics are taken on, and which text that is."""
 
     n_samples: PositiveInt = Field(32, description="Calibration windows, each from another training sequence.")
     seq_len: PositiveInt = Field(128, description="Tokens of a window; shorter sequences are not used.")
     batch_size: PositiveInt = Field(8, description="Windows per forward pass; no effect on the result but rounding.")
     seed: NonNegativeInt = Field(42, description="Seed of the choice of sequences and windows.")
+    source: str = Field(
+        "",
+        description="Text to calibrate on, as a source of TextData: a file, a folder, a dataset of the hub, or "
+        "'python_topics'; empty: the datamodule's calibration split, or its training data.",
+    )
 
 
 def draw_windows(
@@ -48,11 +53,17 @@ def draw_windows(
             windows.append(tokens[start : start + config.seq_len])
         if len(windows) == config.n_samples:
             return [{"input_ids": torch.stack(group)} for group in _groups(windows, config.batch_size)]
+    text = config.source or "the training data"
     raise ValueError(
-        f"calib wants {config.n_samples} windows of {config.seq_len} tokens, the training data has {len(windows)} "
+        f"calib wants {config.n_samples} windows of {config.seq_len} tokens, {text} has {len(windows)} "
         f"sequences of that length (the longest has {longest} tokens): lower calib.seq_len or calib.n_samples, or "
         "give more text"
     )
+
+
+def length_of(sequence: Mapping[str, Any]) -> int:
+    """Return a sequence's tokens without padding."""
+    return len(_real_tokens(sequence))
 
 
 def _real_tokens(sequence: Mapping[str, Any]) -> Tensor:

@@ -18,7 +18,6 @@ from tiny_llm import TINY_LLAMA, tiny_module
 from tiny_text import TokenBatches
 
 from callbacks import Distillation, ExactResume, ProgressiveBinarization, StructuredPruning, WeightAverage
-from callbacks.binarization.progressive import refuse_trainer
 from pangu_modules import CausalLM, LoRAPlan, OneBitConfig, Plan, Recipe, SlimLLMConfig
 from pangu_modules.engine.run import fit_stage
 from pangu_modules.llm.onebit.plan import binarized_linears, binary_layers, rows_with_other_values, target_names
@@ -294,7 +293,7 @@ def test_what_does_not_compose_is_refused(tmp_path):
 def test_flattened_shards_are_refused():
     trainer = SimpleNamespace(callbacks=[], strategy=object.__new__(FSDPStrategy), precision="32-true")
     with pytest.raises(ValueError, match=r"FSDPStrategy flattens parameters.*model_parallel"):
-        refuse_trainer(trainer, binarization())
+        binarization().setup(trainer, None, "fit")
 
 
 def test_pruning_goes_before_and_not_after(tmp_path):
@@ -302,7 +301,7 @@ def test_pruning_goes_before_and_not_after(tmp_path):
     prune = StructuredPruning.Config(method=method, progress_folder=None, measure=False)
     module, _ = fit(tmp_path, prune.build(name="prune"), binarization(measure=False), module=tiny_module(), max_steps=3)
     assert [plan.kind for plan in module.config.structure] == ["shape", "binarize"]
-    with pytest.raises(TypeError, match="q_proj is ProgressiveBinaryLinear"):
+    with pytest.raises(ValueError, match=r"'binarize' and 'prune' .*would change binary layers: list .*'prune' before"):
         fit(tmp_path, binarization(measure=False), prune.build(name="prune"), module=tiny_module())
 
 

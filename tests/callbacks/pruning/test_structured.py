@@ -12,7 +12,8 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from tiny_llm import tiny_module, token_batch
 from torch.utils.data import DataLoader, Dataset
 
-from callbacks.pruning.structured import LayerDropping, StructuredPruning, calibration_windows
+from callbacks.calibration import calibration_windows
+from callbacks.pruning.structured import LayerDropping, StructuredPruning
 from pangu_modules.llm.calibration.windows import CalibrationConfig
 from pangu_modules.llm.causal_lm import CausalLM
 from pangu_modules.llm.lora import LoRAConfig
@@ -50,13 +51,11 @@ class Data(lightning.LightningDataModule):
 
 
 class DataWithMethod(Data):
-    """Batches of five from another order for every number of them, as the project's datamodules do."""
+    """A stream in another order for every number of sequences, as the project's datamodules do."""
 
-    def calibration_batches(self, n, seed):
-        if 5 * n > self.size:
-            raise ValueError(f"{n} batches are too many")
-        order = torch.randperm(self.size, generator=torch.Generator().manual_seed(seed + n))[: 5 * n].split(5)
-        return iter([torch.utils.data.default_collate([Sequences()[int(i)] for i in group]) for group in order])
+    def calibration_sequences(self, seed, *, expected=1):
+        order = torch.randperm(self.size, generator=torch.Generator().manual_seed(seed + expected)).tolist()
+        return (Sequences()[index] for index in order)
 
 
 def fit(module, callback, tmp_path, data=None, **arguments):

@@ -44,11 +44,12 @@ class Distillation(RecipeCallback):
         device: str | None = Field(None, description="Where the teacher runs, e.g. 'cuda:1'; empty: with the batch.")
 
     config: Config
+    needs = frozenset({"original model"})
 
     def __init__(self, config: Config, *, name: str = "distillation") -> None:
         super().__init__(config, name=name)
-        if config.teacher == SELF:
-            self.needs = frozenset({"original model"})
+        if config.teacher != SELF:
+            self.needs = frozenset()
         self._fingerprint = ""  # of the teacher
         self._loaded: str | None = None  # the teacher's fingerprint in the checkpoint a run resumes from
         self._found = False  # whether the teacher was in the run's folder already

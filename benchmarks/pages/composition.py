@@ -57,6 +57,7 @@ def page() -> str:
         {"word": word, "a callback with it": meaning, "callbacks": ", ".join(n for n in words if word in words[n])}
         for word, meaning in WORDS.items()
     ]
+    ordered = ", ".join(str(number) for number, rule in enumerate(RULES, start=1) if rule.ordered)
     return "\n".join(
         (
             INTRODUCTION,
@@ -66,16 +67,19 @@ def page() -> str:
             "on the diagonal is a second one of its class. Callbacks that are missing go with all.",
             "",
             markdown_table(table_of(rows)),
+            "",
             "## Rules",
             "",
             markdown_table(table_of(reasons)),
-            "Rules 6 and 8 to 10 hold in this order alone.",
+            "",
+            f"Rules {ordered} hold in this order alone.",
             "",
             "## Words",
             "",
             markdown_table(table_of(meanings)),
-            "Pruning with `lora` also provides adapters; `Distillation` needs the original model with `teacher='self'`",
-            "alone.",
+            "",
+            "By their configuration, pruning with `lora` also provides adapters, `PanguLightPruning` with",
+            "`method.absorb.enabled` absorbed norms; `Distillation` from another teacher than `self` needs nothing.",
             "",
         )
     )

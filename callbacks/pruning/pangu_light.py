@@ -46,6 +46,11 @@ class PanguLightPruning(PruningCallback):
 
     config: Config
 
+    def __init__(self, config: Config, *, name: str = "pruning") -> None:
+        super().__init__(config, name=name)
+        if config.method.absorb.enabled:
+            self.provides = self.provides | {"absorbed norms"}
+
     @property
     def method(self) -> PanguLightConfig:
         """Pangu Light's settings."""
@@ -109,7 +114,7 @@ class PostNormAbsorption(RecipeCallback):
         calib: CalibrationConfig = Field(CalibrationConfig(), description="Calibration text.")
 
     config: Config
-    provides = frozenset({"new shapes"})
+    provides = frozenset({"absorbed norms", "new shapes"})
 
     def __init__(self, config: Config, *, name: str = "absorb") -> None:
         super().__init__(config, name=name)

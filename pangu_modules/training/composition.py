@@ -26,6 +26,7 @@ WORDS: dict[str, str] = {
     # provides
     "averaged weights": "evaluates and keeps averages of the weights instead of the weights in training",
     "pruned model": "removes parts of the model in setup",
+    "absorbed norms": "folds the model's post-norms away in setup",
     "adapters": "inserts low-rank adapters in setup, beside layers that are frozen",
     "new shapes": "changes the structure of the model in setup",
     "binary layers": "trains latent weights of which the signs count",
@@ -65,6 +66,7 @@ RULES: tuple[Rule, ...] = (
         "a model that was already pruned is not pruned again in the same stage",
         "remove one of the two, or prune in a stage of its own and start the next stage from its checkpoint",
     ),
+    Rule("absorbed norms", "absorbed norms", "both absorb post-norms, which is done once", "remove one of them"),
     Rule(
         "binary layers",
         "new shapes",

@@ -7,7 +7,8 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler, TensorDataset
 from toys import ToyData
 
-from datamodules.calibration import calibration_batches
+from datamodules import TextData
+from datamodules.calibration import calibration_batches, calibration_sequences
 from datamodules.images.digits import DigitsData
 
 
@@ -119,3 +120,32 @@ def test_a_reserved_calibration_set_is_preferred() -> None:
     assert sorted(values.tolist()) == [-8.0 + index for index in range(8)]
     with pytest.raises(ValueError, match="the calibration data has 8"):
         data.calibration_batches(3, seed=0)
+
+
+def test_a_stream_holds_every_sample_once_and_begins_as_batches_do():
+    data = Foreign()
+    size = len(data.train_dataloader().dataset)
+    for expected in (1, 3, size):
+        stream = [int(sample["index"]) for sample in calibration_sequences(data, 4, expected=expected)]
+        assert sorted(stream) == list(range(size))
+        batches = -(-expected // data.train_dataloader().batch_size)
+        drawn = [index for batch in calibration_batches(data, batches, 4) for index in batch["index"].tolist()]
+        assert stream[: len(drawn)] == drawn
+
+
+def test_a_stream_leaves_randomness_alone_between_its_samples():
+    state = torch.get_rng_state()
+    for _ in calibration_sequences(Foreign(), 0):
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_another_source_is_read_by_text_data_alone(tmp_path):
+    (tmp_path / "other.txt").write_text("the other text " * 400)
+    data = TextData.Config(sequence_length=16, batch_size=4).build()
+    data.setup()
+    stream = list(data.calibration_sequences(0, source=str(tmp_path / "other.txt")))
+    assert {len(sample["input_ids"]) for sample in stream} == {16}
+    text = data.tokenizer.decode(stream[0]["input_ids"])
+    assert "other text" in text
+    with pytest.raises(ValueError, match=r"calib\.source='x': DigitsData reads no other text"):
+        DigitsData.Config().build().calibration_sequences(0, source="x")

@@ -218,3 +218,21 @@ def test_what_does_not_compose_is_refused(tmp_path):
 def test_the_configuration_survives_plain_data():
     for config in (LayerDropping.Config(method={"dropped_layers": 3}), StructuredPruning.Config(layout="padded")):
         assert type(config).model_validate(config.plain()) == config
+
+
+class FewLong(DataWithMethod):
+    """20 sequences in batches of five, of which 14 are long enough."""
+
+    def __init__(self):
+        super().__init__(size=20)
+
+
+@pytest.mark.parametrize("wanted", [1, 5, 8, 12, 14])
+def test_enough_text_is_not_refused(wanted):
+    long_enough = sum(int(Sequences(20)[index]["attention_mask"].sum()) >= 11 for index in range(20))
+    assert long_enough == 14
+    trainer = SimpleNamespace(datamodule=FewLong())
+    batches = calibration_windows(trainer, CALIB.derive(n_samples=wanted, seq_len=11))
+    assert sum(len(batch["input_ids"]) for batch in batches) == wanted
+    with pytest.raises(ValueError, match="the training data has 14 sequences of that length"):
+        calibration_windows(trainer, CALIB.derive(n_samples=15, seq_len=11))

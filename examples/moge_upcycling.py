@@ -5,7 +5,7 @@ from lightning.pytorch import Trainer, seed_everything
 
 from callbacks import ExpertLoad, RouterBalancing
 from datamodules import DataModule
-from pangu_modules import CausalLM, OptimizerConfig, UpcycleConfig, UpcyclePlan
+from pangu_modules import CausalLM, LoadConfig, OptimizerConfig, UpcycleConfig, UpcyclePlan
 
 LLAMA = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 QUIET = {
@@ -41,7 +41,7 @@ before = test_after(dense, 60)["test/perplexity"]
 sparse = config.build()
 sparse.load_state_dict(dense.state_dict())
 sparse.restructure(UpcyclePlan(upcycle=MIXTURE))
-load = ExpertLoad.Config(token_counts=(128,)).build(name="load")
+load = ExpertLoad.Config(method=LoadConfig(token_counts=(128,))).build(name="load")
 after = test_after(sparse, 30, load, RouterBalancing.Config().build(name="balance"))
 print(f"perplexity {before:.2f}, as a mixture {after['test/perplexity']:.2f};", end=" ")
 print(f"imbalance of the four groups {after['test/load/imbalance_128']:.1f}, as it must be")

@@ -93,12 +93,12 @@ def mixed(name: str, description: str, method: str = "dwm", *, wide: bool = Fals
     return Text(name=name, description=description, method=method, wide=wide, options={"noise": NOISE, **options})
 
 
-def reported(name: str, description: str, method: str = "dwm", **fields: Any) -> Text:
+def reported(name: str, description: str, weighing: str = "dwm", **fields: Any) -> Text:
     """Return the row of a run on the mixture that is only reported, with these fields of its method."""
     return Text(
         name=name,
         description=description,
-        method=method,
+        method=weighing,
         fields=fields,
         options={"noise": NOISE},
         seeds=REPORTED_SEEDS,

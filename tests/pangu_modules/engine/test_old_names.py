@@ -12,6 +12,7 @@ from tiny_text import TokenBatches
 from callbacks import Distillation, ProgressiveBinarization
 from pangu_modules import CausalLM, Recipe, Stage
 from pangu_modules.engine.cli import parse
+from pangu_modules.engine.request import Program
 
 STAGE = Stage(
     module=CausalLM.Config(architecture="llama", model_args=TINY_LLAMA),
@@ -32,7 +33,9 @@ def test_a_config_file_with_old_names_is_read(tmp_path: Path, staged: bool) -> N
     file.write_text(yaml.safe_dump({"only": OLD} if staged else OLD))
     recipe = Recipe(stages={"only": STAGE}) if staged else Recipe(**dict(STAGE))
     with pytest.warns(UserWarning, match="is now") as said:
-        request = parse(recipe, ["fit", "--config", str(file)], Path("toy.py"))
+        request = parse(
+            recipe, ["fit", "--config", str(file)], Program(name="toy", call="python toy.py", title="A toy.")
+        )
     assert request is not None
     (stage,) = request.recipe.stages.values()
     assert stage.callbacks["distill"].plain()["method"]["lambda_kd"] == 0.5

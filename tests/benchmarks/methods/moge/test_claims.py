@@ -50,7 +50,7 @@ def test_text_arms_differ_in_router_and_auxiliary_loss_alone() -> None:
         )
         assert ours == {key: value for key, value in own.items() if key != "norm_topk_prob"}
         free = name.endswith("free") or name == "deepseek"
-        assert recipe["callbacks"]["balance"]["coefficient"] == (0.0 if free else 0.01)
+        assert recipe["callbacks"]["balance"]["method"]["coefficient"] == (0.0 if free else 0.01)
     assert recipes["topk"]["module"]["model_args"]["router"] == "topk"
 
 

@@ -19,6 +19,7 @@ STAGE = Stage(
     data=TokenBatches.Config(),
     callbacks={"distill": Distillation.Config(), "binarize": ProgressiveBinarization.Config()},
 )
+PROGRAM = Program(name="toy", call="python toy.py", title="A toy.")
 OLD = {
     "callbacks": {
         "distill": {"lambda_kd": 0.5, "lambda_ce": 0.25, "teacher": "smollm2"},

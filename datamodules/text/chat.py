@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,18 +11,17 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datamodules.text.chat_labels import Sample, chat_sample
+from datamodules.text.conversations import conversation_of
 from datamodules.text.ngrams import sequences_sharing
-from datamodules.text.reading import download, read_rows
+from datamodules.text.reading import download, located_rows
+from datamodules.text.rows import BadRows
 from datamodules.text.tokens import SPLITS, TokenData, assign_splits
 from pangu_modules.common.batches import IGNORE_INDEX
 
-Message = Mapping[str, str]
-Sample = dict[str, list[int]]
-"""A tokenized conversation: ``input_ids`` and ``labels`` of equal length."""
-
 
 class ChatData(TokenData):
-    """Conversations, one in each row of a .jsonl file or dataset: a list of messages with ``role`` and ``content``.
+    """Conversations, one in each row of a file or dataset, in any of the shapes of `conversation_of`.
 
     A batch holds ``input_ids``, ``attention_mask`` (0 at padding, which is on the right) and ``labels``, all
     (batch, longest) int64; labels are the assistant's tokens, and -100 elsewhere.
@@ -32,9 +31,13 @@ class ChatData(TokenData):
         """Where the conversations come from."""
 
         source: str = Field(
-            description="A .jsonl file, a folder of them, or a dataset ('name' or 'name:configuration')."
+            description="A .jsonl or .json file, a folder of .jsonl files, or a dataset ('name', 'name:configuration')."
         )
-        messages_field: str = Field("messages", description="Name of the list of messages in each row.")
+        messages_field: str = Field(
+            "messages",
+            description="Name of the list of messages in each row; without it conversations (ShareGPT), prompt and "
+            "completion, or instruction, input and output (Alpaca) are looked for.",
+        )
 
     config: Config
 
@@ -53,17 +56,22 @@ class ChatData(TokenData):
 
         Raises:
             FileNotFoundError: the source is not there.
-            ValueError: a split has no conversation, or one of them does not fit the chat template.
+            ValueError: a split has no conversation, or a row is none or does not fit the chat template; the message
+                has its number.
         """
         if self.train_dataset is not None:
             return
-        rows = read_rows(self.config.source, self.config.messages_field)
-        samples = []
-        for number, row in enumerate(rows):
+        samples, bad, rows = [], BadRows(self.config.on_bad_row), 0
+        for number, (_, row) in enumerate(located_rows(self.config.source, self.config.messages_field)):
+            rows += 1
             try:
-                samples.append(chat_sample(self.tokenizer, row[self.config.messages_field]))
+                conversation = conversation_of(row, self.config.messages_field)
+                samples.append(chat_sample(self.tokenizer, conversation.messages, conversation.tools))
             except ValueError as error:
-                raise ValueError(f"conversation {number} of {self.config.source}: {error}") from error
+                bad.meet(f"conversation {number} of {self.config.source}: {error}", error)
+        bad.report(self.config.source, rows)
+        if not samples:
+            raise ValueError(f"{self.config.source}: none of {rows} rows is a conversation to learn from. {bad.first}")
         self._take(self._split(self._short_enough(samples)))
 
     def _short_enough(self, samples: list[Sample]) -> list[Sample]:
@@ -113,38 +121,6 @@ class Conversations(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         return self.samples[index]
-
-
-def chat_sample(tokenizer: Any, messages: Sequence[Message]) -> Sample:
-    """Return a conversation's tokens and labels: an answer's label begins where the model starts to write it.
-
-    Raises:
-        ValueError: there is no answer, no chat template, or a template that changes earlier tokens when the
-            conversation goes on, so that its answers have no place of their own.
-    """
-    if getattr(tokenizer, "chat_template", None) is None:
-        raise ValueError("the tokenizer has no chat template: take the tokenizer of a chat model")
-
-    def tokens(count: int, begin_answer: bool) -> list[int]:
-        part = list(messages[:count])
-        rendered: list[int] = tokenizer.apply_chat_template(
-            part, add_generation_prompt=begin_answer, tokenize=True, return_dict=False
-        )
-        return rendered
-
-    input_ids = tokens(len(messages), False)
-    labels = [IGNORE_INDEX] * len(input_ids)
-    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    if not answers:
-        raise ValueError("it has no message with role 'assistant', so there is nothing to learn from it")
-    for index in answers:
-        before, after = tokens(index, True), tokens(index + 1, False)
-        if after[: len(before)] != before or input_ids[: len(after)] != after:
-            raise ValueError(
-                f"the chat template rewrites earlier tokens around message {index}: cut the conversation after it"
-            )
-        labels[len(before) : len(after)] = after[len(before) :]
-    return {"input_ids": input_ids, "labels": labels}
 
 
 def answer_of(sample: Sample) -> Tensor:

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.text.files import read_text
 from datamodules.text.reading import read_texts
+from datamodules.text.rows import OnBad
 
 PYTHON_CODE = "python_code"
 SECTION = 4000
@@ -39,7 +41,7 @@ ITEMS = ("bolts", "cables", "chairs", "lamps", "pumps", "sensors", "tiles", "val
 VOWELS, CONSONANTS = "aeiou", "bcdfghjklmnpqrstvwxyz"
 
 
-def domain_texts(source: str, field: str) -> list[str]:
+def domain_texts(source: str, field: str, on_bad_row: OnBad = "error") -> list[str]:
     """Return the documents of a source: ``"python_code"``, or what `datamodules.text.reading.read_texts` knows.
 
     A source that is one long text becomes its `sections`, since splits are made of whole documents.
@@ -50,12 +52,12 @@ def domain_texts(source: str, field: str) -> list[str]:
         FileNotFoundError: the source is not there.
     """
     if source != PYTHON_CODE:
-        texts = read_texts(source, field)
+        texts = read_texts(source, field, on_bad_row)
         return sections(texts[0]) if len(texts) == 1 else texts
     files = sorted(Path(os.__file__).parent.glob("*.py"))
     if not files:
         raise FileNotFoundError(f"source={source!r}: this Python carries no source text; name a folder of your own")
-    return [text for file in files if (text := file.read_text(encoding="utf-8")).strip()]
+    return [text for file in files if (text := read_text(file)).strip()]
 
 
 def sections(text: str, characters: int = SECTION) -> list[str]:

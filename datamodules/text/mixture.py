@@ -128,7 +128,7 @@ class MixtureData(TokenData):
         config = self.config
         parts: dict[str, list[list[str]]] = {}
         sources = {domain.source for domain in config.domains.values()}
-        documents = {source: domain_texts(source, config.text_field) for source in sorted(sources)}
+        documents = {source: domain_texts(source, config.text_field, config.on_bad_row) for source in sorted(sources)}
         assigned = {source: self._assign(source, texts) for source, texts in documents.items()}
         for number, domain in enumerate(config.domains.values()):
             for split in (*config.fractions(), "train"):

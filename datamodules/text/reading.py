@@ -7,23 +7,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from datamodules.text.files import read_text, text_lines
+from datamodules.text.rows import BadRows, OnBad, checked_row, row_text, shown
+
 PYTHON_TOPICS = "python_topics"
 BIBLE = "bible_"
 SUFFIXES = (".txt", ".jsonl")
 
 
-def read_texts(source: str, field: str) -> list[str]:
-    """Return the documents of a source, in a fixed order; empty ones are left out.
+def read_texts(source: str, field: str, on_bad_row: OnBad = "error") -> list[str]:
+    """Return the documents of a source, in a fixed order; null and empty ones are left out, and null ones counted.
 
     Args:
         source: ``"python_topics"`` (the language reference that Python carries), ``"bible_kjv"`` (any version of the
-            packages `pythonbible-*`), a .txt file (one document), a .jsonl file (one in each line), a folder of these,
-            or a dataset: its hub id, ``id:configuration`` or local folder.
-        field: name of the text in JSON lines and datasets.
+            packages `pythonbible-*`), a .txt file (one document), a .jsonl file (one in each line), a .json file (a
+            list of them), a folder of .txt and .jsonl files, or a dataset: its hub id, ``id:configuration`` or local
+            folder. Hidden files and folders are passed over.
+        field: name of the text in JSON and datasets.
+        on_bad_row: "error" stops at a row that holds no text, "skip" leaves it out and counts it.
 
     Raises:
-        FileNotFoundError: there is no such file or folder, or it holds no text.
-        ValueError: a line is no JSON, or has no such field.
+        FileNotFoundError: there is no such file or folder, or it holds no text file.
+        ValueError: a file is not UTF-8, a line is no JSON, or a row has no such field or no text in it.
     """
     if source == PYTHON_TOPICS:
         from pydoc_data.topics import topics
@@ -33,25 +40,53 @@ def read_texts(source: str, field: str) -> list[str]:
         from datamodules.samples.embedded import bible_text
 
         return [bible_text(source.removeprefix(BIBLE))]
-    texts = [str(row[field]) for row in read_rows(source, field)]
-    return [text for text in texts if text.strip()]
+    bad = BadRows(on_bad_row)
+    texts, rows, null = [], 0, 0
+    for where, row in located_rows(source, field):
+        rows += 1
+        try:
+            text = row_text(row, field, where)
+        except ValueError as error:
+            bad.meet(str(error), error)
+            continue
+        null += not text
+        if text.strip():
+            texts.append(text)
+    bad.report(source, rows)
+    if null:
+        rank_zero_warn(f"{source}: {null} of {rows} rows hold no text in {field!r} (null or empty) and are left out")
+    return texts
 
 
 def read_rows(source: str, field: str) -> list[dict[str, Any]]:
-    """Return the rows of JSON lines, text files or a dataset, as `read_texts` does; each has `field`."""
+    """Return the rows of a file, folder or dataset, as `read_texts` does; each has `field`."""
+    return [dict(checked_row(row, field, where)) for where, row in located_rows(source, field)]
+
+
+def located_rows(source: str, field: str) -> Iterator[tuple[str, Any]]:
+    """Yield each row of a file, folder or dataset with words for where it is; a text file is one row.
+
+    A line that is no JSON is yielded as the ValueError that says so: `checked_row` raises it.
+
+    Args:
+        source: as for `read_texts`, but for the embedded ones.
+        field: where a text file's row has its text.
+    """
     path = Path(source).expanduser()
     if path.is_file():
-        return list(_rows_of_file(path, field))
-    if _is_saved_dataset(path):
-        return list(_rows_of_dataset(source, field))
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
+        yield from _rows_of_file(path, field)
+    elif _is_saved_dataset(path):
+        yield from _rows_of_dataset(source)
+    elif path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and not _is_hidden(file, path))
         if not files:
             raise FileNotFoundError(f"source={source!r}: no {' or '.join(SUFFIXES)} file below {path.absolute()}")
-        return [row for file in files for row in _rows_of_file(file, field)]
-    if _looks_like_a_path(source):
+        for file in files:
+            yield from _rows_of_file(file, field)
+    elif _looks_like_a_path(source):
         raise FileNotFoundError(f"source={source!r}: nothing there; searched {path.absolute().parent}{_there(path)}")
-    return list(_rows_of_dataset(source, field))
+    else:
+        yield from _rows_of_dataset(source)
 
 
 def download(source: str) -> None:
@@ -62,33 +97,39 @@ def download(source: str) -> None:
         _load_dataset(source)
 
 
-def _rows_of_file(path: Path, field: str) -> Iterator[dict[str, Any]]:
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path} is neither {' nor '.join(SUFFIXES)}: bring it into one of these forms")
+def _rows_of_file(path: Path, field: str) -> Iterator[tuple[str, Any]]:
     if path.suffix == ".txt":
-        yield {field: path.read_text(encoding="utf-8")}
-        return
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
+        yield str(path), {field: read_text(path)}
+    elif path.suffix == ".json":
+        yield from _rows_of_json(path)
+    elif path.suffix == ".jsonl":
+        for number, line in enumerate(text_lines(path), start=1):
+            where = f"{path}, line {number}"
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number} is no JSON: {error}") from error
-            yield _checked(row, field, f"{path}, line {number}")
+            except (ValueError, RecursionError) as error:
+                row = ValueError(f"{where} is no JSON: {error}")
+            yield where, row
+    else:
+        raise ValueError(f"{path} is neither {' nor '.join((*SUFFIXES, '.json'))}: bring it into one of these forms")
 
 
-def _rows_of_dataset(source: str, field: str) -> Iterator[dict[str, Any]]:
+def _rows_of_json(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        rows = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}; with one object in each line, name it .jsonl") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} holds no list of rows but {shown(rows)}")
+    for number, row in enumerate(rows):
+        yield f"row {number} of {path}", row
+
+
+def _rows_of_dataset(source: str) -> Iterator[tuple[str, Any]]:
     for number, row in enumerate(_load_dataset(source)):
-        yield _checked(row, field, f"row {number} of {source}")
-
-
-def _checked(row: Any, field: str, where: str) -> dict[str, Any]:
-    if not isinstance(row, dict) or field not in row:
-        known = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-        raise ValueError(f"{where} has no field {field!r}, only: {known}; name the right one in the configuration")
-    return row
+        yield f"row {number} of {source}", row
 
 
 def _load_dataset(source: str) -> Any:
@@ -97,6 +138,8 @@ def _load_dataset(source: str) -> Any:
     path = Path(source).expanduser()
     if _is_saved_dataset(path):
         saved = load_from_disk(str(path))
+        if isinstance(saved, dict) and "train" not in saved:
+            raise ValueError(f"source={source!r} has no split 'train', only: {', '.join(saved)}; name a split's folder")
         return saved["train"] if isinstance(saved, dict) else saved
     name, _, configuration = source.partition(":")
     try:
@@ -108,7 +151,12 @@ def _load_dataset(source: str) -> Any:
 
 
 def _looks_like_a_path(source: str) -> bool:
-    return Path(source).suffix in SUFFIXES or source.startswith((".", "~", "/"))
+    return Path(source).suffix in (*SUFFIXES, ".json") or source.startswith((".", "~", "/"))
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    """Return whether a file is hidden, or in a hidden folder: copies that editors, notebooks and systems leave."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _is_saved_dataset(path: Path) -> bool:

@@ -19,7 +19,7 @@ TEXTS_AT_ONCE = 1000
 
 
 class TextData(TokenData):
-    """Documents joined by the end-of-text token and cut into windows of `sequence_length` tokens.
+    """Documents as the tokenizer reads them, joined by the end-of-text token and cut into windows of `sequence_length`.
 
     A batch holds ``input_ids`` and ``labels``, both (batch, seq) int64 and equal, and with several sources ``domain``
     (batch,), the source's number in ``domains``.
@@ -68,7 +68,8 @@ class TextData(TokenData):
         parts: dict[str, list[Windows]] = {split: [] for split in SPLITS}
         sizes: list[int] = []
         for domain, source in enumerate(self.sources.values()):
-            documents = tokenize(read_texts(source, self.config.text_field), self.tokenizer)
+            texts = read_texts(source, self.config.text_field, self.config.on_bad_row)
+            documents = tokenize(texts, self.tokenizer)
             sizes += [len(document) for document in documents]
             for split, windows in self._windows(documents).items():
                 parts[split].append(Windows(windows, torch.full((len(windows),), domain) if self.domains else None))
@@ -155,7 +156,10 @@ class Windows(Dataset[dict[str, Tensor]]):
 
 
 def tokenize(texts: Sequence[str], tokenizer: Any) -> list[Tensor]:
-    """Return the tokens of each text with the end-of-text token behind it, (tokens,) int32 each.
+    """Return what the tokenizer makes of each text, and the end-of-text token behind it, (tokens,) int32 each.
+
+    A document is ``tokenizer(text)``: where the tokenizer adds a token of its own in front (Llama's ``<s>``), every
+    document begins with it; an end that it adds itself stands once.
 
     Raises:
         ValueError: the tokenizer has no end-of-text token.
@@ -165,8 +169,8 @@ def tokenize(texts: Sequence[str], tokenizer: Any) -> list[Tensor]:
         raise ValueError("the tokenizer has no end-of-text token (eos_token) to put between documents: set one")
     documents = []
     for start in range(0, len(texts), TEXTS_AT_ONCE):
-        rows = tokenizer(list(texts[start : start + TEXTS_AT_ONCE]), add_special_tokens=False)["input_ids"]
-        documents += [torch.tensor([*row, end], dtype=torch.int32) for row in rows]
+        rows = tokenizer(list(texts[start : start + TEXTS_AT_ONCE]))["input_ids"]
+        documents += [torch.tensor(row if row[-1:] == [end] else [*row, end], dtype=torch.int32) for row in rows]
     return documents
 
 

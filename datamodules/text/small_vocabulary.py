@@ -52,8 +52,13 @@ class SmallVocabularyData(TextData):
     @cached_property
     def tokenizer_folder(self) -> Path:
         """Its transformers folder in the cache; the first use trains it on the text of all splits."""
-        texts = [text for source in self.sources.values() for text in read_texts(source, self.config.text_field)]
-        return trained_tokenizer(texts, self.config.vocab_size, min_count=2, by_line=True)
+        config = self.config
+        texts = [
+            text
+            for source in self.sources.values()
+            for text in read_texts(source, config.text_field, config.on_bad_row)
+        ]
+        return trained_tokenizer(texts, config.vocab_size, min_count=2, by_line=True)
 
     def module_arguments(self) -> dict[str, Any]:
         """Return the tokenizer's folder as its name: the module loads this very one."""

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from datamodules.base import DataModule
 from datamodules.text.reading import download, read_texts
+from datamodules.text.rows import OnBad
 
 SPLITS = ("test", "val", "calibration", "train")
 """In the order of precedence: what a split shares with an earlier one is taken from the later one."""
@@ -37,6 +38,9 @@ class TokenData(DataModule):
             16,
             description="Sequences that share so many tokens in a row with an earlier split (test, val, calibration, "
             "train) are left out; 0 keeps all.",
+        )
+        on_bad_row: OnBad = Field(
+            "error", description="At a row that cannot be used: error stops, skip leaves it out and counts it."
         )
         batch_size: PositiveInt = Field(8, description="Sequences per training batch, on each process.")
         eval_batch_size: PositiveInt = Field(8, description="Sequences per batch of validation and test.")

@@ -27,8 +27,7 @@ class Letters:
 
     eos_token_id = 0
 
-    def __call__(self, texts, add_special_tokens):
-        assert not add_special_tokens
+    def __call__(self, texts):
         return {"input_ids": [[1 + ord(letter) for letter in text] for text in texts]}
 
 

@@ -19,8 +19,7 @@ class Letters:
 
     eos_token_id = 0
 
-    def __call__(self, texts, add_special_tokens):
-        assert not add_special_tokens
+    def __call__(self, texts):
         return {"input_ids": [[ord(letter) - 96 for letter in text if letter != " "] for text in texts]}
 
 
@@ -56,6 +55,22 @@ def test_documents_are_joined_by_the_end_of_text_and_cut_into_windows():
     without_end.eos_token_id = None
     with pytest.raises(ValueError, match="no end-of-text token"):
         tokenize(["a"], without_end)
+
+
+@pytest.mark.parametrize(("template", "first", "last"), [("$A", "", "</s>"), ("<s> $A", "<s>", "</s>"),
+                                                         ("<s> $A </s>", "<s>", "</s>")])  # fmt: skip
+def test_a_document_is_what_the_tokenizer_makes_of_its_text(tmp_path, template, first, last):
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(byte_tokenizer(tmp_path))
+    special = [("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=special)
+    for text in (" he said", "\n", "he"):
+        (document,) = tokenize([text], tokenizer)
+        own = tokenizer(text)["input_ids"]
+        assert document.tolist() == (own if own[-1] == tokenizer.eos_token_id else [*own, tokenizer.eos_token_id])
+        assert tokenizer.decode(document) == first + text + last
 
 
 def test_a_batch_has_literal_tokens(tmp_path):

@@ -21,6 +21,8 @@ STATISTICS: dict[Source, tuple[float, float]] = {
 }
 """Mean and standard deviation of a source's pixels in [0, 1]."""
 
+FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+
 AUGMENTATION, SPLIT, ORDER_OF_TEST = 1, 2, 3  # random streams of a seed; the order of the samples is stream 0
 
 
@@ -47,9 +49,11 @@ class DigitsData(DataModule):
     config: Config
 
     def module_arguments(self) -> dict[str, Any]:
-        """Return the number of classes, the one channel, and mean and standard deviation of its pixels."""
+        """Return number and names of the classes, size, the one channel, and mean and deviation of its pixels."""
         mean, std = STATISTICS[self.config.source]
-        return {"num_classes": 10, "in_chans": 1, "mean": [mean], "std": [std]}
+        images = {"image_size": 8 if self.config.source == "small_digits" else 28, "in_chans": 1}
+        names = FASHION if self.config.source == "fashion" else tuple("0123456789")
+        return {"num_classes": 10, **images, "mean": [mean], "std": [std], "label_names": list(names)}
 
     def setup(self, stage: str) -> None:
         """Draw the three datasets.

@@ -100,6 +100,9 @@ def agreed(name: str, from_config: int | None, runtime: Mapping[str, Any]) -> in
 def input_size(model: nn.Module, arguments: Mapping[str, Any]) -> tuple[int, int, int]:
     """Return (channels, height, width) of the images that a timm model created with `arguments` expects."""
     channels, height, width = model.pretrained_cfg["input_size"]  # type: ignore[index]
-    size = arguments.get("img_size") or (height, width)
+    built = getattr(
+        getattr(model, "patch_embed", None), "img_size", None
+    )  # also where a folder's configuration says it
+    size = arguments.get("img_size") or built or (height, width)
     height, width = (size, size) if isinstance(size, int) else size
     return arguments.get("in_chans") or channels, height, width

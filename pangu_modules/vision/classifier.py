@@ -15,6 +15,12 @@ from pangu_modules.training.module import PanguModule
 from pangu_modules.training.objectives import Batch, Objective, Outputs
 from pangu_modules.vision.backbones import agreed, create_backbone, input_size, without_folder
 from pangu_modules.vision.mixing import mix
+from pangu_modules.vision.preprocessing import (
+    check_image_size,
+    preprocessing_of,
+    preprocessing_of_weights,
+    with_weights,
+)
 
 # Arguments of timm.create_model that have a field of their own.
 FIELD_OF_ARGUMENT = {
@@ -33,11 +39,14 @@ class ImageClassifier(PanguModule):
 
     Args:
         config: the configuration.
-        **runtime: what only the data know: ``num_classes``; ``in_chans``, the images' channels; ``mean`` and ``std`` of
-            their normalisation, which exports repeat. The configuration may give the first two instead.
+        **runtime: what only the data know: ``num_classes``; ``in_chans``, the images' channels (the configuration may
+            give these two instead); how they are prepared (``mean``, ``std``, ``interpolation``, ``crop_share``,
+            ``crop_mode``, ``image_size``) and ``label_names``, which exports repeat. What ``defaulted`` names is
+            replaced by what pretrained weights were trained with.
 
     Raises:
-        ValueError: configuration and data disagree on classes or channels, or none of them gives the classes.
+        ValueError: configuration and data disagree on classes, channels or the images' size, or none of them gives the
+            classes.
     """
 
     class Config(PanguModule.Config):
@@ -106,8 +115,46 @@ class ImageClassifier(PanguModule):
 
     def build_model(self) -> nn.Module:
         """Return the timm model; its pretrained weights are left out where a checkpoint will replace them."""
-        pretrained = False if self.config.init_checkpoint else self.config.pretrained
-        return create_backbone(self.config.backbone, pretrained=pretrained, **self.model_arguments())
+        config, arguments = self.config, self.model_arguments()
+        pretrained = False if config.init_checkpoint else config.pretrained
+        model = create_backbone(config.backbone, pretrained=pretrained, **arguments)
+        check_image_size(model, arguments, self.runtime.get("image_size"), config.backbone)
+        self.runtime = with_weights(self.runtime, *self._weights_preprocessing(model, arguments))
+        return model
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """How images are prepared for this model, by field: mean, std, interpolation, crop_share, crop_mode."""
+        return preprocessing_of(self.runtime)
+
+    def check_images(self, image_size: int, label_names: Sequence[str] | None = None) -> None:
+        """Refuse images of a size that the model does not take, or of other classes than those it was built for.
+
+        Args:
+            image_size: height and width in pixels.
+            label_names: the classes in the order of their numbers; None for images without labels.
+
+        Raises:
+            ValueError: they do not fit; the message names both.
+        """
+        check_image_size(self.model, self.model_arguments(), image_size, self.config.backbone)
+        own = self.runtime.get("label_names")
+        if label_names is not None and own is not None and list(own) != list(label_names):
+            different = sorted(set(own) ^ set(label_names)) or "another order"
+            raise ValueError(
+                f"the data's {len(label_names)} classes are not the {len(own)} that the model was built for "
+                f"({str(different)[:200]}): choose the data that it belongs to"
+            )
+
+    def _weights_preprocessing(self, model: nn.Module, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+        """Return how the weights that the model starts from want images, and a name of them; {} without weights."""
+        start, config = self.config.init_checkpoint, self.config
+        if start is not None:
+            stored = torch.load(start, map_location="cpu", weights_only=True, mmap=True).get("hyper_parameters", {})
+            return preprocessing_of(stored), start
+        if not config.pretrained or torch.get_default_device().type == "meta":
+            return {}, config.backbone
+        return preprocessing_of_weights(model, input_size(model, arguments)[0]), config.backbone
 
     def fields_spent_by_building(self) -> dict[str, Any]:
         """Return the fields that weights or files only matter to while building: a checkpoint rebuilds without them."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pangu_modules.common.files import atomic_files
 from pangu_modules.common.names import nearest
 from pangu_modules.training.module import load_weights
+from pangu_modules.vision.preprocessing import FIELDS
 
 if TYPE_CHECKING:
     from pangu_modules.vision.classifier import ImageClassifier
@@ -93,9 +94,12 @@ def _write_timm(module: ImageClassifier, folder: Path) -> None:
             plain, changed = plan.timm_counterpart(plain)
             arguments |= changed
     plain = plain.cpu().float()
-    # The tag names timm's own weights, which these are no longer.
-    preprocessing = {name: list(module.runtime[name]) for name in ("mean", "std") if name in module.runtime}
-    config: dict[str, Any] = {"pretrained_cfg": {"tag": None, **preprocessing}}
+    # The tag names timm's own weights, which these are no longer; nor are its recommendations for the test theirs.
+    preprocessing = {FIELDS[name]: value for name, value in module.preprocessing.items()}
+    own = {"tag": None, "test_input_size": None, "test_crop_pct": None, "input_size": image_shape(module)}
+    config: dict[str, Any] = {"pretrained_cfg": {**own, **preprocessing}}
+    if "label_names" in module.runtime:
+        config["label_names"] = list(module.runtime["label_names"])
     timm.models.save_for_hf(plain, str(folder), config, model_args=arguments, safe_serialization=True)
     images = _random_images(module, 2)
     try:
@@ -110,6 +114,13 @@ def _write_timm(module: ImageClassifier, folder: Path) -> None:
             f"timm's {module.config.backbone} with {arguments} computes something else (relative difference "
             f"{difference:.1e}), e.g. because its windows alternate in another order; {OTHER_FORMATS}"
         )
+
+
+def image_shape(module: ImageClassifier) -> list[int]:
+    """Return (channels, height, width) of the images that a module was trained on, or else of those its model takes."""
+    channels, height, width = module.example_batch(1)["image"].shape[1:]
+    size = module.runtime.get("image_size")
+    return [channels, size or height, size or width]
 
 
 def _write_onnx(module: ImageClassifier, folder: Path) -> None:

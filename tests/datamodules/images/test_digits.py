@@ -42,7 +42,8 @@ def test_digits_batches() -> None:
     assert images.shape == (1000, 1, 28, 28)
     assert images.mean() == pytest.approx(0, abs=0.05)
     assert images.std() == pytest.approx(1, abs=0.05)
-    assert data.module_arguments() == {"num_classes": 10, "in_chans": 1, "mean": [0.1307], "std": [0.3081]}
+    images = {"image_size": 28, "in_chans": 1, "mean": [0.1307], "std": [0.3081]}
+    assert data.module_arguments() == {"num_classes": 10, "label_names": list("0123456789"), **images}
 
 
 def test_digits_without_validation() -> None:

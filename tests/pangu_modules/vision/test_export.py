@@ -106,3 +106,26 @@ def test_what_cannot_be_exported_is_said_and_leaves_nothing(tmp_path, fields, ki
     with pytest.raises(ValueError, match=message):
         build(**fields).export(tmp_path, kind)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_timm_folder_prepares_images_as_training_did(tmp_path):
+    from timm.data import resolve_model_data_config
+
+    runtime = {"num_classes": 2, "in_chans": 3, "image_size": 32, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6],
+               "interpolation": "bilinear", "crop_share": 1.0, "crop_mode": "squash", "label_names": ["cat", "dog"]}  # fmt: skip
+    vit = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    for backbone, model_args in (("vit_tiny_patch16_224", vit), ("resnet18", {"channels": [8, 8, 8, 8]})):
+        folder = tmp_path / backbone
+        ImageClassifier.Config(backbone=backbone, model_args=model_args).build(**runtime).eval().export(folder, "timm")
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        for use_test_size in (False, True):
+            found = resolve_model_data_config(model, use_test_size=use_test_size)
+            assert tuple(found["input_size"]) == (3, 32, 32)
+            assert list(found["mean"]) == runtime["mean"]
+            assert list(found["std"]) == runtime["std"]
+            assert (found["interpolation"], found["crop_pct"], found["crop_mode"]) == ("bilinear", 1.0, "squash")
+        assert list(model.pretrained_cfg["label_names"]) == ["cat", "dog"]
+        again = ImageClassifier.Config(backbone=str(folder), pretrained=True).build(
+            num_classes=2, in_chans=3, mean=[0.5] * 3, defaulted=["mean"]
+        )
+        assert again.preprocessing["mean"] == runtime["mean"]

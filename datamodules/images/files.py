@@ -65,18 +65,27 @@ def read_image(path: str | Path) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     """Return an image turned as its EXIF data say; damaged EXIF data do not make the picture unreadable."""
-    from PIL import ExifTags
+    from PIL import ExifTags, Image
 
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # Pillow's parser raises errors of many kinds
         return image
-    turns = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # of EXIF -> numbers of Pillow's Image.Transpose
-    return image.transpose(turns[orientation]) if orientation in turns else image
+    turns = Image.Transpose
+    turn = {
+        2: turns.FLIP_LEFT_RIGHT,
+        3: turns.ROTATE_180,
+        4: turns.FLIP_TOP_BOTTOM,
+        5: turns.TRANSPOSE,
+        6: turns.ROTATE_270,
+        7: turns.TRANSVERSE,
+        8: turns.ROTATE_90,
+    }.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 def eight_bits(image: Image.Image, kind: str | None) -> np.ndarray:
-    """Return a grey image of a wide mode as levels (height, width) uint8.
+    """Return a grey image of a wide mode as levels (height, width) uint8, the level that stands for transparent white.
 
     Args:
         image: in one of the modes `WIDE`.
@@ -95,7 +104,11 @@ def eight_bits(image: Image.Image, kind: str | None) -> np.ndarray:
         white = 65535.0
     else:
         white = 255.0
-    return np.round(values * (255 / white)).astype(np.uint8)
+    levels = np.round(values * (255 / white)).astype(np.uint8)
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        levels[values == key] = 255
+    return levels
 
 
 def image_paths(folder: Path) -> list[Path]:

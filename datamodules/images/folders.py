@@ -15,7 +15,7 @@ from datamodules.images.files import OnBad, image_paths, labelled, read_image, r
 from datamodules.loader import seeded
 
 Colours = tuple[float, float, float]
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
     "interpolation": "bicubic",

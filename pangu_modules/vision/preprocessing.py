@@ -82,9 +82,9 @@ def check_image_size(model: nn.Module, arguments: Mapping[str, Any], image_size:
 def _is_fixed(model: nn.Module, arguments: Mapping[str, Any]) -> bool:
     """Return whether a model takes one size of images alone: by timm's description, unless it was made flexible."""
     patches = getattr(model, "patch_embed", None)
-    if hasattr(patches, "strict_img_size"):
+    if patches is not None and hasattr(patches, "strict_img_size"):
         return bool(patches.strict_img_size) and getattr(patches, "img_size", None) is not None
-    return bool(model.pretrained_cfg.get("fixed_input_size")) and not arguments.get("dynamic_img_size")  # type: ignore
+    return bool(model.pretrained_cfg.get("fixed_input_size")) and not arguments.get("dynamic_img_size")  # type: ignore[operator,union-attr]
 
 
 def _plain(value: Any) -> Any:

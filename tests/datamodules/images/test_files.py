@@ -77,6 +77,11 @@ def test_what_is_transparent_shows_white(tmp_path, kind):
     assert (seen[0] == 255).all()
 
 
+def test_a_level_of_sixteen_bits_may_stand_for_transparent(tmp_path):
+    seen = np.asarray(read_image(written(tmp_path, np.array([[300, 301]], np.uint16), transparency=300)))
+    assert seen[0, :, 0].tolist() == [255, 1]
+
+
 def test_half_transparent_colours_are_mixed_with_white(tmp_path):
     pixels = np.full((2, 2, 4), (200, 0, 0, 51), np.uint8)  # a fifth
     assert np.asarray(read_image(written(tmp_path, pixels)))[0, 0].tolist() == [244, 204, 204]

@@ -111,8 +111,8 @@ def test_what_cannot_be_exported_is_said_and_leaves_nothing(tmp_path, fields, ki
 def test_the_timm_folder_prepares_images_as_training_did(tmp_path):
     from timm.data import resolve_model_data_config
 
-    runtime = {"num_classes": 2, "in_chans": 3, "image_size": 32, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6],
-               "interpolation": "bilinear", "crop_share": 1.0, "crop_mode": "squash", "label_names": ["cat", "dog"]}  # fmt: skip
+    runtime = {"num_classes": 2, "in_chans": 3, "image_size": 32, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    runtime |= {"interpolation": "bilinear", "crop_share": 1.0, "crop_mode": "squash", "label_names": ["cat", "dog"]}
     vit = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
     for backbone, model_args in (("vit_tiny_patch16_224", vit), ("resnet18", {"channels": [8, 8, 8, 8]})):
         folder = tmp_path / backbone

@@ -149,6 +149,11 @@ def _write_onnx(module: ImageClassifier, folder: Path) -> None:
         return torch.from_numpy(session.run(None, {"image": images.numpy()})[0])
 
     difference = _difference(run, model, _random_images(module, 3))
+    # ONNX has no words for how images are prepared, nor for the classes: they lie beside the model, by timm's names.
+    prepared = {FIELDS[name]: value for name, value in module.preprocessing.items()}
+    names = {"label_names": list(module.runtime["label_names"])} if "label_names" in module.runtime else {}
+    plain = {"input_size": image_shape(module), **prepared, **names}
+    (folder / "preprocessing.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
     if difference > TOLERANCE:
         raise ValueError(f"onnxruntime's logits differ from torch's by {difference:.1e} of the largest")
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from pangu_modules.vision.backbones import input_size
@@ -49,9 +49,10 @@ def with_weights(runtime: Mapping[str, Any], own: Mapping[str, Any], source: str
         if name in own and not _equal(given[name], own[name])
     ]
     if different:
-        rank_zero_warn(
+        warnings.warn(
             f"the weights of {source} were trained on images prepared in another way than the data's: "
-            f"{'; '.join(different)}. To prepare images as the weights want them, leave these fields of the data empty"
+            f"{'; '.join(different)}. To prepare images as the weights want them, leave these fields of the data empty",
+            stacklevel=2,
         )
     return settled
 

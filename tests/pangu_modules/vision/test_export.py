@@ -72,6 +72,8 @@ def test_onnx_takes_any_batch_size(tmp_path):
     pytest.importorskip("onnxscript")
     module = build(identity_start=True)
     module.export(tmp_path, "onnx")
+    stored = json.loads((tmp_path / "preprocessing.json").read_text())
+    assert stored == {"input_size": [1, 8, 8], "mean": [0.2], "std": [0.3]}
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     for batch_size in (1, 3):
         x = images(module)[:batch_size]

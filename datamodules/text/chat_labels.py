@@ -11,7 +11,13 @@ from pangu_modules.common.batches import IGNORE_INDEX
 
 Sample = dict[str, list[int]]
 """A tokenized conversation: ``input_ids`` and ``labels`` of equal length."""
+QUESTION: list[Message] = [{"role": "user", "content": "a"}]
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+NO_BEGINNING = (
+    "it begins with the assistant, and the chat template shows no place where such an answer begins: put a message of "
+    "the user or the system before it"
+)
+REWRITES = "the chat template rewrites earlier tokens around message {index}: cut the conversation after it"
 CHECK_OF_TEMPLATE = "check the row's roles and their order, or give the tokenizer another chat template"
 
 
@@ -55,11 +61,17 @@ class Rendering:
         self.options = {"tools": list(tools)} if tools else {}
         if isinstance(template, dict):  # several templates by name: transformers chooses
             template = tokenizer.get_chat_template(None, self.options.get("tools"))
-        self.marks = bool(GENERATION.search(template)) and getattr(tokenizer, "is_fast", False)
+        self.fast = bool(getattr(tokenizer, "is_fast", False))  # it knows where in the text a token stands
+        self.marks = self.fast and bool(GENERATION.search(template))
 
     def tokens(self, messages: Sequence[Message], begin_answer: bool) -> list[int]:
         """Return the tokens of `messages`, and with `begin_answer` those that begin an answer after them."""
         rendered: list[int] = self._applied(messages, add_generation_prompt=begin_answer, return_dict=False)
+        return rendered
+
+    def text(self, messages: Sequence[Message], begin_answer: bool) -> str:
+        """Return what `tokens` are made of."""
+        rendered: str = self._applied(messages, add_generation_prompt=begin_answer, tokenize=False)
         return rendered
 
     def marked(self, messages: Sequence[Message]) -> Sample:
@@ -75,12 +87,15 @@ class Rendering:
 
     def opening(self) -> list[int]:
         """Return the tokens with which the template begins an answer."""
-        question: list[Message] = [{"role": "user", "content": "a"}]
-        return self.tokens(question, True)[len(self.tokens(question, False)) :]
+        return self.tokens(QUESTION, True)[len(self.tokens(QUESTION, False)) :]
+
+    def opening_text(self) -> str:
+        """Return the text with which the template begins an answer."""
+        return self.text(QUESTION, True)[len(self.text(QUESTION, False)) :]
 
     def _applied(self, messages: Sequence[Message], **options: Any) -> Any:
         try:
-            return self.tokenizer.apply_chat_template(list(messages), tokenize=True, **options, **self.options)
+            return self.tokenizer.apply_chat_template(list(messages), **{"tokenize": True, **options, **self.options})
         except Exception as error:  # a template is a program: it raises what it likes
             raise ValueError(f"the chat template refuses it: {error}; {CHECK_OF_TEMPLATE}") from error
 
@@ -91,25 +106,49 @@ def _by_prefixes(rendering: Rendering, messages: Sequence[Message], answers: Seq
     labels = [IGNORE_INDEX] * len(input_ids)
     for index in answers:
         after = rendering.tokens(messages[: index + 1], False)
-        before = rendering.tokens(messages[:index], True) if index else _opened(rendering, after)
-        if after[: len(before)] != before or input_ids[: len(after)] != after:
-            raise ValueError(
-                f"the chat template rewrites earlier tokens around message {index}: cut the conversation after it"
-            )
+        before = rendering.tokens(messages[:index], True) if index else _opened(after, rendering.opening())
+        if before is None or after[: len(before)] != before or input_ids[: len(after)] != after:
+            if rendering.fast:
+                return _by_text(rendering, messages, answers)
+            raise ValueError(NO_BEGINNING if before is None else REWRITES.format(index=index))
         labels[len(before) : len(after)] = after[len(before) :]
     return {"input_ids": input_ids, "labels": labels}
 
 
-def _opened(rendering: Rendering, after: list[int]) -> list[int]:
-    """Return the tokens before an answer that begins a conversation; most templates write nothing for no message."""
-    opening = rendering.opening()
+def _by_text(rendering: Rendering, messages: Sequence[Message], answers: Sequence[int]) -> Sample:
+    """Return tokens and labels by where answers stand in the text: a token may reach over the start of an answer.
+
+    So it is where an answer begins with a line break, which becomes one token with that of the template.
+    """
+    text = rendering.text(messages, False)
+    encoded = rendering.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    labels = [IGNORE_INDEX] * len(encoded["input_ids"])
+    for index in answers:
+        after = rendering.text(messages[: index + 1], False)
+        before = rendering.text(messages[:index], True) if index else _opened(after, rendering.opening_text())
+        if before is None:
+            raise ValueError(NO_BEGINNING)
+        if not (text.startswith(after) and after.startswith(before)):
+            raise ValueError(REWRITES.format(index=index))
+        for position, (start, end) in enumerate(encoded["offset_mapping"]):
+            if start < len(after) and end > len(before):
+                labels[position] = encoded["input_ids"][position]
+    return {"input_ids": list(encoded["input_ids"]), "labels": labels}
+
+
+def _opened(after: Any, opening: Any) -> Any:
+    """Return what stands before an answer that begins a conversation, None if `opening` does not occur.
+
+    A template need not be asked for it: most fail at a conversation without a message.
+
+    Args:
+        after: the conversation's tokens or text up to the end of that answer.
+        opening: the tokens or text with which the template begins an answer.
+    """
     for start in range(len(after) - len(opening) + 1):
         if opening and after[start : start + len(opening)] == opening:
             return after[: start + len(opening)]
-    raise ValueError(
-        "it begins with the assistant, and the chat template shows no place where such an answer begins: put a message "
-        "of the user or the system before it"
-    )
+    return None
 
 
 def _check_tool_calls(rendering: Rendering, messages: Sequence[Message], input_ids: list[int]) -> None:

@@ -35,7 +35,7 @@ class BadRows:
             ValueError: rows are not to be skipped.
         """
         if self.on_bad_row == "error":
-            raise ValueError(message) from cause
+            raise ValueError(f"{message} (on_bad_row=skip leaves such rows out)") from cause
         self.first = self.first or message
         self.count += 1
 
@@ -61,15 +61,14 @@ def row_text(row: Any, field: str, where: str) -> str:
         return ""
     if not isinstance(value, str):
         raise ValueError(
-            f"{where}: {field!r} holds no text but {shown(value)}; name a field of text in the configuration, or leave "
-            "such rows out with on_bad_row=skip"
+            f"{where}: {field!r} holds no text but {shown(value)}; name a field of text in the configuration"
         )
     try:
         value.encode()
     except UnicodeEncodeError:
         raise ValueError(
             f"{where}: {field!r} holds half of a surrogate pair (character {value!r:.{SHOWN}}), which is no text; "
-            "write it anew, or leave such rows out with on_bad_row=skip"
+            "write it anew"
         ) from None
     return value
 

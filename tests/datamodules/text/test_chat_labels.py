@@ -70,6 +70,26 @@ def test_answers_are_what_the_template_marks(tokenizer):
         learned(tokenizer, none, messages)
 
 
+def test_a_token_may_reach_over_the_start_of_an_answer():
+    """Two line breaks are one token: the template's and the answer's."""
+    from tokenizers import Tokenizer, decoders
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {name: number for number, name in enumerate([*sorted(ByteLevel.alphabet()), "ĊĊ"])}
+    backend = Tokenizer(BPE(vocabulary, [("Ċ", "Ċ")]))
+    backend.pre_tokenizer, backend.decoder = ByteLevel(add_prefix_space=False, use_regex=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    for messages in ([user("hi"), assistant("\n\na"), user("b")], [assistant("\nc"), user("b"), assistant("d")]):
+        tokenizer.chat_template = CHATML
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        assert chat_sample(tokenizer, messages)["input_ids"] == tokenizer(text)["input_ids"]
+    assert learned(tokenizer, CHATML, [user("hi"), assistant("\na"), user("b")]) == "\n\na<|im_end|>\n"
+    messages = [assistant("\nc"), user("b"), assistant("d")]
+    assert learned(tokenizer, CHATML, messages) == "\n\nc<|im_end|>\nd<|im_end|>\n"
+
+
 def test_tool_calls_are_learned_or_the_template_is_refused(tokenizer):
     call = {"type": "function", "function": {"name": "weather", "arguments": {"town": "Ulm"}}}
     messages = [user("hi"), assistant("", tool_calls=[call])]

@@ -18,7 +18,7 @@ def test_null_is_no_text(value, text):
      (["a"], r"a list: \['a'\]"), ({"en": "a"}, "an object: {'en': 'a'}"), ("\ud800", "half of a surrogate pair")],
 )  # fmt: skip
 def test_what_is_no_text_is_refused_with_its_row(value, kind):
-    with pytest.raises(ValueError, match=rf"^a\.jsonl, line 3: 'text' holds .*{kind}.*on_bad_row=skip$"):
+    with pytest.raises(ValueError, match=rf"^a\.jsonl, line 3: 'text' holds .*{kind}"):
         row_text({"text": value}, "text", "a.jsonl, line 3")
 
 
@@ -39,7 +39,7 @@ def test_null_rows_are_left_out_and_counted(tmp_path):
 def test_bad_rows_stop_or_are_counted(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "x"}\n{"text": 3}\n{"text": }\n{"body": "y"}\n[1]\n{"text": "z"}\n')
-    with pytest.raises(ValueError, match=r"a\.jsonl, line 2: 'text' holds no text but a number: 3"):
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 2: 'text' holds no text but a number: 3.*\(on_bad_row=skip"):
         read_texts(str(path), "text")
     with pytest.warns(UserWarning, match=r"4 of 6 rows left out \(on_bad_row=skip\); the first: .*line 2: 'text'"):
         assert read_texts(str(path), "text", "skip") == ["x", "z"]

@@ -94,7 +94,8 @@ class TokenData(DataModule):
         if source not in self._calibration_sources:
             field = str(getattr(self.config, "text_field", "text"))
             download(source)
-            windows = pack(tokenize(read_texts(source, field), self.tokenizer), self.config.sequence_length)
+            texts = read_texts(source, field, self.config.on_bad_row)
+            windows = pack(tokenize(texts, self.tokenizer), self.config.sequence_length)
             if len(windows) == 0:
                 raise ValueError(
                     f"calib.source={source!r} is shorter than a window of sequence_length="

@@ -22,10 +22,12 @@ TARGETS: dict[str, dict[str, str]] = {
         "shape": "pangu_modules.llm.pruning.plan:ShapePlan",
         "upcycle": "pangu_modules.llm.moge.upcycling:UpcyclePlan",
     },
-    # Export formats of language models: functions (module, folder); the first is the default.
+    # Export formats of language models: functions (module, folder, options); the first is the default.
     "export format": {
         "transformers": "pangu_modules.llm.export.transformers:export",
         "gguf": "pangu_modules.llm.export.gguf:export_gguf",
+        "gguf_f16": "pangu_modules.llm.export.gguf:export_gguf_f16",
+        "gguf_q8_0": "pangu_modules.llm.export.gguf:export_gguf_q8_0",
         "packed": "pangu_modules.llm.onebit.packing:export_packed",
         "gguf_q1_0": "pangu_modules.llm.onebit.gguf:export_q1_0",
         "gguf_tq1_0": "pangu_modules.llm.onebit.gguf:export_tq1_0",

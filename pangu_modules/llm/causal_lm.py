@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from pangu_modules.common import registry
 from pangu_modules.common.batches import IGNORE_INDEX
+from pangu_modules.llm.export.options import ExportOptions
 from pangu_modules.llm.export.transformers import GENERATION_FILE
 from pangu_modules.llm.generation.engine import GenerationEngine
 from pangu_modules.llm.lora import LoRAConfig, LoRAPlan, merge_adapters
 from pangu_modules.llm.losses import labels_of, per_sequence_loss
-from pangu_modules.llm.models.loading import load_causal_lm, load_tokenizer, new_causal_lm, plain_config
+from pangu_modules.llm.models.loading import load_causal_lm, load_tokenizer, new_causal_lm, plain_config, stored_dtype
 from pangu_modules.llm.models.perplexity import MeanLoss
 from pangu_modules.llm.tokenizers import tokenizer_files, tokenizer_from_files
 from pangu_modules.training.module import PanguModule
@@ -42,6 +43,7 @@ class CausalLM(PanguModule):
         config: the configuration, or its plain data.
         tokenizer: name of the tokenizer the data were made with, where the configuration gives none.
         files: text files that come with the model, as stored in checkpoints.
+        dtype: type that the model's weights were stored in where they came from, as stored in checkpoints.
 
     Raises:
         ValueError: the model cannot be found or built, or the tokenizer has more tokens than the model.
@@ -89,8 +91,9 @@ class CausalLM(PanguModule):
         *,
         tokenizer: str | None = None,
         files: Mapping[str, str] | None = None,
+        dtype: str | None = None,
     ) -> None:
-        given = {"tokenizer": tokenizer, "files": None if files is None else dict(files)}
+        given = {"tokenizer": tokenizer, "files": None if files is None else dict(files), "dtype": dtype}
         super().__init__(config, **{name: value for name, value in given.items() if value is not None})
         self.objectives["language_modelling"] = Objective(language_modelling_loss)
         self._evaluated = MeanLoss()
@@ -124,7 +127,7 @@ class CausalLM(PanguModule):
         return {**super().fields_spent_by_building(), **self._spent}
 
     def initial_plans(self) -> Sequence[Plan]:
-        """Return the plan of the adapters, if the configuration asks for them.
+        """Return the plan of the adapters, if the configuration asks for them, and of layers that differ in size.
 
         Raises:
             ValueError: the structure already holds adapters of another shape.
@@ -135,7 +138,11 @@ class CausalLM(PanguModule):
                 f"lora asks for {asked}, but init_checkpoint holds adapters of another shape ({present.lora}): "
                 "give the same lora, leave it empty to go on with them, or merge them first with merge_lora()"
             )
-        return () if asked is None else (LoRAPlan(lora=asked),)
+        plans = [] if asked is None else [LoRAPlan(lora=asked)]
+        pruned = getattr(self.model.config, "layer_shapes", None) and not self.config.trust_remote_code
+        if pruned and not any(plan.kind == "shape" for plan in self.config.structure):  # loaded from a pruned model's GGUF file
+            plans.insert(0, registry.load("plan", "shape").of(self.model, source="gguf"))
+        return tuple(plans)
 
     def _model_as_plain_data(self, model_config: Any) -> dict[str, Any]:
         if self.config.trust_remote_code:  # its class is known to its own folder alone
@@ -159,7 +166,18 @@ class CausalLM(PanguModule):
         if tokenizer is not None:
             check_vocabulary(len(tokenizer), model.config.vocab_size)
             files |= tokenizer_files(tokenizer)
-        self.runtime = {"files": files}
+        self.runtime = {"files": files, "dtype": self._stored_dtype()}
+
+    def _stored_dtype(self) -> str:
+        config = self.config
+        if config.model is None:
+            return "float32"
+        return stored_dtype(config.model, trust_remote_code=config.trust_remote_code)
+
+    @property
+    def loaded_dtype(self) -> str:
+        """The type that the weights were stored in where the model came from, in which exports write them."""
+        return str(self.runtime.get("dtype", "float32"))
 
     def _find_tokenizer(self) -> Any:
         """Load the configuration's tokenizer, or the data's, or the model's own; None if it has none."""
@@ -228,13 +246,26 @@ class CausalLM(PanguModule):
         """Continue the prompts of a batch; one dictionary (text, token_ids, finish_reason) for each."""
         return [asdict(completion) for completion in self.generation_engine().generate(prompts_of(batch))]
 
-    def export(self, folder: str | Path, kind: str = "transformers") -> None:
+    def export(
+        self,
+        folder: str | Path,
+        kind: str = "transformers",
+        *,
+        dtype: str | None = None,
+        layout: str | None = None,
+    ) -> None:
         """Write the model in one of `export_formats`: a plain transformers folder, a GGUF file inside `folder`, ...
 
+        Args:
+            folder: to write to.
+            kind: the format.
+            dtype: of the weights: float32, float16 or bfloat16; None: the type that the model was loaded from.
+            layout: of a pruned model's transformers folder: uniform, padded or per_layer; None: its plan's.
+
         Raises:
-            ValueError: the kind is unknown, or the model does not fit it.
+            ValueError: the kind or an option is unknown, or the model does not fit it.
         """
-        registry.load("export format", kind)(self, folder)
+        registry.load("export format", kind)(self, folder, ExportOptions(dtype=dtype, layout=layout))
 
     def merge_lora(self) -> None:
         """Add the LoRA adapters to the weights and forget them; all parameters are trainable again.

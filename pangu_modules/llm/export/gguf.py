@@ -1,33 +1,46 @@
-"""Writing a Llama as a GGUF file, for llama.cpp and what is built on it: in float32, or with tensors encoded."""
+"""Writing models as GGUF files, for llama.cpp and what is built on it.
+
+Llama (any rope), Mistral, Qwen2, Qwen3, Gemma 1 to 3, and every pruned model that computes as Llama does, whatever the
+sizes of its layers: these are written under llama.cpp's architecture `deci`.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pangu_modules.common.files import atomic_file
-from pangu_modules.llm.export.transformers import refuse_own_architecture, shape_differences, without_adapters
-from pangu_modules.llm.tokenizers import tokenizer_folder
+from pangu_modules.llm.export.gguf_vocabulary import pre_tokenizer_name, vocabulary_keys
+from pangu_modules.llm.export.options import ExportOptions
+from pangu_modules.llm.export.transformers import refuse_own_architecture, without_adapters
+from pangu_modules.llm.models.gguf import rope
+from pangu_modules.llm.models.gguf.families import PROJECTIONS, head_dim_of, interleave_halves, tensor_names, to_gguf
+from pangu_modules.llm.models.gguf.hyperparameters import Header, Sizes, describe
+from pangu_modules.llm.models.gguf.tokenizer import LLAMA3_PATTERN, PRE_TOKENIZERS
 
 if TYPE_CHECKING:
     from pangu_modules.llm.causal_lm import CausalLM
 
-# How a byte-level BPE cuts text before merging: tokenizers' own description -> llama.cpp's name.
-LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
-    r"\s+(?!\S)|\s+"
+__all__ = (
+    "LLAMA3_PATTERN",
+    "PRE_TOKENIZERS",
+    "Encoding",
+    "export_gguf",
+    "export_gguf_f16",
+    "export_gguf_q8_0",
+    "gguf_tensors",
+    "interleave_halves",
+    "pre_tokenizer_name",
+    "write_gguf",
 )
-PRE_TOKENIZERS = {
-    ("ByteLevel",): "gpt-2",
-    ("Digits", "ByteLevel"): "smollm",
-    (LLAMA3_PATTERN, "ByteLevel"): "llama-bpe",
-}
+
+SHORT_NAMES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
 @dataclass(frozen=True)
@@ -44,9 +57,49 @@ class Encoding:
     encode: Callable[[str, np.ndarray], tuple[np.ndarray, Any]]
 
 
-def export_gguf(module: CausalLM, folder: str | Path) -> None:
-    """Write ``model-f32.gguf`` into the folder; see `write_gguf`."""
-    write_gguf(module, Path(folder) / "model-f32.gguf")
+def export_gguf(module: CausalLM, folder: str | Path, options: ExportOptions | None = None) -> None:
+    """Write ``model-f32.gguf`` (or f16, bf16: ``options.dtype``, by default the loaded type) into the folder."""
+    options = options or ExportOptions()
+    options.refuse("gguf", "layout")
+    dtype = options.dtype_of(module)
+    encoding = None if dtype == torch.float32 else matrices_as(SHORT_NAMES[dtype].upper())
+    write_gguf(module, Path(folder) / f"model-{SHORT_NAMES[dtype]}.gguf", encoding=encoding)
+
+
+def export_gguf_f16(module: CausalLM, folder: str | Path, options: ExportOptions | None = None) -> None:
+    """Write ``model-f16.gguf`` into the folder: matrices in float16, all else in float32."""
+    (options or ExportOptions()).refuse("gguf_f16", "dtype", "layout")
+    write_gguf(module, Path(folder) / "model-f16.gguf", encoding=matrices_as("F16"))
+
+
+def export_gguf_q8_0(module: CausalLM, folder: str | Path, options: ExportOptions | None = None) -> None:
+    """Write ``model-q8_0.gguf`` into the folder: matrices in 8.5 bits a weight, all else in float32.
+
+    Matrices whose rows are no multiple of 32 wide, which Q8_0 cannot hold, are in float16, as llama.cpp does it.
+    """
+    (options or ExportOptions()).refuse("gguf_q8_0", "dtype", "layout")
+    write_gguf(module, Path(folder) / "model-q8_0.gguf", encoding=matrices_as("Q8_0"))
+
+
+def matrices_as(kind: str) -> Encoding:
+    """Return the encoding that stores matrices as F16, BF16 or Q8_0, and vectors in float32."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
+    from gguf.quants import quantize
+
+    number = GGMLQuantizationType[kind]
+    block = GGML_QUANT_SIZES[number][0]
+
+    def encode(name: str, tensor: np.ndarray) -> tuple[np.ndarray, Any]:
+        if tensor.ndim < 2:
+            return tensor, None
+        chosen = number if tensor.shape[1] % block == 0 else GGMLQuantizationType.F16
+        largest = float(np.abs(tensor).max())
+        if chosen == GGMLQuantizationType.F16 and largest > np.finfo(np.float16).max:
+            raise ValueError(f"export: {name} holds {largest:g}, beyond float16's range; export float32 or bfloat16")
+        stored = quantize(tensor, chosen)
+        return np.asarray(stored), chosen
+
+    return Encoding(int(LlamaFileType[f"MOSTLY_{kind}"]), encode)
 
 
 def write_gguf(
@@ -55,7 +108,7 @@ def write_gguf(
     """Write model, tokenizer and chat template into one GGUF file, which appears when it is complete.
 
     Args:
-        module: a Llama with a byte-level BPE tokenizer; LoRA adapters are merged in a copy.
+        module: a model of a family that GGUF knows, with a BPE tokenizer; LoRA adapters are merged in a copy.
         path: of the file.
         pre_tokenizer: llama.cpp's name of how text is cut before merging; by default found from the tokenizer.
         encoding: how tensors are stored; by default all in float32.
@@ -64,23 +117,21 @@ def write_gguf(
         The path.
 
     Raises:
-        ValueError: the model or its tokenizer is of another kind, or layers differ in size.
+        ValueError: no architecture of llama.cpp computes what the model does, or GGUF cannot hold the tokenizer.
     """
     from gguf import GGUFWriter
 
     model: Any = without_adapters(module.model)
-    refuse_own_architecture(model.config.model_type)
-    if model.config.model_type != "llama":
-        raise ValueError(f"export: GGUF is written for architecture 'llama', this model is {model.config.model_type!r}")
-    differences = shape_differences(model)
-    if differences:
-        raise ValueError(f"export: a GGUF file needs layers of one size, and {differences[0]}")
-    description = _bpe_description(module)
+    header = gguf_header(model)
+    vocabulary = vocabulary_keys(module, pre_tokenizer)
+    architecture = header.family.architecture
     with atomic_file(path) as temporary:
-        writer = GGUFWriter(temporary, "llama")
-        _add_shapes(writer, model.config)
+        writer = GGUFWriter(temporary, architecture)
         writer.add_file_type(0 if encoding is None else encoding.file_type)  # 0: all tensors in float32
-        _add_tokenizer(writer, module, description, pre_tokenizer or pre_tokenizer_name(description))
+        for name, value in header.keys.items():
+            _add(writer, f"{architecture}.{name}", value)
+        for name, value in vocabulary.items():
+            _add(writer, name, value)
         for name, tensor in gguf_tensors(model).items():
             stored, kind = (tensor, None) if encoding is None else encoding.encode(name, tensor)
             writer.add_tensor(name, stored, raw_dtype=kind)
@@ -91,97 +142,55 @@ def write_gguf(
     return Path(path)
 
 
-def gguf_tensors(model: Any) -> dict[str, np.ndarray]:
-    """Return the weights by their names in GGUF, float32, with the rows of q and k in GGUF's order."""
-    from gguf import MODEL_ARCH, get_tensor_name_map
-
-    config = model.config
-    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue  # readers take the embedding where there is no output matrix
-        tensor = tensor.detach().float().cpu()
-        if ".q_proj." in name:
-            tensor = interleave_halves(tensor, config.num_attention_heads)
-        elif ".k_proj." in name:
-            tensor = interleave_halves(tensor, config.num_key_value_heads)
-        tensors[str(names.get_name(name, try_suffixes=(".weight", ".bias")))] = tensor.numpy()
-    return tensors
-
-
-def interleave_halves(rows: Tensor, num_heads: int) -> Tensor:
-    """Reorder each head's rows from (first half, second half) to pairs, for the rotary embedding of GGUF's Llama.
-
-    transformers rotates component i with i + head_dim / 2, GGUF's Llama 2i with 2i + 1.
-
-    Args:
-        rows: (num_heads * head_dim, in_features), or (num_heads * head_dim,) for a bias.
-        num_heads: number of heads.
-    """
-    return rows.unflatten(0, (num_heads, 2, -1)).transpose(1, 2).flatten(0, 2).contiguous()
-
-
-def pre_tokenizer_name(description: dict[str, Any]) -> str:
-    """Return llama.cpp's name of a tokenizer's way to cut text, from its ``tokenizer.json``.
+def gguf_header(model: Any) -> Header:
+    """Return what a file says of a transformers model beside its tensors.
 
     Raises:
-        ValueError: the way has no name here.
+        ValueError: no architecture of llama.cpp computes what the model does.
     """
-    outer = description["pre_tokenizer"] or {"type": "none"}
-    steps = outer["pretokenizers"] if outer["type"] == "Sequence" else [outer]
-    found = tuple(step["pattern"].get("Regex") if step["type"] == "Split" else step["type"] for step in steps)
-    if found not in PRE_TOKENIZERS:
-        raise ValueError(f"the tokenizer cuts text by {found}, whose name in llama.cpp must be given as pre_tokenizer")
-    return PRE_TOKENIZERS[found]
+    refuse_own_architecture(model.config.model_type)
+    layers = getattr(getattr(model, "model", None), "layers", None)
+    if layers is None or not hasattr(layers[0], "self_attn"):
+        raise ValueError(f"export: GGUF is written for decoders of Llama's form; this model is {model.config.model_type!r}")
+    head_dim = head_dim_of(model.config)
+    sizes = []
+    biases = set()
+    for layer in layers:
+        found: dict[str, Tensor] = dict(layer.state_dict())
+        rows = {name.split(".")[-2]: tensor for name, tensor in found.items() if name.endswith("_proj.weight")}
+        if set(rows) != set(PROJECTIONS):
+            raise ValueError(f"export: GGUF is written for layers of {', '.join(PROJECTIONS)}, not {', '.join(rows)}")
+        heads, kv_heads = (rows[name].shape[0] // head_dim for name in ("q_proj", "k_proj"))
+        sizes.append(Sizes(heads, kv_heads, rows["down_proj"].shape[1]))
+        biases |= {name.split(".")[-2] for name in found if name.endswith("_proj.bias")}
+    return describe(model.config, tuple(sizes), biases)
 
 
-def _bpe_description(module: CausalLM) -> dict[str, Any]:
-    text = module.runtime.get("files", {}).get("tokenizer.json")
-    description: dict[str, Any] = json.loads(text) if text is not None else {"model": {"type": "none"}, "decoder": None}
-    kind, decoder = description["model"]["type"], (description["decoder"] or {"type": "none"})["type"]
-    if (kind, decoder) != ("BPE", "ByteLevel"):
-        raise ValueError(f"export: GGUF needs a byte-level BPE tokenizer, this one has model {kind}, decoder {decoder}")
-    return description
+def gguf_tensors(model: Any) -> dict[str, np.ndarray]:
+    """Return the weights by their names in GGUF, float32, as `to_gguf` orders them, and the factors of Llama 3's rope."""
+    header = gguf_header(model)
+    head_dim = head_dim_of(model.config)
+    tied = model.config.tie_word_embeddings  # readers take the embedding where there is no output matrix
+    state = {name: tensor for name, tensor in model.state_dict().items() if not (tied and name == "lm_head.weight")}
+    names = tensor_names(header.family, state, len(header.layers))
+    tensors = {
+        names[name]: to_gguf(header.family, name, tensor.detach().float().cpu(), head_dim).numpy()
+        for name, tensor in state.items()
+    }
+    return tensors if header.rope.factors is None else tensors | {rope.FACTORS: header.rope.factors}
 
 
-def _add_shapes(writer: Any, config: Any) -> None:
-    rope = config.rope_parameters
-    if rope["rope_type"] != "default":
-        raise ValueError(f"export: GGUF is written for plain rotary embeddings, not rope_type={rope['rope_type']!r}")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(rope["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-
-
-def _add_tokenizer(writer: Any, module: CausalLM, description: dict[str, Any], pre_tokenizer: str) -> None:
-    from gguf import SpecialVocab, TokenType
-
-    model: Any = module.model
-    tokenizer = module.tokenizer
-    tokens = {number: token for token, number in description["model"]["vocab"].items()}
-    added = {token["id"]: token for token in description["added_tokens"]}
-    tokens |= {number: token["content"] for number, token in added.items()}
-    names, types = [], []
-    for number in range(model.config.vocab_size):
-        special = number in added and added[number]["special"]
-        kind = TokenType.CONTROL if special else TokenType.USER_DEFINED if number in added else TokenType.NORMAL
-        names.append(tokens.get(number, f"[PAD{number}]"))
-        types.append(kind if number in tokens else TokenType.UNUSED)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre_tokenizer)
-    writer.add_token_list(names)
-    writer.add_token_types(types)
-    writer.add_add_bos_token(tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id)
-    # Merges, the numbers of special tokens, and the chat template.
-    with tokenizer_folder(module.runtime["files"]) as folder:
-        SpecialVocab(folder, load_merges=True, n_vocab=model.config.vocab_size).add_to_gguf(writer, quiet=True)
+def _add(writer: Any, name: str, value: Any) -> None:
+    """Write one key with the type that llama.cpp expects of it."""
+    if name == "tokenizer.chat_template":
+        writer.add_chat_template(value)
+    elif isinstance(value, bool):
+        writer.add_bool(name, value)
+    elif isinstance(value, int):
+        writer.add_uint32(name, value)
+    elif isinstance(value, float):
+        writer.add_float32(name, value)
+    elif isinstance(value, str):
+        writer.add_string(name, value)
+    elif value:  # an empty array has no type: leave it out
+        writer.add_array(name, value)

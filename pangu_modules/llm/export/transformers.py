@@ -11,6 +11,7 @@ from torch import nn
 
 from pangu_modules.common import registry
 from pangu_modules.common.files import atomic_folder
+from pangu_modules.llm.export.options import ExportOptions
 from pangu_modules.llm.lora import has_adapters, merge_adapters
 from pangu_modules.llm.models.loading import MODEL_FILE, quiet_transformers
 
@@ -41,29 +42,69 @@ class ModelWriter(Protocol):
         """Write the model (without adapters, on any device) into the folder, which exists and is empty."""
 
 
-def export(module: CausalLM, folder: str | Path) -> Path:
+def export(module: CausalLM, folder: str | Path, options: ExportOptions | None = None) -> Path:
     """Write weights, configuration, generation settings, tokenizer and chat template as a transformers folder.
 
-    The folder appears when it is complete, and replaces a model that was there. LoRA adapters are merged in a copy.
+    Weights are written in ``options.dtype``, by default the type that the model was loaded from. The folder appears when it is complete, and replaces a model that was there. LoRA adapters are merged in a copy.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: the model's shapes are not those of its configuration, and no plan can write it.
+        ValueError: the model's shapes are not those of its configuration, and no plan can write it, or not in the
+            layout that the options ask for.
         FileExistsError: the folder holds something that is not a model.
     """
-    model = without_adapters(module.model)
-    writers = [plan for plan in module.config.structure if isinstance(plan, ModelWriter)]
+    options = options or ExportOptions()
+    model = in_dtype(without_adapters(module.model), options.dtype_of(module))
+    writer = _writer(module, options.layout)
     with atomic_folder(folder, holding=MODEL_FILE, replace=True) as temporary:
-        if writers:
-            writers[-1].write_model(model, temporary)
+        if writer is not None:
+            writer.write_model(model, temporary)
         else:
             write_plain_model(model, temporary)
         for name, text in module.runtime.get("files", {}).items():
             if name != GENERATION_FILE:
                 (temporary / name).write_text(text, encoding="utf-8")
     return Path(folder)
+
+
+def _writer(module: CausalLM, layout: str | None) -> ModelWriter | None:
+    """Return the plan that writes the model, in the layout that is asked for; None where transformers can.
+
+    Raises:
+        ValueError: the model has no such layout.
+    """
+    writers = [plan for plan in module.config.structure if isinstance(plan, ModelWriter)]
+    if layout is None:
+        return writers[-1] if writers else None
+    if not writers or not hasattr(writers[-1], "layout"):
+        if layout == "uniform":
+            return writers[-1] if writers else None
+        raise ValueError(f"export: layout={layout!r} is one of a pruned model's, and this one was not pruned: leave it out")
+    plan: Any = writers[-1]
+    changed: ModelWriter = plan.derive(layout=layout)
+    return changed
+
+
+@torch.no_grad()
+def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return the model itself, or a copy with its parameters in another type; buffers stay as they are.
+
+    Raises:
+        ValueError: a weight is beyond the type's range.
+    """
+    if {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()} <= {dtype}:
+        return model
+    changed = copy.deepcopy(model)
+    for name, parameter in changed.named_parameters():
+        if not parameter.is_floating_point():
+            continue
+        narrow = parameter.data.to(dtype)
+        if narrow.isinf().any() and parameter.isfinite().all():
+            raise ValueError(f"export: {name} holds numbers beyond the range of {dtype}: export float32 or bfloat16")
+        parameter.data = narrow
+    return changed
 
 
 def write_plain_model(model: Any, folder: Path) -> None:

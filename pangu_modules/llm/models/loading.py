@@ -48,6 +48,12 @@ def load_causal_lm(
     from transformers import AutoModelForCausalLM
 
     source = resolve(name_or_path)
+    if is_gguf(source):
+        from pangu_modules.llm.models.gguf.reading import read_model
+
+        options = {"dtype": dtype, "attn_implementation": attn_implementation, "weights": not from_config_only}
+        with _explained(name_or_path), quiet_transformers():
+            return read_model(source, **options).train()
     _register_architecture_of(source)
     if from_config_only:
         config = load_config(name_or_path, trust_remote_code=trust_remote_code)
@@ -55,14 +61,13 @@ def load_causal_lm(
         return AutoModelForCausalLM.from_config(config, **options)
     with _explained(name_or_path), quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(
-            **_location(source),
+            source,
             dtype=dtype,
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
-            use_safetensors=None if _is_gguf(source) else True,
+            use_safetensors=True,
         )
-    plain = _without_quantization(model, attn_implementation) if _is_gguf(source) else model
-    return plain.train()  # transformers returns models in evaluation mode, and the Trainer keeps the mode it finds
+    return model.train()  # transformers returns models in evaluation mode, and the Trainer keeps the mode it finds
 
 
 def new_causal_lm(
@@ -103,7 +108,11 @@ def new_config(architecture: str, model_args: Mapping[str, Any]) -> Any:
     for name in model_args:
         if name not in known:
             raise ValueError(f"model_args: {architecture!r} has no field {name!r}.{nearest(name, known)}")
-    return AutoConfig.for_model(architecture, **copy.deepcopy(dict(model_args)))
+    try:
+        return AutoConfig.for_model(architecture, **copy.deepcopy(dict(model_args)))
+    except Exception as error:  # transformers' checks of a configuration raise errors of many kinds
+        reason = " ".join(str(error).split())
+        raise ValueError(f"model_args do not fit architecture={architecture!r}: {reason}") from error
 
 
 def plain_config(config: Any) -> tuple[str, dict[str, Any]]:
@@ -121,12 +130,31 @@ def load_config(name_or_path: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
 
     source = resolve(name_or_path)
+    if is_gguf(source):
+        from pangu_modules.llm.models.gguf.reading import read_config
+
+        with _explained(name_or_path):
+            return read_config(source)
     _register_architecture_of(source)
     with _explained(name_or_path):
-        config = AutoConfig.from_pretrained(**_location(source), trust_remote_code=trust_remote_code)
-    if _is_gguf(source):
-        _drop_gguf_traces(config)
-    return config
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+
+
+def stored_dtype(name_or_path: str, *, trust_remote_code: bool = False) -> str:
+    """Return the type that a model's weights are stored in: float32, float16 or bfloat16; arguments as in `load_config`.
+
+    What is stored in another way (quantised), or does not say it, counts as float32.
+    """
+    source = resolve(name_or_path)
+    if is_gguf(source):
+        from pangu_modules.llm.models.gguf.file import gguf_file
+
+        with gguf_file(source) as file:
+            found: Any = file.dtype()
+    else:
+        found = getattr(load_config(name_or_path, trust_remote_code=trust_remote_code), "dtype", None)
+    name = str(found).removeprefix("torch.")
+    return name if name in ("float16", "bfloat16") else "float32"
 
 
 def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False) -> Any:
@@ -134,8 +162,13 @@ def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False) -> Any
     from transformers import AutoTokenizer
 
     source = resolve(name_or_path, "tokenizer")
+    if is_gguf(source):
+        from pangu_modules.llm.models.gguf.tokenizer import read_tokenizer
+
+        with _explained(name_or_path, "tokenizer"):
+            return read_tokenizer(source)
     with _explained(name_or_path, "tokenizer"), quiet_transformers():
-        return AutoTokenizer.from_pretrained(**_location(source), trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
 
 
 def gguf_to_folder(gguf_file: str | Path, out_folder: str | Path) -> Path:
@@ -203,34 +236,9 @@ def _register_architecture_of(source: str) -> None:
         register_architecture(str(json.loads(config_file.read_text(encoding="utf-8")).get("model_type")))
 
 
-def _is_gguf(source: str) -> bool:
+def is_gguf(source: str) -> bool:
+    """Whether a model's place is a GGUF file."""
     return Path(source).suffix == ".gguf"
-
-
-def _location(source: str) -> dict[str, str]:
-    """Return transformers' arguments that point at a folder, a hub id, or a file inside a folder."""
-    if not _is_gguf(source):
-        return {"pretrained_model_name_or_path": source}
-    path = Path(source)
-    return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-
-
-def _without_quantization(model: Any, attn_implementation: str) -> nn.Module:
-    """Return a plain copy of a dequantised model: the original still calls itself quantised and refuses to be saved."""
-    from transformers import AutoModelForCausalLM
-
-    config = copy.deepcopy(model.config)
-    _drop_gguf_traces(config)
-    plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype, attn_implementation=attn_implementation)
-    plain.load_state_dict(model.state_dict())
-    plain.generation_config = model.generation_config
-    return plain
-
-
-def _drop_gguf_traces(config: Any) -> None:
-    for name in ("quantization_config", "_model_name_or_path"):
-        if hasattr(config, name):
-            delattr(config, name)
 
 
 @contextmanager

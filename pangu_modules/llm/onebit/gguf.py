@@ -1,8 +1,8 @@
-"""Binarized Llamas as GGUF files for llama.cpp, without loss: types Q1_0, TQ1_0 and TQ2_0.
+"""Binarized and ternary models as GGUF files for llama.cpp, without loss: types Q1_0, TQ1_0 and TQ2_0.
 
 Q1_0 holds 128 weights of a row in 18 bytes: a scale d in float16 and 16 bytes of bits in the order of `pack_signs`,
-1 = +d, 0 = -d. TQ1_0 and TQ2_0 (256 ternary weights in 54 and 66 bytes) hold +d and -d too, and are read by older
-versions. Every written file is read back and compared with the model. llama.cpp itself rounds activations to 8 bits
+1 = +d, 0 = -d. TQ1_0 and TQ2_0 hold 256 weights -d, 0 and +d in 54 and 66 bytes; they hold binary weights too, and are
+read by older versions. Every written file is read back and compared with the model. llama.cpp itself rounds activations to 8 bits
 where it multiplies with these types, so its logits come close to the model's, but do not equal them.
 """
 
@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pangu_modules.llm.export.gguf import Encoding, gguf_tensors, write_gguf
+from pangu_modules.llm.export.gguf import Encoding, gguf_header, gguf_tensors, write_gguf
+from pangu_modules.llm.export.options import ExportOptions
+from pangu_modules.llm.models.gguf.families import decode, tensor_names
 from pangu_modules.llm.onebit.packed_linear import binary_scale
 from pangu_modules.llm.onebit.packing import final_linears
 
@@ -26,19 +28,22 @@ if TYPE_CHECKING:
 BinaryType = Literal["Q1_0", "TQ1_0", "TQ2_0"]
 
 
-def export_q1_0(module: CausalLM, folder: str | Path) -> None:
+def export_q1_0(module: CausalLM, folder: str | Path, options: ExportOptions | None = None) -> None:
     """Write ``model-q1_0.gguf`` into the folder; see `write_binary_gguf`."""
+    (options or ExportOptions()).refuse("gguf_q1_0", "dtype", "layout")
     write_binary_gguf(module, Path(folder) / "model-q1_0.gguf", final_linears(module), "Q1_0")
 
 
-def export_tq1_0(module: CausalLM, folder: str | Path) -> None:
+def export_tq1_0(module: CausalLM, folder: str | Path, options: ExportOptions | None = None) -> None:
     """Write ``model-tq1_0.gguf`` into the folder; see `write_binary_gguf`."""
-    write_binary_gguf(module, Path(folder) / "model-tq1_0.gguf", final_linears(module), "TQ1_0")
+    (options or ExportOptions()).refuse("gguf_tq1_0", "dtype", "layout")
+    write_binary_gguf(module, Path(folder) / "model-tq1_0.gguf", final_linears(module, ternary=True), "TQ1_0")
 
 
-def export_tq2_0(module: CausalLM, folder: str | Path) -> None:
+def export_tq2_0(module: CausalLM, folder: str | Path, options: ExportOptions | None = None) -> None:
     """Write ``model-tq2_0.gguf`` into the folder; see `write_binary_gguf`."""
-    write_binary_gguf(module, Path(folder) / "model-tq2_0.gguf", final_linears(module), "TQ2_0")
+    (options or ExportOptions()).refuse("gguf_tq2_0", "dtype", "layout")
+    write_binary_gguf(module, Path(folder) / "model-tq2_0.gguf", final_linears(module, ternary=True), "TQ2_0")
 
 
 def write_binary_gguf(
@@ -49,7 +54,7 @@ def write_binary_gguf(
     *,
     pre_tokenizer: str | None = None,
 ) -> Path:
-    """Write a Llama whose layers `linears` are binarized into one GGUF file; all other tensors are in float32.
+    """Write a model whose layers `linears` are binarized into one GGUF file; all other tensors are in float32.
 
     Args:
         module: see `write_gguf`.
@@ -62,7 +67,7 @@ def write_binary_gguf(
         The path.
 
     Raises:
-        ValueError: a layer is not binary, its width is no multiple of the type's block, its scales are no float16
+        ValueError: a layer is not binary (for TQ1_0 and TQ2_0: nor ternary), its width is no multiple of the type's block, its scales are no float16
             numbers, or `write_gguf` refuses the model.
         RuntimeError: the file, read back, is not the model.
     """
@@ -70,7 +75,7 @@ def write_binary_gguf(
 
     check_widths(linears, kind)
     for name, linear in linears.items():
-        _check_scale(linear, name)
+        _check_scale(linear, name, kind)
     names = _gguf_names(module.model, linears)
     number = GGMLQuantizationType[kind]
 
@@ -103,14 +108,28 @@ def encode_rows(rows: np.ndarray, kind: BinaryType) -> np.ndarray:
 def decode_rows(stored: np.ndarray, kind: BinaryType) -> np.ndarray:
     """Return the rows that `encode_rows` encoded, (out, in) float32."""
     from gguf import GGMLQuantizationType
-    from gguf.quants import dequantize
 
-    if kind != "Q1_0":
-        return np.asarray(dequantize(stored, GGMLQuantizationType[kind]))
-    blocks = stored.reshape(len(stored), -1, 18)
-    scale = blocks[:, :, :2].copy().view("<f2").astype(np.float32)
-    signs = np.unpackbits(blocks[:, :, 2:], axis=2, bitorder="little") * np.float32(2) - 1
-    return (signs * scale).reshape(len(stored), -1)
+    return decode(stored, GGMLQuantizationType[kind]).numpy()
+
+
+def ternary_scale(linear: nn.Module, name: str) -> Tensor:
+    """Return the scale of each row of a layer that holds -s, 0 and +s, (out_features,) float32, at least 0.
+
+    Raises:
+        ValueError: a row holds more than one magnitude beside 0.
+    """
+    if not isinstance(linear, nn.Linear):
+        return binary_scale(linear, name)  # which says what it is instead
+    magnitudes = linear.weight.detach().abs()
+    scale = magnitudes.amax(dim=1)
+    wrong = (~((magnitudes == scale[:, None]) | (magnitudes == 0)).all(dim=1)).nonzero().flatten().tolist()
+    if wrong:
+        values = linear.weight[wrong[0]].unique().numel()
+        raise ValueError(
+            f"{name} is not binary or ternary: row {wrong[0]} holds {values} values ({len(wrong)} such rows of "
+            f"{len(scale)}); finalize the binarization (training does it at its end) before exporting"
+        )
+    return scale.float()
 
 
 def check_widths(linears: Mapping[str, nn.Module], kind: BinaryType) -> None:
@@ -146,12 +165,12 @@ def _width(linear: nn.Module) -> int:
     return int(linear.in_features)  # type: ignore[arg-type]
 
 
-def _check_scale(linear: nn.Module, name: str) -> None:
+def _check_scale(linear: nn.Module, name: str, kind: BinaryType) -> None:
     if getattr(linear, "in_scale", None) is not None:
         raise ValueError(
             f"export: {name} scales its inputs, which GGUF cannot hold: train with input_scale=fold, or export 'packed'"
         )
-    scale = binary_scale(linear, name)
+    scale = binary_scale(linear, name) if kind == "Q1_0" else ternary_scale(linear, name)
     if not torch.equal(scale.half().float(), scale):
         raise ValueError(
             f"export: the row scales of {name} are no float16 numbers, so GGUF would change the model: train with "
@@ -160,10 +179,8 @@ def _check_scale(linear: nn.Module, name: str) -> None:
 
 
 def _gguf_names(model: Any, linears: Mapping[str, nn.Module]) -> set[str]:
-    from gguf import MODEL_ARCH, get_tensor_name_map
-
-    names = get_tensor_name_map(MODEL_ARCH.LLAMA, model.config.num_hidden_layers)
-    return {str(names.get_name(f"{name}.weight", try_suffixes=(".weight",))) for name in linears}
+    names = tensor_names(gguf_header(model).family, [f"{name}.weight" for name in linears], len(model.model.layers))
+    return set(names.values())
 
 
 def _difference(path: Path, expected: Mapping[str, np.ndarray], encoded: set[str], kind: BinaryType) -> str:

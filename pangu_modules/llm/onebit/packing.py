@@ -24,6 +24,7 @@ from pangu_modules.llm.onebit.packed_linear import PackedBinaryLinear
 
 if TYPE_CHECKING:
     from pangu_modules.llm.causal_lm import CausalLM
+    from pangu_modules.llm.export.options import ExportOptions
 
 WEIGHTS_FILE = "packed.safetensors"
 FORMAT = "pangu-packed-binary"
@@ -154,21 +155,23 @@ def load_packed(folder: str | Path) -> nn.Module:
     return model.requires_grad_(False).eval()
 
 
-def export_packed(module: CausalLM, folder: str | Path) -> None:
+def export_packed(module: CausalLM, folder: str | Path, options: ExportOptions | None = None) -> None:
     """Write a module whose binarization is final as a packed folder with its tokenizer, and print the sizes.
 
     Raises:
-        ValueError: the module is not binarized, or not finally.
+        ValueError: the module is not binarized, or not finally, or an option is given.
     """
     from pangu_modules.llm.export.transformers import GENERATION_FILE  # brings Lightning, which loading does without
 
+    if options is not None:
+        options.refuse("packed", "dtype", "layout")
     packed = pack_model(module.model, final_linears(module))
     files = {name: text for name, text in module.runtime.get("files", {}).items() if name != GENERATION_FILE}
     print(f"packed: {save_packed(packed, folder, files)}")
 
 
-def final_linears(module: CausalLM) -> dict[str, nn.Linear]:
-    """Return the binarized layers of a module by their full names.
+def final_linears(module: CausalLM, *, ternary: bool = False) -> dict[str, nn.Linear]:
+    """Return the binarized layers of a module by their full names; `ternary`: take those of a ternary method too.
 
     Raises:
         ValueError: the module is not binarized, or not finally.
@@ -178,7 +181,7 @@ def final_linears(module: CausalLM) -> dict[str, nn.Linear]:
     plans = [plan for plan in module.config.structure if isinstance(plan, BinarizePlan)]
     if not plans:
         raise ValueError("the model has no binarized layers: train it with the ProgressiveBinarization callback first")
-    return binarized_linears(module.model, plans[-1])
+    return binarized_linears(module.model, plans[-1], ternary=ternary)
 
 
 def _copy_with(model: nn.Module, replaced: Mapping[int, nn.Module]) -> nn.Module:

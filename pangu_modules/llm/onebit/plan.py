@@ -42,22 +42,30 @@ class BinarizePlan(Plan):
                 model.set_submodule(name, _with_input_scale(linear))
 
 
-def binarized_linears(model: nn.Module, plan: BinarizePlan) -> dict[str, nn.Linear]:
+def binarized_linears(model: nn.Module, plan: BinarizePlan, *, ternary: bool = False) -> dict[str, nn.Linear]:
     """Return the layers that a final plan made binary, by their full names, in the order of the model.
 
     Every row of their weights holds the two values +s and -s; the plan's input scale, if it has one, is the buffer
     ``in_scale`` of an `InputScaledLinear`.
 
+    Args:
+        model: the model the plan was applied to.
+        plan: final.
+        ternary: take a ternary method too, whose rows hold -s, 0 and +s.
+
     Raises:
-        ValueError: the plan is not final, or its method is not binary.
+        ValueError: the plan is not final, or its method is neither binary nor taken.
     """
     if not plan.final:
         raise ValueError(
             "the weights are still latent: end the training (ProgressiveBinarization makes them binary), or call "
             "finalize_module(module) first"
         )
-    if plan.onebit.function.values_per_row != 2:
-        raise ValueError(f"method {plan.onebit.method!r} is ternary: its rows hold three values, not two")
+    if plan.onebit.function.values_per_row != 2 and not ternary:
+        raise ValueError(
+            f"method {plan.onebit.method!r} is ternary: its rows hold three values, not two; formats that hold them: "
+            "gguf_tq1_0, gguf_tq2_0, gguf and transformers"
+        )
     linears = {name: model.get_submodule(name) for name in target_names(model, plan.onebit)}
     return {name: linear for name, linear in linears.items() if isinstance(linear, nn.Linear)}
 

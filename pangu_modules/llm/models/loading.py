@@ -246,8 +246,8 @@ def _explained(name_or_path: str, what: str = "model") -> Iterator[None]:
     """Turn transformers' error about a model it cannot read into one that names the value and the remedy."""
     try:
         yield
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # transformers' checks of a configuration raise errors of many kinds
+        reason = " ".join(str(error).split())
         raise ValueError(
             f"{what}={name_or_path!r} cannot be loaded ({reason}); give a folder with the {what}'s files "
             "(weights in safetensors), a .gguf file, a hub id that is reachable, or 'smollm2'"

@@ -1,4 +1,4 @@
-"""Upcycling: a dense Llama becomes a mixture of grouped experts, as a plan of structure.
+"""Upcycling: a dense Llama, Mistral or Qwen2 becomes a mixture of grouped experts, as a plan of structure.
 
 The SwiGLU of each layer is split, not copied: the parameters stay almost the same, and a token uses fewer of them. Its
 largest channels become the shared expert, the others N experts of equal width. Channels whose gates look in the same
@@ -21,6 +21,7 @@ from pangu_modules.common.config import Config
 from pangu_modules.training.module import PanguModule
 from pangu_modules.training.structure import Plan
 
+UPCYCLED = ("llama", "mistral", "qwen2")  # model types that compute what PanguProMoE does beside the mixture
 ROUNDS = 3  # of moving the clusters' directions; the assignment hardly changes afterwards
 
 
@@ -45,7 +46,7 @@ class UpcycleConfig(Config):
 
 
 class UpcyclePlan(Plan):
-    """Llama to PanguProMoE; give it in ``CausalLM.Config(model=..., structure=(UpcyclePlan(...),))``."""
+    """Llama, Mistral or Qwen2 to PanguProMoE; give it in ``CausalLM.Config(model=..., structure=(UpcyclePlan(...),))``."""
 
     kind: Literal["upcycle"] = "upcycle"
     upcycle: UpcycleConfig = Field(UpcycleConfig(), description="Shape of the mixture.")
@@ -54,7 +55,7 @@ class UpcyclePlan(Plan):
         """Replace ``module.model`` by the mixture.
 
         Raises:
-            ValueError: the model is no Llama without MLP biases, or the sizes do not fit.
+            ValueError: PanguProMoE cannot compute what the model does, or the sizes do not fit.
         """
         kernel = str(getattr(module.config, "attn_implementation", "sdpa"))
         module.model = upcycle(module.model, self.upcycle, attn_implementation=kernel)
@@ -62,12 +63,13 @@ class UpcyclePlan(Plan):
 
 @torch.no_grad()
 def upcycle(dense: nn.Module, config: UpcycleConfig, *, attn_implementation: str = "sdpa") -> nn.Module:
-    """Return a `PanguProMoEForCausalLM` made of a `LlamaForCausalLM`, which is used up: attention and norms move over.
+    """Return a `PanguProMoEForCausalLM` made of a dense model, which is used up: attention and norms move over.
 
-    The type and device of the weights stay; on the meta device only shapes are made.
+    The type and device of the weights stay; on the meta device only shapes are made. Qwen2 has biases on q, k and v;
+    the one on o, which the mixture has with them, starts at 0.
 
     Raises:
-        ValueError: the model is no Llama without MLP biases, or the sizes do not fit.
+        ValueError: PanguProMoE cannot compute what the model does, or the sizes do not fit.
     """
     from transformers import AutoModelForCausalLM
 
@@ -80,8 +82,7 @@ def upcycle(dense: nn.Module, config: UpcycleConfig, *, attn_implementation: str
     model.lm_head, model.model.embed_tokens = old.lm_head, old.model.embed_tokens
     model.model.norm, model.model.rotary_emb = old.model.norm, old.model.rotary_emb
     for sparse, layer in zip(model.model.layers, old.model.layers, strict=True):
-        sparse.self_attn = layer.self_attn
-        sparse.self_attn.config = model.config  # it looks up the attention kernel there
+        _move_attention(layer.self_attn, sparse.self_attn)
         sparse.input_layernorm, sparse.post_attention_layernorm = layer.input_layernorm, layer.post_attention_layernorm
         sparse.mlp.to_empty(device=first.device)
         if first.device.type != "meta":
@@ -98,11 +99,7 @@ def upcycled_config(dense: Any, config: UpcycleConfig) -> Any:
     """
     from pangu_modules.llm.moge.modeling import PanguProMoEConfig  # makes transformers know the model
 
-    if dense.model_type != "llama" or getattr(dense, "mlp_bias", False) or dense.hidden_act != "silu":
-        raise ValueError(
-            f"upcycle: the model is of type {dense.model_type!r}; a Llama with SiLU and without MLP biases can be "
-            "upcycled (e.g. 'smollm2')"
-        )
+    _refuse_what_the_mixture_lacks(dense)
     rest = dense.intermediate_size - config.shared_intermediate_size
     if rest < config.num_experts or rest % config.num_experts:
         near = dense.intermediate_size - max(1, rest // config.num_experts) * config.num_experts
@@ -112,12 +109,14 @@ def upcycled_config(dense: Any, config: UpcycleConfig) -> Any:
             + (f"divide: shared_intermediate_size={near} would do" if near >= 0 else "divide: take fewer experts")
         )
     copied = (
-        "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-        "attention_bias", "attention_dropout", "max_position_embeddings", "rope_parameters", "rms_norm_eps",
+        "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "attention_dropout", "max_position_embeddings", "rope_parameters", "rms_norm_eps",
         "initializer_range", "tie_word_embeddings", "bos_token_id", "pad_token_id", "eos_token_id",
     )  # fmt: skip
     return PanguProMoEConfig(
         **{name: getattr(dense, name) for name in copied},
+        head_dim=getattr(dense, "head_dim", None),  # None: hidden_size / num_attention_heads, there as here
+        attention_bias=dense.model_type == "qwen2" or getattr(dense, "attention_bias", False),
         num_experts=config.num_experts,
         num_groups=config.num_groups,
         num_experts_per_tok=config.experts_per_token,
@@ -126,6 +125,36 @@ def upcycled_config(dense: Any, config: UpcycleConfig) -> Any:
         router=config.router,
         router_scale=True,
     )
+
+
+def _refuse_what_the_mixture_lacks(dense: Any) -> None:
+    """Raise a ValueError that names what the dense model computes and PanguProMoE does not."""
+    kind = dense.model_type
+    window = getattr(dense, "sliding_window", None)
+    slides = "sliding_attention" in (getattr(dense, "layer_types", None) or ["sliding_attention"])
+    reason = None
+    if kind == "qwen3":
+        reason = "norms on queries and keys"
+    elif kind in UPCYCLED and window is not None and slides and window < dense.max_position_embeddings:
+        reason = f"a sliding window of {window} positions"
+    elif kind in UPCYCLED and getattr(dense, "layer_shapes", None):
+        reason = "layers that pruning gave different sizes or biases"
+    if reason is not None:
+        raise ValueError(f"upcycle: the model is of type {kind!r} and has {reason}, which PanguProMoE does not")
+    if kind not in UPCYCLED or getattr(dense, "mlp_bias", False) or dense.hidden_act != "silu":
+        raise ValueError(
+            f"upcycle: the model is of type {kind!r}; a Llama, Mistral or Qwen2 with SiLU and without MLP biases can be "
+            "upcycled (e.g. 'smollm2')"
+        )
+
+
+def _move_attention(dense: Any, sparse: Any) -> None:
+    """Give the mixture's attention the dense one's matrices; a bias that only the mixture has is 0."""
+    for name, linear in sparse.named_children():
+        own = getattr(dense, name)
+        if linear.bias is not None and own.bias is None:
+            own.bias = nn.Parameter(torch.zeros_like(own.weight[:, 0]))
+        setattr(sparse, name, own)
 
 
 def _split(dense: Any, block: Any, config: UpcycleConfig) -> None:

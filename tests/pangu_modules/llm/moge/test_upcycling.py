@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_llm import tiny_module, token_batch
+from tiny_llm import TINY_LLAMA, tiny_module, token_batch
 
 from pangu_modules.llm.causal_lm import CausalLM
 from pangu_modules.llm.moge.block import moge_blocks
@@ -30,6 +30,58 @@ def test_with_all_experts_and_even_gates_it_is_the_dense_model(shared: int) -> N
     ours, dense = module.model(tokens).logits, tiny_module().eval().model(tokens).logits
     # channels are summed in another order; logits are of size 2, the difference measured 1e-6
     torch.testing.assert_close(ours, dense, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields", "biased"),
+    [
+        ("qwen2", {}, True),
+        ("qwen2", {"tie_word_embeddings": False, "use_sliding_window": False, "sliding_window": 4}, True),
+        ("mistral", {"head_dim": 16}, False),
+        ("mistral", {"sliding_window": 64}, False),  # as wide as the positions: it hides nothing
+    ],
+)
+def test_qwen2_and_mistral_start_as_the_dense_model_and_reload(
+    architecture: str, fields: dict[str, Any], biased: bool, tmp_path: Any
+) -> None:
+    plan = UpcyclePlan(upcycle=UpcycleConfig(**{**SIZES, "experts_per_token": 8, "router_start": 0}))
+    dense = decoder(architecture, fields)
+    tokens = token_batch()["input_ids"]
+    expected = dense.model(tokens).logits.detach()
+    dense.restructure(plan)
+    torch.testing.assert_close(dense.model(tokens).logits, expected, rtol=0, atol=1e-5)
+    assert (dense.model.model.layers[0].self_attn.o_proj.bias is not None) == biased
+    dense.export(tmp_path / "folder")
+    again = PanguProMoEForCausalLM.from_pretrained(tmp_path / "folder").eval()
+    assert torch.equal(again(tokens).logits, dense.model(tokens).logits)
+
+
+def decoder(architecture: str, fields: dict[str, Any]) -> CausalLM:
+    """Return a tiny dense model whose biases and gains are not those of the start."""
+    torch.manual_seed(0)
+    module = CausalLM.Config(architecture=architecture, model_args={**TINY_LLAMA, **fields}).build().eval()
+    for name, parameter in module.model.named_parameters():
+        if parameter.ndim == 1:
+            parameter.data += 0.3 * torch.randn_like(parameter, requires_grad=False)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields", "message"),
+    [
+        ("qwen3", {}, "'qwen3' and has norms on queries and keys"),
+        ("mistral", {"sliding_window": 8}, "'mistral' and has a sliding window of 8"),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, "sliding window of 8"),
+        ("llama", {"mlp_bias": True}, "without MLP biases"),
+        ("gemma", {}, "'gemma'; a Llama, Mistral or Qwen2"),
+    ],
+)
+def test_what_the_mixture_cannot_compute_is_refused_by_name(
+    architecture: str, fields: dict[str, Any], message: str
+) -> None:
+    module = decoder(architecture, fields)
+    with pytest.raises(ValueError, match=message):
+        module.restructure(UpcyclePlan(upcycle=UpcycleConfig(**SIZES)))
 
 
 def test_every_channel_is_in_one_expert_and_the_largest_are_shared() -> None:

@@ -140,7 +140,9 @@ class CausalLM(PanguModule):
             )
         plans = [] if asked is None else [LoRAPlan(lora=asked)]
         pruned = getattr(self.model.config, "layer_shapes", None) and not self.config.trust_remote_code
-        if pruned and not any(plan.kind == "shape" for plan in self.config.structure):  # loaded from a pruned model's GGUF file
+        if pruned and not any(
+            plan.kind == "shape" for plan in self.config.structure
+        ):  # loaded from a pruned model's GGUF file
             plans.insert(0, registry.load("plan", "shape").of(self.model, source="gguf"))
         return tuple(plans)
 

@@ -40,6 +40,7 @@ __all__ = (
     "write_gguf",
 )
 
+HALF_MAX = torch.finfo(torch.float16).max
 SHORT_NAMES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
@@ -94,7 +95,7 @@ def matrices_as(kind: str) -> Encoding:
             return tensor, None
         chosen = number if tensor.shape[1] % block == 0 else GGMLQuantizationType.F16
         largest = float(np.abs(tensor).max())
-        if chosen == GGMLQuantizationType.F16 and largest > np.finfo(np.float16).max:
+        if chosen == GGMLQuantizationType.F16 and largest > HALF_MAX:
             raise ValueError(f"export: {name} holds {largest:g}, beyond float16's range; export float32 or bfloat16")
         stored = quantize(tensor, chosen)
         return np.asarray(stored), chosen
@@ -151,7 +152,9 @@ def gguf_header(model: Any) -> Header:
     refuse_own_architecture(model.config.model_type)
     layers = getattr(getattr(model, "model", None), "layers", None)
     if layers is None or not hasattr(layers[0], "self_attn"):
-        raise ValueError(f"export: GGUF is written for decoders of Llama's form; this model is {model.config.model_type!r}")
+        raise ValueError(
+            f"export: GGUF is written for decoders of Llama's form; this model is {model.config.model_type!r}"
+        )
     head_dim = head_dim_of(model.config)
     sizes = []
     biases = set()
@@ -167,7 +170,7 @@ def gguf_header(model: Any) -> Header:
 
 
 def gguf_tensors(model: Any) -> dict[str, np.ndarray]:
-    """Return the weights by their names in GGUF, float32, as `to_gguf` orders them, and the factors of Llama 3's rope."""
+    """Return the weights by their names in GGUF, float32, in GGUF's order of rows, and the factors of Llama 3's rope."""
     header = gguf_header(model)
     head_dim = head_dim_of(model.config)
     tied = model.config.tie_word_embeddings  # readers take the embedding where there is no output matrix

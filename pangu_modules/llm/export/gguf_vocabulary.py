@@ -26,10 +26,22 @@ if TYPE_CHECKING:
     from pangu_modules.llm.causal_lm import CausalLM
 
 PROBES = (
-    "The quick brown fox jumps over 13 lazy dogs.", "  two  spaces, a\ttab\n\nand\r\nlines \n ", "it's I'LL don't we've",
-    "3.14159 1000000 2024-05-17 x2 7z", "naïve café, Straße, ÉCOLE", "привет, мир", "你好,世界。今天 12 点", "🙂👩‍🚀 →∞≠",
-    "def f(x):\n    return x[0] + 1  # comment\n", "https://example.org/a?b=c&d=%20e", "a", " a", "", "\n\n\n", "CamelCaseWords_and_snakes",
-)  # fmt: skip
+    "The quick brown fox jumps over 13 lazy dogs.",
+    "  two  spaces, a\ttab\n\nand\r\nlines \n ",
+    "it's I'LL don't we've",
+    "3.14159 1000000 2024-05-17 x2 7z",
+    "naïve café, Straße, ÉCOLE",
+    "привет, мир",
+    "你好,世界。今天 12 点",
+    "🙂👩‍🚀 →∞≠",
+    "def f(x):\n    return x[0] + 1  # comment\n",
+    "https://example.org/a?b=c&d=%20e",
+    "a",
+    " a",
+    "",
+    "\n\n\n",
+    "CamelCaseWords_and_snakes",
+)
 """Texts that a tokenizer read back from the keys must cut as the original does."""
 
 LEADING_SPACE = (
@@ -75,7 +87,9 @@ def vocabulary_keys(module: CausalLM, pre_tokenizer: str | None = None) -> dict[
         keys["tokenizer.chat_template"] = special.chat_template
     if pre_tokenizer is None:
         cutter = description["pre_tokenizer"] or {}
-        _compare(module.tokenizer, keys, [text for text in PROBES if cutter.get("type") != "Metaspace" or text[:1] != " "])
+        _compare(
+            module.tokenizer, keys, [text for text in PROBES if cutter.get("type") != "Metaspace" or text[:1] != " "]
+        )
         if cutter.get("type") == "Metaspace":
             warnings.warn(f"GGUF: {LEADING_SPACE}", stacklevel=2)
     return keys

@@ -45,7 +45,8 @@ class ModelWriter(Protocol):
 def export(module: CausalLM, folder: str | Path, options: ExportOptions | None = None) -> Path:
     """Write weights, configuration, generation settings, tokenizer and chat template as a transformers folder.
 
-    Weights are written in ``options.dtype``, by default the type that the model was loaded from. The folder appears when it is complete, and replaces a model that was there. LoRA adapters are merged in a copy.
+    Weights are written in ``options.dtype``, by default the type that the model was loaded from. The folder appears when
+    it is complete, and replaces a model that was there. LoRA adapters are merged in a copy.
 
     Returns:
         The folder.
@@ -81,7 +82,9 @@ def _writer(module: CausalLM, layout: str | None) -> ModelWriter | None:
     if not writers or not hasattr(writers[-1], "layout"):
         if layout == "uniform":
             return writers[-1] if writers else None
-        raise ValueError(f"export: layout={layout!r} is one of a pruned model's, and this one was not pruned: leave it out")
+        raise ValueError(
+            f"export: layout={layout!r} is one of a pruned model's, and this one was not pruned: leave it out"
+        )
     plan: Any = writers[-1]
     changed: ModelWriter = plan.derive(layout=layout)
     return changed

@@ -51,9 +51,10 @@ def load_causal_lm(
     if is_gguf(source):
         from pangu_modules.llm.models.gguf.reading import read_model
 
-        options = {"dtype": dtype, "attn_implementation": attn_implementation, "weights": not from_config_only}
         with _explained(name_or_path), quiet_transformers():
-            return read_model(source, **options).train()
+            return read_model(
+                source, dtype=dtype, attn_implementation=attn_implementation, weights=not from_config_only
+            ).train()
     _register_architecture_of(source)
     if from_config_only:
         config = load_config(name_or_path, trust_remote_code=trust_remote_code)
@@ -141,9 +142,9 @@ def load_config(name_or_path: str, *, trust_remote_code: bool = False) -> Any:
 
 
 def stored_dtype(name_or_path: str, *, trust_remote_code: bool = False) -> str:
-    """Return the type that a model's weights are stored in: float32, float16 or bfloat16; arguments as in `load_config`.
+    """Return the type that a model's weights are stored in: float32, float16 or bfloat16.
 
-    What is stored in another way (quantised), or does not say it, counts as float32.
+    Arguments as in `load_config`. What is stored in another way (quantised), or does not say it, counts as float32.
     """
     source = resolve(name_or_path)
     if is_gguf(source):

@@ -46,7 +46,7 @@ class UpcycleConfig(Config):
 
 
 class UpcyclePlan(Plan):
-    """Llama, Mistral or Qwen2 to PanguProMoE; give it in ``CausalLM.Config(model=..., structure=(UpcyclePlan(...),))``."""
+    """Dense model to PanguProMoE; give it in ``CausalLM.Config(model=..., structure=(UpcyclePlan(...),))``."""
 
     kind: Literal["upcycle"] = "upcycle"
     upcycle: UpcycleConfig = Field(UpcycleConfig(), description="Shape of the mixture.")
@@ -143,8 +143,8 @@ def _refuse_what_the_mixture_lacks(dense: Any) -> None:
         raise ValueError(f"upcycle: the model is of type {kind!r} and has {reason}, which PanguProMoE does not")
     if kind not in UPCYCLED or getattr(dense, "mlp_bias", False) or dense.hidden_act != "silu":
         raise ValueError(
-            f"upcycle: the model is of type {kind!r}; a Llama, Mistral or Qwen2 with SiLU and without MLP biases can be "
-            "upcycled (e.g. 'smollm2')"
+            f"upcycle: the model is of type {kind!r}; a Llama, Mistral or Qwen2 with SiLU and without MLP biases can "
+            "be upcycled (e.g. 'smollm2')"
         )
 
 

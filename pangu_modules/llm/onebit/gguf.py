@@ -2,8 +2,8 @@
 
 Q1_0 holds 128 weights of a row in 18 bytes: a scale d in float16 and 16 bytes of bits in the order of `pack_signs`,
 1 = +d, 0 = -d. TQ1_0 and TQ2_0 hold 256 weights -d, 0 and +d in 54 and 66 bytes; they hold binary weights too, and are
-read by older versions. Every written file is read back and compared with the model. llama.cpp itself rounds activations to 8 bits
-where it multiplies with these types, so its logits come close to the model's, but do not equal them.
+read by older versions. Every written file is read back and compared with the model. llama.cpp itself rounds activations
+to 8 bits where it multiplies with these types, so its logits come close to the model's, but do not equal them.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def write_binary_gguf(
         The path.
 
     Raises:
-        ValueError: a layer is not binary (for TQ1_0 and TQ2_0: nor ternary), its width is no multiple of the type's block, its scales are no float16
-            numbers, or `write_gguf` refuses the model.
+        ValueError: a layer is not binary (for TQ1_0 and TQ2_0: nor ternary), its width is no multiple of the type's
+            block, its scales are no float16 numbers, or `write_gguf` refuses the model.
         RuntimeError: the file, read back, is not the model.
     """
     from gguf import GGMLQuantizationType, LlamaFileType

@@ -1,4 +1,4 @@
-"""GGUF files of architectures that this library leaves to transformers' own reader, which drops what it does not know."""
+"""GGUF files of architectures that are left to transformers' own reader, which drops what it does not know."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def read_by_transformers(file: GgufFile, dtype: torch.dtype, attn_implementation
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    source = {"pretrained_model_name_or_path": str(file.path.parent), "gguf_file": file.path.name}
-    options = {"dtype": dtype, "attn_implementation": attn_implementation}
+    folder, name = str(file.path.parent), file.path.name
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
     try:
-        config = AutoConfig.from_pretrained(**source)
+        config = AutoConfig.from_pretrained(folder, gguf_file=name)
         _check_rope(file, config)
-        model: Any = AutoModelForCausalLM.from_pretrained(**source, **options) if weights else None
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, **options) if weights else None
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"architecture {file.architecture!r} cannot be read ({reason})") from error

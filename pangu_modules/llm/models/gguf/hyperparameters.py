@@ -227,7 +227,9 @@ def _gemma_keys(family: Family, config: Any, depth: int) -> dict[str, Any]:
         raise ValueError(f"export: GGUF's gemma2 has both soft caps and gemma3 none, this {name} has {caps}")
     for field, value in expected.items():
         if getattr(config, field) != value:
-            raise ValueError(f"export: llama.cpp's {name} has {field}={value!r} built in, not {getattr(config, field)!r}")
+            raise ValueError(
+                f"export: llama.cpp's {name} has {field}={value!r} built in, not {getattr(config, field)!r}"
+            )
     if getattr(config, "use_bidirectional_attention", None):
         raise ValueError(f"export: llama.cpp's {name} looks back only, this model has use_bidirectional_attention")
     keys = {cap: float(value) for cap, value in caps.items() if value is not None}

@@ -11,7 +11,7 @@ from torch import nn
 
 from pangu_modules.llm.models.gguf import rope
 from pangu_modules.llm.models.gguf.by_transformers import read_by_transformers
-from pangu_modules.llm.models.gguf.families import PROJECTIONS, Family, from_gguf, tensor_names
+from pangu_modules.llm.models.gguf.families import PROJECTIONS, Family, from_gguf, head_dim_of, tensor_names
 from pangu_modules.llm.models.gguf.file import GgufFile, gguf_file
 from pangu_modules.llm.models.gguf.hyperparameters import Header, model_fields
 
@@ -124,17 +124,21 @@ _BLOCKS = {name: "mlp" if name in ("gate_proj", "up_proj", "down_proj") else "se
 def _fit_layers(model: Any, header: Header, biases: Sequence[set[str]]) -> None:
     """Give every layer its own sizes, and the output biases that the configuration cannot express."""
     config = model.config
-    head_dim, hidden = config.head_dim if hasattr(config, "head_dim") else None, config.hidden_size
-    head_dim = head_dim or hidden // config.num_attention_heads
+    head_dim, hidden = head_dim_of(config), config.hidden_size
     records = []
     special = len(set(header.layers)) > 1
     for layer, sizes, own in zip(model.model.layers, header.layers, biases, strict=True):
         queries, keys = sizes.num_heads * head_dim, sizes.num_kv_heads * head_dim
         channels = sizes.feed_forward
         shapes = {
-            "q_proj": (hidden, queries), "k_proj": (hidden, keys), "v_proj": (hidden, keys), "o_proj": (queries, hidden),
-            "gate_proj": (hidden, channels), "up_proj": (hidden, channels), "down_proj": (channels, hidden),
-        }  # fmt: skip
+            "q_proj": (hidden, queries),
+            "k_proj": (hidden, keys),
+            "v_proj": (hidden, keys),
+            "o_proj": (queries, hidden),
+            "gate_proj": (hidden, channels),
+            "up_proj": (hidden, channels),
+            "down_proj": (channels, hidden),
+        }
         for name, (inputs, outputs) in shapes.items():
             block = getattr(layer, _BLOCKS[name])
             old = getattr(block, name)
@@ -183,7 +187,7 @@ def _names(model: Any, file: GgufFile, header: Header) -> dict[str, str]:
 
 @torch.no_grad()
 def _load(model: Any, file: GgufFile, header: Header) -> None:
-    head_dim = int(getattr(model.config, "head_dim", 0) or model.config.hidden_size // model.config.num_attention_heads)
+    head_dim = head_dim_of(model.config)
     names = _names(model, file, header)
     for name, target in model.state_dict().items():
         if name in names:

@@ -91,7 +91,7 @@ def from_gguf(rope: Rope, head_dim: int, context_length: int) -> dict[str, Any]:
 
 
 def llama3_factors(parameters: Mapping[str, Any], head_dim: int) -> np.ndarray:
-    """Return what Llama 3 divides each frequency by, (head_dim / 2,) float64: 1 for high ones, `factor` for low ones."""
+    """Return what Llama 3 divides frequencies by, (head_dim / 2,) float64: high ones by 1, low ones by `factor`."""
     frequencies = float(parameters["rope_theta"]) ** -(np.arange(0, head_dim, 2) / head_dim)
     turns = parameters["original_max_position_embeddings"] * frequencies / (2 * math.pi)
     low, high, factor = (float(parameters[name]) for name in ("low_freq_factor", "high_freq_factor", "factor"))
@@ -111,7 +111,9 @@ def _yarn_keys(parameters: Mapping[str, Any]) -> dict[str, Any]:
     own = _yarn_attention(factor)
     attention = parameters.get("attention_factor")
     if attention is None and parameters.get("mscale") and parameters.get("mscale_all_dim"):
-        attention = _yarn_attention(factor, parameters["mscale"]) / _yarn_attention(factor, parameters["mscale_all_dim"])
+        attention = _yarn_attention(factor, parameters["mscale"]) / _yarn_attention(
+            factor, parameters["mscale_all_dim"]
+        )
     if attention is not None and attention != own:
         keys["rope.scaling.attn_factor"] = float(attention) / own
     for name, built_in in (("beta_fast", BETA_FAST), ("beta_slow", BETA_SLOW)):
@@ -144,7 +146,9 @@ def _is_one_set_of_factors(parameters: Mapping[str, Any]) -> bool:
 def _from_factors(factors: np.ndarray, head_dim: int, theta: float, context_length: int) -> dict[str, Any]:
     """Return Llama 3's parameters if they give these factors, or else the factors themselves."""
     if factors.shape != (head_dim // 2,):
-        raise ValueError(f"{FACTORS} has {factors.size} factors for heads of {head_dim} components, not {head_dim // 2}")
+        raise ValueError(
+            f"{FACTORS} has {factors.size} factors for heads of {head_dim} components, not {head_dim // 2}"
+        )
     low, high = LLAMA3_RANGES
     for original in LLAMA3_CONTEXTS:
         found = {

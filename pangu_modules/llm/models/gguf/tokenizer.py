@@ -92,7 +92,9 @@ def _byte_level(keys: Mapping[str, Any]) -> Any:
     name = next((name for name, others in SAME_CUTS.items() if given in others), given)
     steps = next((steps for steps, known in PRE_TOKENIZERS.items() if known == name), None)
     if steps is None:
-        raise ValueError(f"its tokenizer cuts text as {given!r} does, which is unknown here; name the model's tokenizer")
+        raise ValueError(
+            f"its tokenizer cuts text as {given!r} does, which is unknown here; name the model's tokenizer"
+        )
     merges = [tuple(merge.split(" ")) for merge in keys[f"{KEYS}merges"]]
     vocabulary = _vocabulary(keys)
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=name in WHOLE_WORDS))
@@ -110,6 +112,7 @@ def _byte_level(keys: Mapping[str, Any]) -> Any:
 def _sentencepiece(keys: Mapping[str, Any]) -> Any:
     from tokenizers import Tokenizer, decoders, models, normalizers
 
+    keys = _gemma_respelled(keys)
     vocabulary = _vocabulary(keys)
     unknown = keys.get(f"{KEYS}unknown_token_id")
     given = keys.get(f"{KEYS}merges")
@@ -123,6 +126,17 @@ def _sentencepiece(keys: Mapping[str, Any]) -> Any:
     steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
     return backend
+
+
+def _gemma_respelled(keys: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the keys with tokens of spaces as SentencePiece writes them, and Gemma's order of merging as scores.
+
+    llama.cpp's converter writes Gemma's tokens of several spaces as spaces, and scores that are not their order.
+    """
+    if not str(keys.get("general.architecture", "")).startswith("gemma") or f"{KEYS}merges" in keys:
+        return keys
+    tokens = [SPACE * len(token) if token and not token.strip(" ") else token for token in keys[f"{KEYS}tokens"]]
+    return {**keys, f"{KEYS}tokens": tokens, f"{KEYS}scores": [-float(number) for number in range(len(tokens))]}
 
 
 def _vocabulary(keys: Mapping[str, Any]) -> dict[str, int]:
@@ -156,7 +170,8 @@ def _add_ends(backend: Any, keys: Mapping[str, Any], special: dict[str, str], id
     """Put the tokens at a text's begin and end that the file asks for."""
     from tokenizers.processors import TemplateProcessing
 
-    by_default = keys[f"{KEYS}model"] == "llama"  # llama.cpp's rule where an old file does not say it
+    cuts = (*WHOLE_WORDS, *SAME_CUTS["llama-bpe"])
+    by_default = keys[f"{KEYS}model"] == "llama" or keys.get(f"{KEYS}pre") in cuts  # llama.cpp's rule, for old files
     wanted = {"bos_token": keys.get(f"{KEYS}add_bos_token", by_default), "eos_token": keys.get(f"{KEYS}add_eos_token")}
     used = {name: special[name] for name, asked in wanted.items() if asked and name in special}
     if not used:

@@ -100,8 +100,6 @@ def test_layers_of_different_sizes_need_a_plan_that_writes_them(tmp_path):
         ValueError, match=r"3 tensors .*gate_proj.weight: \(50, 32\) instead of \(64, 32\).*need a plan"
     ):
         export(module, tmp_path / "model")
-    with pytest.raises(ValueError, match="layers of one size"):
-        write_gguf(module, tmp_path / "model.gguf")
     assert not (tmp_path / "model").exists()
     other = tiny_module(data_tokenizer=tmp_path / "tokenizer")
     other.restructure(NarrowThatCanBeWritten())
@@ -189,11 +187,11 @@ def test_what_gguf_cannot_hold_is_refused(tmp_path):
         write_gguf(words, tmp_path / "model.gguf")
     with pytest.raises(ValueError, match="this one has model none"):
         write_gguf(tiny_module(), tmp_path / "model.gguf")
-    mistral = CausalLM.Config(architecture="mistral", model_args=TINY_LLAMA).build()
-    with pytest.raises(ValueError, match="architecture 'llama', this model is 'mistral'"):
-        write_gguf(mistral, tmp_path / "model.gguf")
-    scaled = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}, "vocab_size": 270}
+    olmo = CausalLM.Config(architecture="olmo", model_args=TINY_LLAMA).build()
+    with pytest.raises(ValueError, match="this model is 'olmo'"):
+        write_gguf(olmo, tmp_path / "model.gguf")
+    scaled = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}, "vocab_size": 270}
     scaled_module = tiny_module(data_tokenizer=byte_tokenizer(tmp_path / "bytes"), model_args=scaled)
-    with pytest.raises(ValueError, match="rope_type='linear'"):
+    with pytest.raises(ValueError, match="rope_type='dynamic'"):
         write_gguf(scaled_module, tmp_path / "model.gguf")
     assert not list(tmp_path.glob("*model*"))

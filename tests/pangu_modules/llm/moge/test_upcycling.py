@@ -60,9 +60,9 @@ def decoder(architecture: str, fields: dict[str, Any]) -> CausalLM:
     """Return a tiny dense model whose biases and gains are not those of the start."""
     torch.manual_seed(0)
     module = CausalLM.Config(architecture=architecture, model_args={**TINY_LLAMA, **fields}).build().eval()
-    for name, parameter in module.model.named_parameters():
+    for parameter in module.model.parameters():
         if parameter.ndim == 1:
-            parameter.data += 0.3 * torch.randn_like(parameter, requires_grad=False)
+            parameter.data += 0.3 * torch.randn(parameter.shape)
     return module
 
 

@@ -185,9 +185,14 @@ def export(request: Request) -> None:
     if kind not in formats:
         offered = ", ".join(formats) or "none"
         raise UsageError(f"--format: unknown format {kind!r}; {type(module).__name__} offers: {offered}")
+    given = {name: request.options.get(name) for name in ("dtype", "layout")}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    for name in chosen:
+        if name not in module.export_options:
+            raise UsageError(f"--{name}: exports of {type(module).__name__} have no such choice; leave it out")
     output = Path(request.options.get("output") or folder.path / "export" / kind)
     with usage_errors("export"):
-        module.eval().export(output, kind)
+        module.eval().export(output, kind, **chosen)
     print(f"export ({kind}): {output}")
 
 

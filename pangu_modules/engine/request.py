@@ -32,6 +32,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "export": {
         "--format": {"type": str, "help": "Export format, one of the module's (default: its first)."},
         "--output": {"type": str, "help": "Folder for the export (default: export/ in the run's folder)."},
+        "--dtype": {"type": str, "help": "Type of the weights: float32, float16 or bfloat16 (default: as loaded)."},
+        "--layout": {"type": str, "help": "Of a pruned model: uniform, padded or per_layer (default: its plan's)."},
     },
     "plan": {
         "--json": {"action": "store_true", "help": "Print one JSON object."},

@@ -83,6 +83,7 @@ class CausalLM(PanguModule):
 
     config: Config
     export_formats: ClassVar[tuple[str, ...]] = registry.names("export format")
+    export_options: ClassVar[tuple[str, ...]] = ("dtype", "layout")
     free_fields: ClassVar[tuple[str, ...]] = ("generation", "attn_implementation", "gradient_checkpointing")
 
     def __init__(

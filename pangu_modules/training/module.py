@@ -47,6 +47,7 @@ class PanguModule(Configurable, LightningModule):
     config: Config
     monitor: ClassVar[tuple[str, str]] = ("val/loss", "min")  # metric and direction by which a checkpoint is best
     export_formats: ClassVar[tuple[str, ...]] = ()  # the first is the default
+    export_options: ClassVar[tuple[str, ...]] = ()  # keywords of `export` that a command line may give
     # Config fields that neither shapes, weights nor the loss depend on: with a checkpoint, the recipe's values count.
     free_fields: ClassVar[tuple[str, ...]] = ()
 

@@ -19,8 +19,9 @@ from pangu_modules.common.files import atomic_file
 from pangu_modules.llm.export.gguf_vocabulary import pre_tokenizer_name, vocabulary_keys
 from pangu_modules.llm.export.options import ExportOptions
 from pangu_modules.llm.export.transformers import refuse_own_architecture, without_adapters
+from pangu_modules.llm.models.decoder import LINEAR_LAYERS
 from pangu_modules.llm.models.gguf import rope
-from pangu_modules.llm.models.gguf.families import PROJECTIONS, head_dim_of, interleave_halves, tensor_names, to_gguf
+from pangu_modules.llm.models.gguf.families import head_dim_of, interleave_halves, tensor_names, to_gguf
 from pangu_modules.llm.models.gguf.hyperparameters import Header, Sizes, describe
 from pangu_modules.llm.models.gguf.tokenizer import LLAMA3_PATTERN, PRE_TOKENIZERS
 
@@ -161,8 +162,8 @@ def gguf_header(model: Any) -> Header:
     for layer in layers:
         found: dict[str, Tensor] = dict(layer.state_dict())
         rows = {name.split(".")[-2]: tensor for name, tensor in found.items() if name.endswith("_proj.weight")}
-        if set(rows) != set(PROJECTIONS):
-            raise ValueError(f"export: GGUF is written for layers of {', '.join(PROJECTIONS)}, not {', '.join(rows)}")
+        if set(rows) != set(LINEAR_LAYERS):
+            raise ValueError(f"export: GGUF is written for layers of {', '.join(LINEAR_LAYERS)}, not {', '.join(rows)}")
         heads, kv_heads = (rows[name].shape[0] // head_dim for name in ("q_proj", "k_proj"))
         sizes.append(Sizes(heads, kv_heads, rows["down_proj"].shape[1]))
         biases |= {name.split(".")[-2] for name in found if name.endswith("_proj.bias")}
@@ -170,7 +171,7 @@ def gguf_header(model: Any) -> Header:
 
 
 def gguf_tensors(model: Any) -> dict[str, np.ndarray]:
-    """Return the weights by their names in GGUF, float32, in GGUF's order of rows, and the factors of Llama 3's rope."""
+    """Return the weights by their names in GGUF, float32, rows in GGUF's order, and Llama 3's factors of the rope."""
     header = gguf_header(model)
     head_dim = head_dim_of(model.config)
     tied = model.config.tie_word_embeddings  # readers take the embedding where there is no output matrix

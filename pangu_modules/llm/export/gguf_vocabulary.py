@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pangu_modules.llm.export.transformers import GENERATION_FILE
 from pangu_modules.llm.models.gguf.tokenizer import (
     BYTE,
     CONTROL,
@@ -21,6 +20,7 @@ from pangu_modules.llm.models.gguf.tokenizer import (
     USER_DEFINED,
     tokenizer_of,
 )
+from pangu_modules.llm.tokenizers import tokenizer_folder
 
 if TYPE_CHECKING:
     from pangu_modules.llm.causal_lm import CausalLM
@@ -116,10 +116,7 @@ def _is_byte_level(description: Mapping[str, Any]) -> bool:
 def _special_vocabulary(files: Mapping[str, str]) -> Any:
     from gguf import SpecialVocab
 
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-            if name in files:
-                (Path(folder) / name).write_text(files[name], encoding="utf-8")
+    with tokenizer_folder({name: text for name, text in files.items() if name != GENERATION_FILE}) as folder:
         return SpecialVocab(folder, load_merges=True, special_token_types=("bos", "eos", "unk", "pad"))
 
 

@@ -45,8 +45,8 @@ class ModelWriter(Protocol):
 def export(module: CausalLM, folder: str | Path, options: ExportOptions | None = None) -> Path:
     """Write weights, configuration, generation settings, tokenizer and chat template as a transformers folder.
 
-    Weights are written in ``options.dtype``, by default the type that the model was loaded from. The folder appears when
-    it is complete, and replaces a model that was there. LoRA adapters are merged in a copy.
+    Weights are written in ``options.dtype``, by default the type that the model was loaded from. The folder appears
+    when it is complete, and replaces a model that was there. LoRA adapters are merged in a copy.
 
     Returns:
         The folder.

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pangu_modules.llm.models.decoder import LINEAR_LAYERS
+
 FULL_ATTENTION = "full_attention"
 SLIDING_ATTENTION = "sliding_attention"
 
@@ -39,13 +41,12 @@ class Family:
     biases: tuple[str, ...] = ()
 
 
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 GELU = "gelu_pytorch_tanh"
 FAMILIES = {
     family.architecture: family
     for family in (
-        Family("llama", "llama", pairs=True, frequency_factors=True, biases=PROJECTIONS),
-        Family("deci", "llama", pairs=True, frequency_factors=True, per_layer=True, biases=PROJECTIONS),
+        Family("llama", "llama", pairs=True, frequency_factors=True, biases=LINEAR_LAYERS),
+        Family("deci", "llama", pairs=True, frequency_factors=True, per_layer=True, biases=LINEAR_LAYERS),
         Family("qwen2", "qwen2", biases=("q_proj", "k_proj", "v_proj")),
         Family("qwen3", "qwen3"),
         Family("gemma", "gemma", offset_norms=True, activation=GELU),

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from pangu_modules.llm.models.decoder import LINEAR_LAYERS, MLP_PROJECTIONS, LayerShape, layer_records
 from pangu_modules.llm.models.gguf import rope
 from pangu_modules.llm.models.gguf.by_transformers import read_by_transformers
-from pangu_modules.llm.models.gguf.families import PROJECTIONS, Family, from_gguf, head_dim_of, tensor_names
+from pangu_modules.llm.models.gguf.families import Family, from_gguf, head_dim_of, tensor_names
 from pangu_modules.llm.models.gguf.file import GgufFile, gguf_file
 from pangu_modules.llm.models.gguf.hyperparameters import Header, model_fields
 
@@ -118,7 +119,7 @@ def _biases(file: GgufFile, family: Family, num_layers: int) -> list[set[str]]:
     return biases
 
 
-_BLOCKS = {name: "mlp" if name in ("gate_proj", "up_proj", "down_proj") else "self_attn" for name in PROJECTIONS}
+_BLOCKS = {name: "mlp" if name in MLP_PROJECTIONS else "self_attn" for name in LINEAR_LAYERS}
 
 
 def _fit_layers(model: Any, header: Header, biases: Sequence[set[str]]) -> None:

@@ -126,6 +126,9 @@ def test_other_commands_use_the_newest_run(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         run(SINGLE, "export", "--format", "onxx")
     assert "unknown format 'onxx'; ToyModule offers" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(SINGLE, "export", "--dtype", "float16")
+    assert "--dtype: exports of ToyModule have no such choice" in capsys.readouterr().err
 
 
 def test_plan_counts_without_data(capsys: pytest.CaptureFixture[str]) -> None:

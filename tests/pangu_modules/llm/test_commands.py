@@ -49,3 +49,25 @@ def test_free_fields_exist_and_do_not_change_the_model(recipe: Recipe) -> None:
     state = torch.load("runs/tiny/version_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     loaded = changed.build()
     loaded.load_state_dict(state)  # strict: every name and shape
+
+
+def test_the_export_s_type_is_chosen_on_the_command_line(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    from safetensors.torch import load_file
+
+    main(recipe, ["export", "--output", "plain"])
+    main(recipe, ["export", "--output", "half", "--dtype", "bfloat16"])
+    plain, half = (load_file(f"{name}/model.safetensors") for name in ("plain", "half"))
+    assert {tensor.dtype for tensor in plain.values()} == {torch.float32}
+    assert all(torch.equal(half[name], tensor.bfloat16()) for name, tensor in plain.items())
+    for words, message in (
+        (["--dtype", "float8"], "dtype='float8' is unknown; choose float32, float16, bfloat16"),
+        (["--layout", "wide"], "layout='wide' is unknown; choose uniform, padded, per_layer"),
+        (["--layout", "padded"], "layout='padded' is one of a pruned model's, and this one was not pruned"),
+        (["--format", "gguf_q8_0", "--dtype", "float16"], "format 'gguf_q8_0' takes no dtype"),
+        (["--format", "gguf", "--layout", "padded"], "format 'gguf' takes no layout"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(recipe, ["export", "--output", "wrong", *words])
+        assert caught.value.code == 2
+        assert message in capsys.readouterr().err
+        assert not Path("wrong").exists()

@@ -17,9 +17,13 @@ from gguf import GGMLQuantizationType, GGUFReader
 from tiny_llm import byte_tokenizer, tiny_module
 from torch import nn
 
+from pangu_modules.llm.causal_lm import CausalLM
 from pangu_modules.llm.export.gguf import gguf_tensors
 from pangu_modules.llm.onebit import gguf as binary_gguf
-from pangu_modules.llm.onebit.gguf import decode_rows, encode_rows, write_binary_gguf
+from pangu_modules.llm.onebit.config import OneBitConfig
+from pangu_modules.llm.onebit.finalize import finalize_module
+from pangu_modules.llm.onebit.gguf import decode_rows, encode_rows, ternary_scale, write_binary_gguf
+from pangu_modules.llm.onebit.plan import BinarizePlan
 
 WIDE = {"vocab_size": 264, "hidden_size": 256, "intermediate_size": 512, "initializer_range": 0.05}
 BITS = {"Q1_0": 1.125, "TQ1_0": 1.6875, "TQ2_0": 2.0625}
@@ -139,6 +143,55 @@ def test_a_file_that_is_not_the_model_is_noticed(module, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match=r"read back, is not the model: tensor blk\..* differs"):
         module.export(tmp_path, "gguf_q1_0")
     assert list(tmp_path.iterdir()) == []
+
+
+# Ternary models.
+
+
+@pytest.fixture(scope="module")
+def ternary(tmp_path_factory):
+    tokenizer = byte_tokenizer(tmp_path_factory.mktemp("bytes"))
+    torch.manual_seed(0)
+    module = tiny_module(model_args=WIDE, data_tokenizer=tokenizer)
+    plan = BinarizePlan(onebit=OneBitConfig(method="bitnet_b158", init="none", scale_dtype="float16"))
+    module.restructure(plan)
+    finalize_module(module)
+    return module.eval()
+
+
+@pytest.mark.parametrize("kind", ["TQ1_0", "TQ2_0"])
+def test_a_ternary_model_is_held_exactly(ternary, tmp_path, kind):
+    weight = ternary.model.model.layers[0].mlp.up_proj.weight
+    assert weight.unique().numel() == 3
+    ternary.export(tmp_path, f"gguf_{kind.lower()}")
+    file = tmp_path / f"model-{kind.lower()}.gguf"
+    (stored,) = (tensor for tensor in GGUFReader(file).tensors if tensor.name == "blk.0.ffn_up.weight")
+    assert stored.tensor_type == GGMLQuantizationType[kind]
+    assert stored.n_bytes * 8 == stored.n_elements * BITS[kind]
+    assert np.array_equal(decode_rows(stored.data, kind), weight.detach().numpy())
+    again = CausalLM.Config(model=str(file)).build().eval()
+    tokens = torch.tensor([PROMPT])
+    assert torch.equal(again.model(tokens).logits, ternary.model(tokens).logits)
+
+
+def test_a_binary_file_is_read_back_too(module, tmp_path):
+    module.export(tmp_path, "gguf_q1_0")
+    again = CausalLM.Config(model=str(tmp_path / "model-q1_0.gguf")).build().eval()
+    tokens = torch.tensor([PROMPT])
+    assert torch.equal(again.model(tokens).logits, module.model.eval()(tokens).logits)
+
+
+def test_what_holds_two_values_refuses_three_and_says_what_holds_them(ternary, tmp_path):
+    for kind in ("gguf_q1_0", "packed"):
+        with pytest.raises(ValueError, match=r"rows hold three values, not two; formats .*gguf_tq1_0, gguf_tq2_0"):
+            ternary.export(tmp_path / "out", kind)
+    linears = {"a": nn.Linear(256, 4)}
+    with pytest.raises(ValueError, match="a is not binary or ternary: row 0 holds 256 values"):
+        ternary_scale(linears["a"], "a")
+    assert (
+        ternary_scale(linears["a"].requires_grad_(False).apply(lambda layer: layer.weight.sign_()), "a").tolist()
+        == [1.0] * 4
+    )
 
 
 @pytest.mark.slow

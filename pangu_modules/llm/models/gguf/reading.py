@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pangu_modules.llm.models.decoder import LINEAR_LAYERS, MLP_PROJECTIONS, LayerShape, layer_records
+from pangu_modules.llm.models.decoder import LINEAR_LAYERS, MLP_PROJECTIONS, layer_records
 from pangu_modules.llm.models.gguf import rope
 from pangu_modules.llm.models.gguf.by_transformers import read_by_transformers
 from pangu_modules.llm.models.gguf.families import Family, from_gguf, head_dim_of, tensor_names
@@ -126,7 +126,6 @@ def _fit_layers(model: Any, header: Header, biases: Sequence[set[str]]) -> None:
     """Give every layer its own sizes, and the output biases that the configuration cannot express."""
     config = model.config
     head_dim, hidden = head_dim_of(config), config.hidden_size
-    records = []
     special = len(set(header.layers)) > 1
     for layer, sizes, own in zip(model.model.layers, header.layers, biases, strict=True):
         queries, keys = sizes.num_heads * head_dim, sizes.num_kv_heads * head_dim
@@ -150,18 +149,8 @@ def _fit_layers(model: Any, header: Header, biases: Sequence[set[str]]) -> None:
                 setattr(block, name, new)
         layer.self_attn.num_key_value_groups = sizes.num_heads // sizes.num_kv_heads
         layer.mlp.intermediate_size = channels
-        records.append(
-            {
-                "num_heads": sizes.num_heads,
-                "num_kv_heads": sizes.num_kv_heads,
-                "head_dim": head_dim,
-                "intermediate_size": channels,
-                "attention_output_bias": layer.self_attn.o_proj.bias is not None,
-                "mlp_output_bias": layer.mlp.down_proj.bias is not None,
-            }
-        )
     if special:
-        config.layer_shapes = records
+        config.layer_shapes = layer_records(model)
 
 
 def _names(model: Any, file: GgufFile, header: Header) -> dict[str, str]:

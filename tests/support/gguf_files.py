@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tiny_llm import TINY_LLAMA, byte_tokenizer
+from tiny_llm import TINY_LLAMA, byte_tokenizer, token_batch
 
+from pangu_modules import PanguLightConfig, ShapePlan, SlimLLMConfig, TargetShape
 from pangu_modules.llm.causal_lm import CausalLM
+from pangu_modules.llm.pruning.pangu_light.pipeline import prune_pangu_light
+from pangu_modules.llm.pruning.slimllm.walk import prune_slimllm
 
 VOCABULARY = 270
 GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 6, "num_hidden_layers": 7}
@@ -30,6 +33,29 @@ def decoder(folder: Path, architecture: str = "llama", **fields: Any) -> CausalL
             if parameter.ndim == 1:
                 parameter.add_(0.3 * torch.randn_like(parameter))
     return module
+
+
+def slimllm(model: Any, batch: dict[str, torch.Tensor], **fields: Any) -> tuple[int, ...]:
+    """Prune heads and channels; by default the sizes of the layers differ then. Return the kept layers."""
+    config = SlimLLMConfig(**{"base_ratio": 0.5, "pruned_layers": 2, **fields})
+    return prune_slimllm(model, config, [batch]).kept_layers
+
+
+def pangu_light(model: Any, batch: dict[str, torch.Tensor]) -> tuple[int, ...]:
+    """Prune width and depth; the layers stay equal, the width is no multiple of the heads. Return the kept layers."""
+    target = TargetShape(hidden_size=30, intermediate_size=48, num_hidden_layers=3, num_key_value_heads=1)
+    return prune_pangu_light(model, PanguLightConfig(target=target, protect_layers=()), [batch]).kept_layers
+
+
+METHODS: dict[str, Callable[..., tuple[int, ...]]] = {"slimllm": slimllm, "pangu_light": pangu_light}
+
+
+def pruned(folder: Path, method: str, architecture: str = "llama", **fields: Any) -> CausalLM:
+    """Return a tiny model pruned by one of `METHODS`."""
+    module = decoder(folder, architecture, **{"num_hidden_layers": 4, **fields})
+    kept = METHODS[method](module.model, token_batch(seq=24))
+    module.restructure(ShapePlan.of(module.model, kept, source="x"))
+    return module.eval()
 
 
 @torch.no_grad()

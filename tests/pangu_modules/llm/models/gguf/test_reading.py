@@ -9,10 +9,8 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from gguf_files import decoder, logits, read, rewritten
-from tiny_llm import token_batch
+from gguf_files import METHODS, decoder, logits, pruned, read, rewritten
 
-from pangu_modules import PanguLightConfig, ShapePlan, SlimLLMConfig, TargetShape
 from pangu_modules.llm.causal_lm import CausalLM
 from pangu_modules.llm.export.gguf import write_gguf
 from pangu_modules.llm.models.gguf.families import decode_q1_0
@@ -92,23 +90,6 @@ def test_reading_draws_no_random_numbers(file: Path) -> None:
 
 
 # Pruned models.
-
-
-METHODS: dict[str, Any] = {
-    "slimllm": SlimLLMConfig(base_ratio=0.5, pruned_layers=2),  # sizes of the layers differ
-    "pangu_light": PanguLightConfig(
-        target=TargetShape(hidden_size=30, intermediate_size=48, num_hidden_layers=3, num_key_value_heads=1),
-        protect_layers=(),
-    ),
-}
-
-
-def pruned(folder: Path, method: str, architecture: str = "llama", **fields: Any) -> CausalLM:
-    module = decoder(folder, architecture, num_hidden_layers=4, **fields)
-    batch = {"input_ids": token_batch(seq=24)["input_ids"]}
-    kept = METHODS[method].prune(module.model, [batch]).kept_layers
-    module.restructure(ShapePlan.of(module.model, kept, source="x"))
-    return module.eval()
 
 
 BIASED = {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}

@@ -21,7 +21,15 @@ from pangu_modules.llm.export.transformers import GENERATION_FILE
 from pangu_modules.llm.generation.engine import GenerationEngine
 from pangu_modules.llm.lora import LoRAConfig, LoRAPlan, merge_adapters
 from pangu_modules.llm.losses import labels_of, per_sequence_loss
-from pangu_modules.llm.models.loading import load_causal_lm, load_tokenizer, new_causal_lm, plain_config, stored_dtype
+from pangu_modules.llm.models.gguf.tokenizer import holds_tokenizer
+from pangu_modules.llm.models.loading import (
+    is_gguf,
+    load_causal_lm,
+    load_tokenizer,
+    new_causal_lm,
+    plain_config,
+    stored_dtype,
+)
 from pangu_modules.llm.models.perplexity import MeanLoss
 from pangu_modules.llm.tokenizers import tokenizer_files, tokenizer_from_files
 from pangu_modules.training.module import PanguModule
@@ -193,6 +201,8 @@ class CausalLM(PanguModule):
         try:
             return load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
         except ValueError:  # the weights are there, so what is missing is the tokenizer
+            if is_gguf(config.model) and holds_tokenizer(config.model):
+                raise
             return None
 
     @cached_property

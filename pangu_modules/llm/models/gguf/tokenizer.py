@@ -57,6 +57,12 @@ def read_tokenizer(path: str | Path) -> Any:
         return tokenizer_of(file.keys)
 
 
+def holds_tokenizer(path: str | Path) -> bool:
+    """Whether a GGUF file has a tokenizer, of a known kind or not."""
+    with gguf_file(path) as file:
+        return file.keys.get(f"{KEYS}model", "none") not in ("none", "no_vocab")
+
+
 def tokenizer_of(keys: Mapping[str, Any]) -> Any:
     """Return the transformers tokenizer that a file's keys describe.
 

@@ -67,6 +67,12 @@ def test_what_the_model_does_not_take_is_an_error(file: Path, changes: dict[str,
         load_causal_lm(str(changed), from_config_only=True)
 
 
+def test_an_unknown_tokenizer_is_an_error_and_none_is_none(file: Path) -> None:
+    with pytest.raises(ValueError, match="cuts text as 'viking' does"):
+        read(rewritten(file, without=("tokenizer.ggml.pre",), keys={"tokenizer.ggml.pre": "viking"}))
+    assert read(rewritten(file, without=("tokenizer.ggml.model",))).tokenizer is None
+
+
 def test_keys_that_say_nothing_are_let_pass(file: Path) -> None:
     changed = rewritten(file, keys={"llama.expert_count": 0, "llama.rope.scaling.type": "none"})
     assert torch.equal(logits(read(changed)), logits(read(file)))

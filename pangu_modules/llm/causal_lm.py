@@ -177,13 +177,9 @@ class CausalLM(PanguModule):
         if tokenizer is not None:
             check_vocabulary(len(tokenizer), model.config.vocab_size)
             files |= tokenizer_files(tokenizer)
-        self.runtime = {"files": files, "dtype": self._stored_dtype()}
-
-    def _stored_dtype(self) -> str:
-        config = self.config
-        if config.model is None:
-            return "float32"
-        return stored_dtype(config.model, trust_remote_code=config.trust_remote_code)
+        name, trusted = self.config.model, self.config.trust_remote_code
+        stored = "float32" if name is None else stored_dtype(name, trust_remote_code=trusted)
+        self.runtime = {"files": files, "dtype": stored}
 
     @property
     def loaded_dtype(self) -> str:

@@ -34,7 +34,7 @@ def test_vllm_continues_a_padded_model_as_transformers_does(tmp_path: Path) -> N
     python = os.environ.get(PYTHON)
     if python is None:
         pytest.skip(f"needs vLLM's CPU build: {PYTHON} names the Python it is installed for")
-    module = pruned(tmp_path, "slimllm")
+    module = pruned(tmp_path, "slimllm", head_dim=64)  # vLLM has kernels for a few widths of heads
     module.export(tmp_path / "out", layout="padded")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     prompts = token_batch(batch=2, seq=10)["input_ids"]
@@ -45,9 +45,9 @@ def test_vllm_continues_a_padded_model_as_transformers_does(tmp_path: Path) -> N
     arguments = json.dumps([str(tmp_path / "out"), prompts.tolist(), COUNT])
     program = tmp_path / "continue.py"
     program.write_text(PROGRAM)
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     environment.pop("PYTHONPATH", None)  # nothing of this library is needed there
     command = [python, str(program), arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert json.loads(done.stdout.splitlines()[-1]) == wanted

@@ -35,5 +35,5 @@ def usage_errors(part: str) -> Iterator[None]:
         raise
     except ValidationError as error:
         raise UsageError(readable(error, part)) from error
-    except (ValueError, FileNotFoundError, MisconfigurationException, ImportError) as error:
+    except (ValueError, OSError, MisconfigurationException, ImportError) as error:
         raise UsageError(f"{part}: {error}") from error

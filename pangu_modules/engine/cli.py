@@ -83,7 +83,19 @@ def parse(recipe: RecipeSpec, words: list[str], program: Program) -> Request | N
         print(to_yaml(changed.plain()), end="")
         return None
     options = {key: values[key] for key in ("stage", *map(_option_key, OPTIONS[command])) if key in values}
-    return Request(command=command, recipe=changed, program=program, options=options)
+    return Request(command=command, recipe=changed, program=program, options=options, given=given_names(rest))
+
+
+def given_names(words: list[str]) -> frozenset[str]:
+    """Return the dotted names that the user has written: as options, or as keys of a ``--config`` file."""
+    on_line = {word.partition("=")[0].removeprefix("--") for word in words if word.startswith("--")}
+    return frozenset(on_line.union(*(_dotted(content) for content in _config_files(words))))
+
+
+def _dotted(content: Any, prefix: str = "") -> set[str]:
+    if not isinstance(content, dict) or not content:
+        return {prefix.removesuffix(".")} if prefix else set()
+    return set().union(*(_dotted(value, f"{prefix}{name}.") for name, value in content.items()))
 
 
 def removed_callbacks(recipe: RecipeSpec, words: list[str]) -> set[str]:

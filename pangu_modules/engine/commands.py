@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pangu_modules.common.errors import UsageError, usage_errors
-from pangu_modules.common.files import atomic_file, write_atomically
-from pangu_modules.common.names import nearest
-from pangu_modules.engine.folder import RunFolder, new_version, to_yaml, versions
+from pangu_modules.common.files import write_atomically
+from pangu_modules.engine.checkpoint_io import read_checkpoint, save_atomically
+from pangu_modules.engine.folder import RunFolder, to_yaml, versions
+from pangu_modules.engine.launch import leads
+from pangu_modules.engine.place import Place, taken
 from pangu_modules.engine.request import Request
-from pangu_modules.engine.run import StageResult, build_data, build_trainer, fit_stage, load_module
+from pangu_modules.engine.resuming import Given, check_given, resumed_stage
+from pangu_modules.engine.run import StageResult, build_data, fit_stage, load_module
 from pangu_modules.engine.spec import Stage
 from pangu_modules.engine.starting import usage_errors_until_start
+from pangu_modules.engine.trainer import StageRun, build_trainer
+from pangu_modules.engine.writer import OWNER
+from pangu_modules.training.module import load_weights
 
 INTERRUPTED = 130  # exit code of a run that was stopped from outside
 
@@ -39,88 +44,87 @@ def run(request: Request) -> None:
 
 def fit(request: Request) -> None:
     """Run the stages in order, each unless it is finished; write and print the result."""
+    with taken(request) as place:
+        again = f"{request.program.call} fit{' --ckpt_path last' if request.recipe.single else ''}"
+        try:
+            _fit(request, place)
+        except SystemExit:  # how Lightning ends after SIGTERM (with code 0) and after Ctrl-C
+            print(f"stopped before the end; to go on: {again}", file=sys.stderr)
+            raise SystemExit(INTERRUPTED) from None
+        except UsageError:
+            if leads() and not place.resumes and not list(place.folder.rglob("*.ckpt")):  # nothing was trained
+                shutil.rmtree(place.folder, ignore_errors=True)
+            raise
+        except OSError as error:
+            raise _of_the_disk(error, place.folder, again) from error
+
+
+def _fit(request: Request, place: Place) -> None:
     from pangu_modules.engine.summary import finish
 
-    folder, resume = _run_folder(request)
-    write_atomically(folder / "config.yaml", to_yaml(request.recipe.plain()))
-    try:
-        results = _fit_stages(request, folder, resume)
-    except SystemExit:  # how Lightning ends after SIGTERM (with code 0) and after Ctrl-C
-        again = "fit --ckpt_path last" if request.recipe.single else "fit"
-        print(f"stopped before the end; to go on: {request.program.call} {again}", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
-    except UsageError:
-        if not resume and not list(folder.rglob("*.ckpt")):  # nothing was trained
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        finish(request, folder, results)
-
-
-def _fit_stages(request: Request, folder: Path, resume: bool) -> dict[str, StageResult]:
-    """Run what is left: all unfinished stages, or the one chosen; a run resumed by the user goes on in any case."""
-    chosen = request.options.get("stage")
-    wanted = chosen or ("" if request.recipe.single and resume else None)
     results: dict[str, StageResult] = {}
+    stages = dict(request.recipe.stages)  # as they run: a resumed one has its checkpoint's module
+
+    def write_config() -> None:
+        write_atomically(place.folder / "config.yaml", to_yaml(request.recipe.with_stages(stages).plain()))
+
+    if leads() and not place.resumes:
+        write_config()
     for name, stage in request.recipe.stages.items():
-        stage_folder = RunFolder(folder / name)
-        finished = StageResult.read(stage_folder)
-        if finished is not None and wanted != name:
+        finished = StageResult.read(RunFolder(place.folder / name))
+        if finished is not None and not _runs_again(request, name, place):
             results[name] = finished
-        elif chosen in (None, name):
-            results[name] = _fit_one(request, name, _started(stage, folder), stage_folder, resume)
-    return results
+        elif request.options.get("stage") in (None, name):
+            ckpt_path = _resumed_from(request, name, place)
+            started = _started(stage, place)
+            if ckpt_path is not None:
+                given = Given(request.given, f"{name}." if name else "")
+                started = resumed_stage(started, ckpt_path, given)
+                # The place of the stage before is this run's own, not the recipe's.
+                stages[name] = started.derive(module={"init_checkpoint": None}) if stage.start_from else started
+            if name:
+                print(f"stage {name}: {'resumes from ' + str(ckpt_path) if ckpt_path else 'starts'}", flush=True)
+            results[name] = fit_stage(started, place.folder / name, ckpt_path=ckpt_path, begin=write_config)
+    if leads():
+        finish(replace(request, recipe=request.recipe.with_stages(stages)), place.folder, results)
 
 
-def _fit_one(request: Request, name: str, stage: Stage, folder: RunFolder, resume: bool) -> StageResult:
+def _runs_again(request: Request, name: str, place: Place) -> bool:
+    """Whether a finished stage runs once more: one that was chosen, or a run that the user resumes to train longer."""
+    return request.options.get("stage") == name or (request.recipe.single and place.resumes)
+
+
+def _resumed_from(request: Request, name: str, place: Place) -> Path | None:
+    """Return the checkpoint that a stage goes on from: the one given, or the last of a run that was interrupted."""
     given = request.options.get("ckpt_path")
-    ckpt_path = None
     if given not in (None, "last"):
-        ckpt_path = Path(given)
-    elif resume and folder.last.is_file() and (given or not folder.result.is_file()):
-        ckpt_path = folder.last
-    if name:
-        print(f"stage {name}: {'resumes from ' + str(ckpt_path) if ckpt_path else 'starts'}", flush=True)
-    return fit_stage(stage, folder.path, ckpt_path=ckpt_path)
+        return Path(given)
+    if place.earlier is None:
+        return None
+    earlier = RunFolder(place.earlier / name)
+    wanted = given or (place.resumes and not earlier.result.is_file())
+    return earlier.last if wanted and earlier.last.is_file() else None
 
 
-def _run_folder(request: Request) -> tuple[Path, bool]:
-    """Return the run's folder and whether it continues an earlier run.
-
-    ``--ckpt_path last`` continues the newest run; a pipeline whose newest run is unfinished and has this very
-    configuration is continued without asking; a single stage of a pipeline runs inside the newest run.
-    """
-    recipe = request.program.name
-    existing = versions(recipe)
-    given = request.options.get("ckpt_path")
-    if given == "last":
-        if not existing:
-            raise UsageError(f"--ckpt_path last: there is no run of {recipe} to resume; start with fit alone")
-        if request.recipe.single and not RunFolder(existing[-1]).last.is_file():
-            raise UsageError(f"--ckpt_path last: {RunFolder(existing[-1]).last} does not exist; start with fit alone")
-        return existing[-1], True
-    if given is not None and not Path(given).is_file():
-        raise UsageError(f"--ckpt_path: no file {given!r}; give a checkpoint's path, or 'last'")
-    chosen = request.options.get("stage")
-    if chosen is not None and chosen not in request.recipe.stages:
-        known = ", ".join(request.recipe.stages)
-        raise UsageError(f"--stage: no stage {chosen!r}.{nearest(chosen, request.recipe.stages)} Stages: {known}")
-    if existing and not request.recipe.single and (chosen or _unfinished(existing[-1], request)):
-        return existing[-1], True
-    return new_version(recipe), False
+def _of_the_disk(error: OSError, folder: Path, again: str) -> Exception:
+    """Return the error as a sentence if the disk or the run's folder is at fault, else unchanged."""
+    if not (folder / OWNER).is_file():
+        return UsageError(f"{folder} was removed or renamed while the run wrote there; nothing more can be kept of it")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UsageError(f"{folder}: {error.strerror}; its last checkpoint is whole: free space, then: {again}")
+    ours = error.filename is not None and folder.resolve() in Path(str(error.filename)).resolve().parents
+    if ours and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UsageError(f"{error.filename}: {error.strerror}; allow writing there, then: {again}")
+    return error
 
 
-def _unfinished(folder: Path, request: Request) -> bool:
-    config = folder / "config.yaml"
-    same = config.is_file() and config.read_text(encoding="utf-8") == to_yaml(request.recipe.plain())
-    return same and not all(RunFolder(folder / name).result.is_file() for name in request.recipe.stages)
-
-
-def _started(stage: Stage, folder: Path) -> Stage:
+def _started(stage: Stage, place: Place) -> Stage:
     """Return the stage with the checkpoint of the stage it starts from."""
     if stage.start_from is None:
         return stage
-    checkpoint = RunFolder(folder / stage.start_from).last
+    checkpoint = RunFolder(place.folder / stage.start_from).last
+    if place.earlier is not None and not checkpoint.is_file():
+        checkpoint = RunFolder(place.earlier / stage.start_from).last
     if not checkpoint.is_file():
         raise UsageError(f"start_from: stage {stage.start_from!r} has no checkpoint {checkpoint}; run it first")
     return stage.derive(module={"init_checkpoint": str(checkpoint)})
@@ -142,7 +146,7 @@ def _checkpoint(request: Request) -> tuple[Stage, Path, RunFolder]:
         path = folder.checkpoints / f"{given}.ckpt"
     else:
         path = Path(given)
-        folder = RunFolder(path.parent.parent if path.parent.name == "checkpoints" else path.parent)
+        folder = RunFolder.of_checkpoint(path)
     if not path.is_file():
         raise UsageError(f"--ckpt_path: no checkpoint {path}")
     return stage, path, folder
@@ -150,6 +154,8 @@ def _checkpoint(request: Request) -> tuple[Stage, Path, RunFolder]:
 
 def _rebuilt(request: Request) -> tuple[Stage, Path, RunFolder, Any]:
     stage, path, folder = _checkpoint(request)
+    name = next(name for name, candidate in request.recipe.stages.items() if candidate is stage)
+    check_given(stage, path, Given(request.given, f"{name}." if name else ""))
     return stage, path, folder, load_module(stage, path)
 
 
@@ -157,7 +163,7 @@ def evaluate(request: Request) -> None:
     """Evaluate a checkpoint on the validation or test set and print the metrics as a table."""
     stage, path, folder, module = _rebuilt(request)
     data = build_data(stage)
-    trainer = build_trainer(stage.derive(trainer={"logger": False}), folder, module)
+    trainer = build_trainer(stage.derive(trainer={"logger": False}), StageRun(folder), module)
     run_loop = trainer.validate if request.command == "validate" else trainer.test
     with usage_errors_until_start(trainer, data):
         run_loop(module, datamodule=data, ckpt_path=path, weights_only=True)
@@ -167,19 +173,20 @@ def predict(request: Request) -> None:
     """Write a checkpoint's predictions, a list with one entry per batch, to a file."""
     stage, path, folder, module = _rebuilt(request)
     data = build_data(stage)
-    trainer = build_trainer(stage.derive(trainer={"logger": False}), folder, module)
+    trainer = build_trainer(stage.derive(trainer={"logger": False}), StageRun(folder), module)
     with usage_errors_until_start(trainer, data):
         predictions = trainer.predict(module, datamodule=data, ckpt_path=path, weights_only=True)
     output = Path(request.options.get("output") or folder.path / "predictions.pt")
-    with atomic_file(output) as temporary:
-        torch.save(predictions, temporary)
+    with usage_errors("output"):
+        save_atomically(predictions, output)
     print(f"predictions: {output}")
 
 
 def export(request: Request) -> None:
     """Write a checkpoint in one of the module's export formats."""
     _, path, folder, module = _rebuilt(request)
-    module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+    with usage_errors("ckpt_path"):
+        load_weights(module, read_checkpoint(path)["state_dict"], source=str(path))
     formats = module.export_formats
     kind = request.options.get("format") or (formats[0] if formats else "")
     if kind not in formats:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from pangu_modules.common.files import write_atomically
+from pangu_modules.common.errors import UsageError
 
 RUNS = Path("runs")
-RUN_DIR_VARIABLE = "PANGU_RUN_DIR"  # set by the first process of a run, so that those it launches share its folder
+RUN_DIR_VARIABLE = "PANGU_RUN_DIR"  # the run's place, for processes that Lightning launches from the first one
 
 
 def to_yaml(plain: Mapping[str, Any]) -> str:
@@ -29,6 +27,11 @@ class RunFolder:
 
     path: Path
 
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Path) -> RunFolder:
+        """Return the folder that a checkpoint belongs to."""
+        return cls(checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent)
+
     @property
     def checkpoints(self) -> Path:
         """Folder of ``last.ckpt`` and ``best.ckpt``."""
@@ -41,7 +44,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """Metrics over steps, as Lightning's CSVLogger writes them."""
+        """Metrics over steps, as `MetricsFile` writes them."""
         return self.path / "metrics.csv"
 
     @property
@@ -50,11 +53,25 @@ class RunFolder:
         return self.path / "result.json"
 
     def read_result(self) -> dict[str, Any] | None:
-        """Return the stored result, or None while the stage is unfinished."""
+        """Return the stored result, or None while the stage is unfinished.
+
+        Raises:
+            UsageError: the file is damaged.
+        """
         if not self.result.is_file():
             return None
-        result: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
+        try:
+            result = json.loads(self.result.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+            raise damaged_result(self.result, error) from error
+        if not isinstance(result, dict):
+            raise damaged_result(self.result, "no JSON object")
         return result
+
+
+def damaged_result(path: Path, reason: object) -> UsageError:
+    """Return the error of a ``result.json`` that cannot be read."""
+    return UsageError(f"{path} is damaged ({reason}): remove it, and the stage goes on from its last checkpoint")
 
 
 def versions(recipe: str, root: Path = RUNS) -> list[Path]:
@@ -63,49 +80,33 @@ def versions(recipe: str, root: Path = RUNS) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("version_")))
 
 
-def new_version(recipe: str, root: Path = RUNS) -> Path:
-    """Create and return the next version's folder; processes launched by this one get the same."""
-    if RUN_DIR_VARIABLE in os.environ:
-        return Path(os.environ[RUN_DIR_VARIABLE])
-    existing = versions(recipe, root)
-    number = int(existing[-1].name.removeprefix("version_")) + 1 if existing else 0
-    while True:
-        path = root / recipe / f"version_{number}"
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:  # another run of the recipe was faster
-            number += 1
-            continue
-        os.environ[RUN_DIR_VARIABLE] = str(path.resolve())
-        return path
+def new_folder(recipe: str, stem: str = "version", root: Path = RUNS) -> Path:
+    """Create and return ``<stem>_<n>`` of a recipe, with the first number that is free above all others.
+
+    Raises:
+        UsageError: no folder can be made there.
+    """
+    parent = root / recipe
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        used = [path.name.removeprefix(f"{stem}_") for path in parent.glob(f"{stem}_*")]
+        number = max((int(name) + 1 for name in used if name.isdigit()), default=0)
+        while True:
+            path = parent / f"{stem}_{number}"
+            try:
+                path.mkdir()
+                return path
+            except FileExistsError:  # another run of the recipe was faster
+                number += 1
+    except OSError as error:
+        raise UsageError(f"{parent}: no folder for the run can be made there ({_reason(parent, error)})") from error
 
 
-def set_metrics_aside(metrics: Path) -> Path | None:
-    """Move ``metrics.csv`` out of the logger's way before a resume: CSVLogger deletes a file that it finds."""
-    if not metrics.is_file():
-        return None
-    aside = metrics.with_name("metrics_before_resume.csv")
-    merge_metrics(aside, metrics, aside)
-    metrics.unlink()
-    return aside
-
-
-def merge_metrics(earlier: Path, later: Path, target: Path) -> None:
-    """Write the rows of both files to `target`; where steps overlap, the later run's rows win."""
-    first, second = _read_rows(earlier), _read_rows(later)
-    start = min((int(row["step"]) for row in second if row.get("step")), default=None)
-    kept = first if start is None else [row for row in first if not row.get("step") or int(row["step"]) < start]
-    rows = [*kept, *second]
-    if not rows:
-        return
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    lines = [",".join(columns)]
-    lines += [",".join(row.get(column) or "" for column in columns) for row in rows]
-    write_atomically(target, "\n".join(lines) + "\n")
-
-
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+def _reason(path: Path, error: OSError) -> str:
+    """Say what is in the way of making `path`, and what to do."""
+    for part in [*reversed(path.parents), path]:
+        if part.is_symlink() and not part.exists():
+            return f"{part} is a link to {part.readlink()}, which does not exist: make that folder, or remove the link"
+        if part.exists() and not part.is_dir():
+            return f"{part} is a file: rename it"
+    return f"{error.strerror}: free space or allow writing there, or start from another folder"

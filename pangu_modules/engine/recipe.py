@@ -6,6 +6,7 @@ for, and nothing below imports this module.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,16 +35,19 @@ class Recipe(RecipeSpec):
             The test metrics, parameter count, seconds and the last checkpoint's path.
 
         Raises:
-            ValueError: the recipe has several stages (take one with `stage`).
+            ValueError: the recipe has several stages (take one with `stage`), or another process writes in `run_dir`.
         """
+        from pangu_modules.engine.launch import leads
         from pangu_modules.engine.run import fit_stage
+        from pangu_modules.engine.writer import claimed
 
         if not self.single:
             raise ValueError(f"fit runs one stage; choose with .stage(name): {', '.join(self.stages)}")
         stage = self.stages[""]
         if start_from is not None:
             stage = stage.derive(module={"init_checkpoint": str(start_from)})
-        return fit_stage(stage, Path(run_dir), quiet=quiet)
+        with claimed(Path(run_dir)) if leads() else nullcontext():
+            return fit_stage(stage, Path(run_dir), quiet=quiet)
 
     def main(self, arguments: list[str] | None = None) -> None:
         """Run the command line: see ``--help``. Exits with code 2 and a short message on a bad value."""

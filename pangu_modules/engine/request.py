@@ -79,9 +79,18 @@ class Program:
 
 @dataclass(frozen=True)
 class Request:
-    """A parsed command line: the command, the recipe with all overrides, and the command's own options."""
+    """A parsed command line.
+
+    Attributes:
+        command: its first word.
+        recipe: the recipe with all overrides.
+        program: how the recipe was started.
+        options: the command's own options.
+        given: dotted names of all that the user has written, on the command line or in ``--config`` files.
+    """
 
     command: str
     recipe: RecipeSpec
     program: Program
     options: dict[str, Any] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()

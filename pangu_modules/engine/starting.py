@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from pangu_modules.common.errors import usage_errors
+from pangu_modules.common.errors import UsageError, usage_errors
 
 
 class StartMark(Callback):
-    """Knows whether a run has come to its first batch, be it the sanity check's."""
+    """Knows whether a run has come to its first batch, be it the sanity check's.
 
-    reached = False
+    Args:
+        begin: called once when it has: what a run that is refused must not have written.
+    """
+
+    def __init__(self, begin: Callable[[], None] | None = None) -> None:
+        self.reached = False
+        self._begin = begin
+
+    def begin(self) -> None:
+        """Call what was given, unless it was called; for a run that has no batch left."""
+        begin, self._begin = self._begin, None
+        if begin is not None:
+            begin()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the mark."""
         self.reached = True
+        if trainer.is_global_zero:
+            self.begin()
 
     on_sanity_check_start = on_validation_start = on_test_start = on_predict_start = on_train_start
 
@@ -36,6 +50,9 @@ def usage_errors_until_start(trainer: Trainer, data: Any) -> Iterator[None]:
     except Exception as error:
         if any(isinstance(callback, StartMark) and callback.reached for callback in trainer.callbacks):  # type: ignore[attr-defined]
             raise
+        if isinstance(error, RuntimeError) and "loading state_dict" in str(error):
+            first = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
+            raise UsageError(f"--ckpt_path: the checkpoint's tensors do not fit the module ({first})") from error
         with usage_errors(_part_of(error, trainer, data)):
             raise
 

@@ -19,7 +19,7 @@ from toys import ToyData, ToyModule, Widen
 
 from pangu_modules import Recipe, Stage
 from pangu_modules.engine.cli import main
-from pangu_modules.engine.folder import RUN_DIR_VARIABLE, merge_metrics, new_version, versions
+from pangu_modules.engine.folder import RUN_DIR_VARIABLE, new_folder, versions
 
 TRAINER = {"max_epochs": 2, "accelerator": "cpu", "enable_progress_bar": False}
 SINGLE = Recipe(
@@ -171,18 +171,11 @@ def test_resuming_longer_keeps_the_metrics_of_both() -> None:
     assert epochs == {"0", "1", "2"}
 
 
-def test_merge_metrics_prefers_the_later_rows(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("step,train/loss\n0,3\n1,2\n2,1\n")
-    (tmp_path / "b.csv").write_text("step,val/loss\n2,9\n3,8\n")
-    merge_metrics(tmp_path / "a.csv", tmp_path / "b.csv", tmp_path / "c.csv")
-    assert (tmp_path / "c.csv").read_text() == "step,train/loss,val/loss\n0,3,\n1,2,\n2,,9\n3,,8\n"
-
-
-def test_versions_count_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = new_version("x")
-    assert new_version("x") == first.resolve()  # a launched process shares the folder
-    monkeypatch.delenv(RUN_DIR_VARIABLE)
-    assert new_version("x").name == "version_1"
+def test_versions_count_up() -> None:
+    first = new_folder("x")
+    assert (first.name, new_folder("x").name) == ("version_0", "version_1")
+    assert new_folder("x", "dry_run").name == "dry_run_0"
+    assert [path.name for path in versions("x")] == ["version_0", "version_1"]
 
 
 # Interrupted at a random step, resumed, equal.

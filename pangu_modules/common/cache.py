@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,22 @@ def locked(name: str) -> Iterator[Path]:
         yield path
 
 
+@contextmanager
+def beside_training() -> Iterator[None]:
+    """Give the random states back at the end: what is made once must not change the run that happens to make it."""
+    import numpy as np
+    import torch
+
+    # Not Lightning's isolate_rng: importing it moves Python's state. Entries are made on the CPU.
+    python, legacy, ours = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
+        torch.set_rng_state(ours)
+
+
 def cached(name: str, make: Callable[[Path], object]) -> Path:
     """Return the file `name` of the cache; the first process to ask makes it, others wait for it.
 
@@ -49,7 +66,7 @@ def cached(name: str, make: Callable[[Path], object]) -> Path:
     path = cache_folder() / name
     if path.exists():
         return path
-    with locked(name):
+    with beside_training(), locked(name):
         if not path.exists():
             with atomic_file(path) as temporary:
                 make(temporary)

@@ -225,12 +225,12 @@ def overridden(recipe: RecipeSpec, values: dict[str, Any], removed: set[str]) ->
 
 
 def _overridden_stage(stage: Stage, values: dict[str, Any], prefix: str, removed: set[str]) -> Stage:
+    fields = values.get("callbacks", {})  # a callback without fields has no entry
     return stage.derive(
         module=values["module"],
         data=values["data"],
         callbacks={
-            name: None if f"{prefix}callbacks.{name}" in removed else values["callbacks"][name]
-            for name in stage.callbacks
+            name: None if f"{prefix}callbacks.{name}" in removed else fields.get(name, {}) for name in stage.callbacks
         },
         trainer=_given_trainer_arguments(values["trainer"], stage.trainer),
         **{name: values[name] for name in Stage.model_fields if name not in OWN_FIELDS},

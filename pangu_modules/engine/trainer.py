@@ -26,6 +26,8 @@ from pangu_modules.engine.starting import StartMark
 from pangu_modules.training.callback import RECIPE_FOLDER
 from pangu_modules.training.module import PanguModule
 
+SAVE_EVERY = 100  # optimizer steps between two saves of ``last.ckpt`` inside an epoch
+
 
 @dataclass(frozen=True)
 class StageRun:
@@ -95,7 +97,8 @@ def standard_callbacks(run: StageRun, module: PanguModule, arguments: Mapping[st
     if arguments.get("enable_checkpointing") is not False and not arguments.get("fast_dev_run"):
         if arguments.get("limit_val_batches") != 0:  # without validation nothing says which is best
             callbacks.append(best_checkpoint(run.folder, module))
-        callbacks.append(ResumeCheckpoint(ResumeCheckpoint.Config(every_n_train_steps=100), path=run.folder.last))
+        every = ResumeCheckpoint.Config(every_n_train_steps=SAVE_EVERY)
+        callbacks.append(ResumeCheckpoint(every, path=run.folder.last))
     return [*callbacks, ExactResume(ExactResume.Config(), name="exact_resume")]
 
 

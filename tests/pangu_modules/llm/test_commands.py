@@ -26,7 +26,6 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
         module=CausalLM.Config(architecture="llama", model_args=TINY_LLAMA), data=TokenBatches.Config(), trainer=trainer
     )
     main(recipe, ["fit"])
-    monkeypatch.delenv(RUN_DIR_VARIABLE)
     return recipe
 
 

@@ -114,8 +114,8 @@ def left_by(folder: Path) -> dict[str, Any]:
     with (folder / "metrics.csv").open() as file:
         rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
     for row in rows:
-        if "test/loss" in row:  # an epoch that max_steps cut counts only in the process that trained it
-            del row["epoch"]
+        if "test/loss" in row:  # Lightning's counts after max_steps are those of the process that trained
+            del row["epoch"], row["step"]
     left: dict[str, Any] = {
         "rows": rows,
         "result": {name: result[name] for name in ("metrics", "parameters", "epochs", "seed")},

@@ -1,4 +1,4 @@
-"""Folders and files that are damaged, full, read-only, gone or in use: one sentence, exit code 2, no half-written file."""
+"""Folders and files that are damaged, full, read-only, gone or in use: one sentence, exit code 2, no half of a file."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kills import killed
-from test_kills import STAGED
-from test_resuming import FIRST, RECIPE, refusal
+from kills import KillSwitch, killed
+from toy_runs import CONSTANT as RECIPE
+from toy_runs import FIRST, STAGED, refusal
 
 from pangu_modules.engine import checkpoint_io
 from pangu_modules.engine.cli import main
@@ -114,13 +114,11 @@ def _plain_write(path: Path, content: str) -> Path:
 def test_a_folder_that_is_removed_meanwhile(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import kills
-
-    def remove(hook: str) -> None:
+    def remove(_: type, hook: str) -> None:
         if hook == "step":
             shutil.rmtree("runs", ignore_errors=True)
 
-    monkeypatch.setattr(kills.KillSwitch, "pull", remove)
+    monkeypatch.setattr(KillSwitch, "pull", classmethod(remove))
     one = STAGED.stage("first")
     message = refusal(["fit"], capsys, one)
     assert "version_0 was removed or renamed while the run wrote there" in message

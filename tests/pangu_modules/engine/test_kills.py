@@ -7,44 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from kills import MOMENTS, KillSwitch, assert_same, killed, left_by
-from toys import ToyData, ToyModule, Widen
+from kills import MOMENTS, assert_same, killed, left_by
+from toy_runs import STAGED, stage
 
-from callbacks import WeightAverage
-from pangu_modules import Recipe, Stage
+from pangu_modules import Recipe
 from pangu_modules.engine import trainer as engine_trainer
 from pangu_modules.engine.cli import main
 from pangu_modules.engine.folder import versions
-
-PLAIN = {"accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 2}
-SCHEDULES = {
-    "epochs": {"max_epochs": 3},
-    "steps": {"max_epochs": -1, "max_steps": 20},
-    "validations inside epochs": {"max_epochs": 3, "val_check_interval": 4},
-    "accumulation": {"max_epochs": 3, "accumulate_grad_batches": 2},
-}
-
-
-def stage(schedule: str, **more: object) -> Stage:
-    return Stage(
-        module=ToyModule.Config(dropout=0.3),
-        data=ToyData.Config(batch_size=8, eval_batch_size=8),
-        callbacks={
-            "kill": KillSwitch.Config(),
-            "widen": Widen.Config(),
-            "ema": WeightAverage.Config(decay=0.9),
-        },
-        trainer={**PLAIN, **SCHEDULES[schedule]},
-        **more,
-    )
 
 
 @functools.cache
 def single(schedule: str) -> Recipe:
     return Recipe(**{name: getattr(stage(schedule), name) for name in ("module", "data", "callbacks", "trainer")})
-
-
-STAGED = Recipe(stages={"first": stage("epochs"), "second": stage("epochs", start_from="first")})
 
 
 @pytest.fixture(autouse=True)

@@ -14,37 +14,21 @@ import pytest
 import torch
 import yaml
 from kills import assert_same, left_by
-from toys import ToyData, ToyModule, Widen
+from toy_runs import CONSTANT as RECIPE
+from toy_runs import FIRST, refusal
 
-from pangu_modules import OptimizerConfig, Recipe, Stage
+from pangu_modules import Recipe, Stage
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.engine import trainer as engine_trainer
 from pangu_modules.engine.cli import main
 from pangu_modules.engine.folder import versions
 from pangu_modules.training.callback import RecipeCallback
 
-PLAIN = {"accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1}
-RECIPE = Recipe(
-    module=ToyModule.Config(optimizer=OptimizerConfig(schedule="constant", warmup_fraction=0)),
-    data=ToyData.Config(batch_size=8, eval_batch_size=8),
-    callbacks={"widen": Widen.Config()},
-    trainer={**PLAIN, "max_epochs": 2},
-)
-FIRST = Path("runs/toy/version_0")
-
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["toy.py"])
-
-
-def refusal(words: list[str], capsys: pytest.CaptureFixture[str], recipe: Recipe = RECIPE) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        main(recipe, words)
-    assert stopped.value.code == 2
-    return capsys.readouterr().err.splitlines()[0]
 
 
 def learning_rates(folder: Path = FIRST) -> list[float]:

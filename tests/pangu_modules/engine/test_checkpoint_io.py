@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,15 @@ def test_a_checkpoint_cut_off_leaves_the_old_one(tmp_path: Path, monkeypatch: py
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
 
-    def cut(checkpoint: Any, file: Path, *_: Any) -> None:
-        Path(file).write_bytes(b"half")
+    def cut(descriptor: int) -> None:
+        os.truncate(descriptor, 4)
         raise OSError("no space left")
 
-    monkeypatch.setattr("lightning.fabric.plugins.io.torch_io._atomic_save", cut)
+    monkeypatch.setattr(os, "fsync", cut)
     with pytest.raises(OSError, match="no space"):
         AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
+    assert [left.name for left in tmp_path.iterdir()] == ["last.ckpt"]  # the half-written one is gone
 
 
 def test_only_lightnings_own_plugin_is_replaced() -> None:

@@ -34,7 +34,7 @@ def calibration_windows(trainer: Trainer, config: CalibrationConfig) -> list[Bat
             return list(draw_windows(_enough(data, config), config, generator))
         if config.source:
             raise ValueError(
-                f"calib.source={config.source!r}: {type(data).__name__} cannot read another text; take one of "
+                f"calibration.source={config.source!r}: {type(data).__name__} cannot read another text; take one of "
                 "datamodules, or leave the source empty"
             )
         return list(draw_windows(sequences_of_training(data, generator), config, generator))
@@ -90,18 +90,18 @@ def sequences_of_training(data: Any, generator: torch.Generator) -> Iterator[Seq
 
 
 def _enough(data: Any, config: CalibrationConfig) -> list[Sequence]:
-    """Take sequences from the stream until `n_samples` of them are long enough, or all there are.
+    """Take sequences from the stream until `num_samples` of them are long enough, or all there are.
 
     Where too many are short, the draw is begun again for twice as many. Each draw is one of its own, and windows are
     taken from its front: by this, windows are the same as they have been since the first release of the recipes.
     """
     size = data.train_dataloader().batch_size
-    expected = -(-config.n_samples // size) * size
+    expected = -(-config.num_samples // size) * size
     source = {"source": config.source} if config.source else {}
     while True:
         stream = data.calibration_sequences(config.seed, expected=expected, **source)
         sequences = list(islice(stream, expected))
-        if sum(length_of(sequence) >= config.seq_len for sequence in sequences) >= config.n_samples:
+        if sum(length_of(sequence) >= config.sequence_length for sequence in sequences) >= config.num_samples:
             return sequences
         if len(sequences) < expected:
             return sequences

@@ -70,8 +70,8 @@ class DataModule(Configurable, LightningDataModule):
     def calibration_source(self, source: str) -> Dataset[Any]:
         """Return the samples of another source than the datamodule's own."""
         raise ValueError(
-            f"calib.source={source!r}: {type(self).__name__} reads no other text; leave it empty, or take a datamodule "
-            "of text"
+            f"calibration.source={source!r}: {type(self).__name__} reads no other text; leave it empty, or take a "
+            "datamodule of text"
         )
 
     def train_dataloader(self) -> ResumableLoader:

@@ -24,7 +24,7 @@ class NoiseWeight(Callback):
     mean: list[float] = []
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        """Note the batch's mean weight of noise; weights are even, and not written, in the first stage."""
+        """Note the batch's mean weight of noise; weights are even, and not written, in the first round."""
         if "sample_weight" in batch:
             self.mean.append(float(batch["sample_weight"][batch["domain"] == 1].mean()))
 

@@ -16,7 +16,7 @@ QUIET = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
-MIXTURE = UpcycleConfig(num_experts=8, num_groups=4, experts_per_token=4, shared_intermediate_size=32)
+MIXTURE = UpcycleConfig(num_experts=8, num_groups=4, num_experts_per_tok=4, shared_expert_intermediate_size=32)
 
 
 def sequences(count: int) -> list[dict[str, torch.Tensor]]:

@@ -38,7 +38,7 @@ module = CausalLM.Config(architecture="llama", model_args=LLAMA, optimizer=Optim
 dense, size = perplexity_after(module, 100), sum(p.numel() for p in module.parameters())
 prune = PanguLightPruning.Config(
     method=PanguLightConfig(
-        target=TargetShape(num_hidden_layers=3, hidden_size=24), calib=CalibrationConfig(n_samples=32)
+        target=TargetShape(num_hidden_layers=3, hidden_size=24), calibration=CalibrationConfig(num_samples=32)
     ),
     progress_folder=None,
     measure=False,

@@ -37,7 +37,7 @@ data.train_dataset, data.test_dataset = sequences(64), sequences(32)
 module = CausalLM.Config(architecture="llama", model_args=LLAMA, optimizer=OptimizerConfig(lr=3e-3)).build()
 dense, size = perplexity_after(module, 100), sum(p.numel() for p in module.parameters())
 prune = StructuredPruning.Config(
-    method=SlimLLMConfig(base_ratio=0.25, pruned_layers=3), progress_folder=None, measure=False
+    method=SlimLLMConfig(base_share=0.25, pruned_layers=3), progress_folder=None, measure=False
 ).build(name="prune")
 pruned = perplexity_after(module, 10, prune)
 left = sum(p.numel() for p in module.parameters()) / size

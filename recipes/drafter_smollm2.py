@@ -7,9 +7,9 @@ from pangu_modules import CausalLM, OptimizerConfig, Recipe, ShortGPTConfig
 recipe = Recipe(
     module=CausalLM.Config(
         model="smollm2",
-        optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_fraction=0.05),
+        optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_share=0.05),
     ),
-    data=TextData.Config(sequence_length=128, batch_size=4, eval_batch_size=4, test_fraction=0.05, val_fraction=0.03),
+    data=TextData.Config(sequence_length=128, batch_size=4, eval_batch_size=4, test_share=0.05, val_share=0.03),
     callbacks={
         "distill": Distillation.Config(teacher="smollm2"),
         "prune": LayerDropping.Config(method=ShortGPTConfig(dropped_layers=22)),

@@ -1,4 +1,4 @@
-"""DWM transferred: a 1.3B Llama with the weighting models of the 370M run, stage by stage (arXiv:2507.16178)."""
+"""DWM transferred: a 1.3B Llama with the weighting models of the 370M run, round by round (arXiv:2507.16178)."""
 
 from recipes.dwm_370m import recipe as base
 

@@ -21,7 +21,7 @@ recipe = Recipe(
     module=CausalLM.Config(
         architecture="llama",
         model_args=LLAMA,
-        optimizer=OptimizerConfig(lr=5e-4, betas=(0.9, 0.95), weight_decay=0.1, warmup_fraction=0.05),
+        optimizer=OptimizerConfig(lr=5e-4, betas=(0.9, 0.95), weight_decay=0.1, warmup_share=0.05),
     ),
     data=MixtureData.Config(
         domains={
@@ -30,7 +30,7 @@ recipe = Recipe(
         },
         target=("lambada",),
         test=("slimpajama",),
-        test_fraction=0.001,
+        test_share=0.001,
         tokenizer="data/tokenizer",
         sequence_length=1024,
         batch_size=BATCH,

@@ -7,7 +7,7 @@ from pangu_modules import CausalLM, DataWeightingModel, DWMConfig, OptimizerConf
 recipe = Recipe(
     module=CausalLM.Config(
         model="smollm2",
-        optimizer=OptimizerConfig(lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, warmup_fraction=0.1),
+        optimizer=OptimizerConfig(lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, warmup_share=0.1),
     ),
     data=MixtureData.Config(
         domains={
@@ -26,7 +26,7 @@ recipe = Recipe(
                 dwm_lr=5e-3,
                 fd_scale=0.1,  # 1e-2, spread over 135 M weights, moves losses by a few units in the last place
             ),
-            n_stages=6,
+            num_rounds=6,
             lm_in_phase_a="real",
             dwm_steps=2,
             val_batch_size=8,

@@ -26,7 +26,7 @@ recipe = Recipe(
     module=CausalLM.Config(
         architecture="llama",
         model_args=LLAMA,
-        optimizer=OptimizerConfig(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_fraction=0.05),
+        optimizer=OptimizerConfig(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_share=0.05),
     ),
     data=MixtureData.Config(
         domains=DOMAINS,
@@ -34,22 +34,23 @@ recipe = Recipe(
         sequence_length=64,
         batch_size=16,
         eval_batch_size=64,
-        val_fraction=0.04,  # about 35 chapters: a target of nine is a domain of its own, which DWM then prefers
-        test_fraction=0.04,
+        val_share=0.04,  # about 35 chapters: a target of nine is a domain of its own, which DWM then prefers
+        test_share=0.04,
     ),
     callbacks={
         "dwm": DWMReweighting.Config(
             method=DWMConfig(
-                model=DataWeightingModel.Config(encoder="losses", d_model=64, floor=0.0, score_limit=3.0), dwm_lr=3e-3
+                model=DataWeightingModel.Config(encoder="losses", hidden_size=64, floor=0.0, score_limit=3.0),
+                dwm_lr=3e-3,
             ),
-            n_stages=10,
+            num_rounds=10,
             lm_in_phase_a="real",
             dwm_steps=20,
             follow_lr=True,
             val_batch_size=32,
         )
     },
-    # Validated at the end of each stage.
+    # Validated at the end of each round.
     trainer={"max_steps": 800, "val_check_interval": 80, "check_val_every_n_epoch": None, "gradient_clip_val": 1.0},
     cost="6 minutes on two cores",
 )

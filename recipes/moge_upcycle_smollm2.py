@@ -9,9 +9,9 @@ recipe = Recipe(
     module=CausalLM.Config(
         model="smollm2",
         structure=(UpcyclePlan(upcycle=UpcycleConfig()),),
-        optimizer=OptimizerConfig(lr=5e-4, betas=(0.9, 0.95), weight_decay=0.1, warmup_fraction=0.1),
+        optimizer=OptimizerConfig(lr=5e-4, betas=(0.9, 0.95), weight_decay=0.1, warmup_share=0.1),
     ),
-    data=TextData.Config(sequence_length=128, batch_size=4, eval_batch_size=4, test_fraction=0.05, val_fraction=0.03),
+    data=TextData.Config(sequence_length=128, batch_size=4, eval_batch_size=4, test_share=0.05, val_share=0.03),
     callbacks={
         "balance": RouterBalancing.Config(),
         "load": ExpertLoad.Config(method=LoadConfig(token_counts=(16, 128, 512))),

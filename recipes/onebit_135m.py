@@ -22,9 +22,7 @@ recipe = Recipe(
         architecture="llama",
         model_args=SMOLLM_135M,
         # The learning rate ends at 2e-6. Betas and warm-up are not published.
-        optimizer=OptimizerConfig(
-            lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, warmup_fraction=0.02, final_lr_fraction=0.02
-        ),
+        optimizer=OptimizerConfig(lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, warmup_share=0.02, final_lr_share=0.02),
     ),
     data=TextData.Config(source="data/redpajama", sequence_length=2048, batch_size=8),
     callbacks={"binarize": ProgressiveBinarization.Config(method=OneBitConfig(), measure=False)},

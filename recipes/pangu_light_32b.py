@@ -23,7 +23,7 @@ recipe = Recipe(
         architecture="qwen3",
         model_args=QWEN3_32B,
         structure=(ShapePlan(hidden_size=4608, layers=(LAYER,) * 56, kept_layers=tuple(range(56)), source="prune"),),
-        optimizer=OptimizerConfig(lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, warmup_fraction=0.05),
+        optimizer=OptimizerConfig(lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, warmup_share=0.05),
     ),
     data=TextData.Config(source="data/text", tokenizer="Qwen/Qwen3-32B", sequence_length=4096),
     callbacks={

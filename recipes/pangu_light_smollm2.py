@@ -9,7 +9,7 @@ recipe = base.derive(
         "prune": PanguLightPruning.Config(
             method=PanguLightConfig(
                 target=TargetShape(num_hidden_layers=26, hidden_size=512, intermediate_size=1280),
-                calib=CalibrationConfig(n_samples=32, seq_len=128),
+                calibration=CalibrationConfig(num_samples=32, sequence_length=128),
             )
         )
     },

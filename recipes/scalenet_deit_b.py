@@ -15,7 +15,7 @@ recipe = Recipe(
         label_smoothing=0.1,
         mixup=0.8,
         cutmix=1.0,
-        optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.05, warmup_fraction=5 / 100),  # 5e-4 x 1024 / 512
+        optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.05, warmup_share=5 / 100),  # 5e-4 x 1024 / 512
     ),
     data=ImageFolderData.Config(root="data/imagenet", batch_size=128, num_workers=8),  # x 8 devices = 1024
     callbacks={"ema": WeightAverage.Config(decay=0.9998)},

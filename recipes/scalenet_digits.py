@@ -18,9 +18,9 @@ LONG = OptimizerConfig(
     lr=2e-3,
     weight_decay=0.05,
     respect_no_weight_decay=False,  # all that is not a vector decays
-    warmup_fraction=1 / 45,  # one epoch of warm-up
+    warmup_share=1 / 45,  # one epoch of warm-up
 )
-SHORT = LONG.derive(warmup_fraction=1 / 15)
+SHORT = LONG.derive(warmup_share=1 / 15)
 
 recipe = Recipe(
     stages={

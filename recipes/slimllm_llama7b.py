@@ -10,7 +10,7 @@ PRUNED = LayerSizes(  # a quarter of the heads and channels; the regression adds
     num_heads=24, num_kv_heads=24, intermediate_size=8256, attention_output_bias=True, mlp_output_bias=True
 )
 
-# `plan` needs the shapes alone, hence the structure below: 26 of 32 layers, with alpha = 0 all by the same ratio (which
+# `plan` needs the shapes alone, hence the structure below: 26 of 32 layers, with alpha = 0 all by the same share (which
 # layers those are is up to the calibration text; their number decides the size). To prune real weights, derive from
 # this recipe: recipe.derive(module={"model": "FOLDER", "architecture": None, "model_args": {}, "structure": ()}).
 recipe = Recipe(
@@ -25,13 +25,13 @@ recipe = Recipe(
                 source="prune",
             ),
         ),
-        optimizer=OptimizerConfig(lr=1e-4, weight_decay=0.0, warmup_fraction=100 / 6200),  # 100 warm-up steps
+        optimizer=OptimizerConfig(lr=1e-4, weight_decay=0.0, warmup_share=100 / 6200),  # 100 warm-up steps
     ),
     # The paper tunes on yahma/alpaca-cleaned: here as conversations, with LLaMA's tokenizer and a chat template.
     data=ChatData.Config(source="data/alpaca.jsonl", tokenizer="data/tokenizer", sequence_length=256, batch_size=4),
     callbacks={
         "prune": StructuredPruning.Config(
-            method=SlimLLMConfig(base_ratio=0.25, pruned_layers=26, alpha=10),
+            method=SlimLLMConfig(base_share=0.25, pruned_layers=26, alpha=10),
             lora=LoRAConfig(rank=4, alpha=16, dropout=0.05),
         )
     },

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from callbacks.binarization.report import BinarizationRecord
 from callbacks.calibration import calibration_batches
-from callbacks.pruning.report import on_device
+from callbacks.measuring import on_device
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.llm.lora import has_adapters
 from pangu_modules.llm.onebit.config import OneBitConfig
@@ -140,14 +140,14 @@ class ProgressiveBinarization(RecipeCallback):
             self._compare(self._loaded)
         elif self.config.measure:
             module: Any = pl_module
-            self._set_stage(module, trainer.global_step)
+            self._set_phase(module, trainer.global_step)
             self.record.measure("start", trainer, module.model)
-            self._set_stage(module, self._timeline.total_steps, hard=True)
+            self._set_phase(module, self._timeline.total_steps, hard=True)
             self.record.measure("sign", trainer, module.model)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set t and the hard tail for this optimizer step."""
-        self._set_stage(pl_module, trainer.global_step)
+        self._set_phase(pl_module, trainer.global_step)
         assert self._timeline is not None
         self.record.take_histogram(trainer.global_step, self._timeline.total_steps, binary_layers(pl_module))
 
@@ -173,11 +173,11 @@ class ProgressiveBinarization(RecipeCallback):
             )
             self._finalize(trainer, pl_module)
 
-    def _set_stage(self, module: LightningModule, step: int, hard: bool = False) -> None:
+    def _set_phase(self, module: LightningModule, step: int, hard: bool = False) -> None:
         assert self._timeline is not None
         now = moment(self.config.method, self._timeline, step)
         for layer in binary_layers(module).values():
-            layer.set_stage(now.knob, hard or now.hard)
+            layer.set_phase(now.knob, hard or now.hard)
 
     def _finalize(self, trainer: Trainer, pl_module: Any) -> None:
         layers = binary_layers(pl_module)
@@ -210,7 +210,7 @@ class ProgressiveBinarization(RecipeCallback):
         """Refuse a run whose schedule is not the interrupted one's."""
         assert self._timeline is not None
         ours = {"total_steps": self._timeline.total_steps, **self.config.method.plain()}
-        theirs = {"total_steps": loaded["total_steps"], **loaded["onebit"]}
+        theirs = {"total_steps": loaded["total_steps"], **self.config.method.current_names(loaded["onebit"])}
         for field, value in ours.items():
             if theirs.get(field) != value:
                 raise ValueError(

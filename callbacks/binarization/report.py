@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
-from callbacks.pruning.report import held_out_batches, on_device
+from callbacks.measuring import held_out_batches, on_device
 from pangu_modules.common.files import write_atomically
 from pangu_modules.llm.models.perplexity import perplexity
 from pangu_modules.llm.onebit.config import OneBitConfig

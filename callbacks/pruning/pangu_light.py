@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from callbacks.calibration import calibration_windows
-from callbacks.pruning.report import held_out_batches, on_device
+from callbacks.measuring import held_out_batches, on_device
 from callbacks.pruning.structured import PruningCallback, PruningConfig
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.llm.calibration.windows import CalibrationConfig
@@ -73,7 +73,7 @@ class PanguLightPruning(PruningCallback):
         if folder is not None and isinstance(self.report, PanguLightReport):
             add_shapes(folder, self.name, self.report)
         if absorb.enabled:
-            absorb_into(trainer, pl_module, absorb, self.method.calib, self.name)
+            absorb_into(trainer, pl_module, absorb, self.method.calibration, self.name)
 
     def prune(self, model: nn.Module, batches: Sequence[Batch], progress_folder: Path | None) -> PruneReport:
         """Prune after one forward pass, so there is no progress to keep; see `prune_pangu_light`."""
@@ -89,7 +89,7 @@ class PanguLightPruning(PruningCallback):
         held_out, folder = held_out_batches(trainer), run_folder(trainer)
         if not held_out or folder is None:
             return
-        batches = calibration_windows(trainer, self.method.calib)
+        batches = calibration_windows(trainer, self.method.calibration)
         with on_device(module.model, trainer.strategy.root_device):
             values = compare_reinitialisations(
                 module.model, batches, self.method, lambda model: perplexity(model, held_out)
@@ -108,10 +108,10 @@ class PostNormAbsorption(RecipeCallback):
     class Config(BaseConfig):
         """How to absorb."""
 
-        renamed = {"absorb": "method"}
+        renamed = {"absorb": "method", "calib": "calibration"}
 
         method: AbsorbConfig = Field(AbsorbConfig(enabled=True), description="Constant, and the loss accepted.")
-        calib: CalibrationConfig = Field(CalibrationConfig(), description="Calibration text.")
+        calibration: CalibrationConfig = Field(CalibrationConfig(), description="Calibration text.")
 
     config: Config
     provides = frozenset({"absorbed norms", "new shapes"})
@@ -126,7 +126,7 @@ class PostNormAbsorption(RecipeCallback):
         module: Any = pl_module
         if stage == "fit" and not absorbed_by(module, self.name):
             self._before = self._perplexity(trainer, module)
-            absorb_into(trainer, module, self.config.method, self.config.calib, self.name)
+            absorb_into(trainer, module, self.config.method, self.config.calibration, self.name)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check what absorption and healing together cost.
@@ -166,11 +166,13 @@ def absorbed_by(module: Any, source: str) -> bool:
     return find_plan(module.config.structure, "absorb", source) is not None
 
 
-def absorb_into(trainer: Trainer, module: Any, config: AbsorbConfig, calib: CalibrationConfig, source: str) -> None:
+def absorb_into(
+    trainer: Trainer, module: Any, config: AbsorbConfig, calibration: CalibrationConfig, source: str
+) -> None:
     """Replace the module's model by the absorbed one and record the plan, unless that was done."""
     if absorbed_by(module, source):
         return
-    batches, home = calibration_windows(trainer, calib), next(module.model.parameters()).device
+    batches, home = calibration_windows(trainer, calibration), next(module.model.parameters()).device
     with on_device(module.model, trainer.strategy.root_device):
         absorbed, _ = absorb_post_norms(
             module.model, batches, sigma=config.sigma, skip_first_token=config.skip_first_token

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import copy
-import itertools
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from callbacks.measuring import costs_of, held_out_batches, on_device
 from callbacks.pruning.perplexities import LABELS, Perplexities, write_perplexities
-from pangu_modules.common.parameters import count_parameters
 from pangu_modules.llm.models import decoder
 from pangu_modules.llm.models.perplexity import perplexity
 from pangu_modules.llm.pruning.report import LayerReport, PruneReport
 from pangu_modules.report.parts import add_figure, add_table
 from pangu_modules.report.tables import Column
 from pangu_modules.training.callback import run_folder
-from pangu_modules.training.objectives import Batch
-from pangu_modules.training.randomness import unchanged_randomness
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +29,6 @@ COST_COLUMNS = {
     "flops_per_token": Column("operations per token", "FLOPs"),
     "tokens_per_second": Column("speed", "tokens/s", 0),
 }
-TIMED_TOKENS = 256
 BINS = 64
 
 
@@ -81,62 +75,13 @@ class PruningRecord:
         return Perplexities(before=before, unrepaired=repaired_from, pruned=perplexity(self.model, self.batches))
 
 
-def held_out_batches(trainer: Trainer) -> list[Batch]:
-    """Return the batches of the datamodule's test set that the trainer's test will read; none without one."""
-    data: Any = getattr(trainer, "datamodule", None)
-    if getattr(data, "test_dataset", None) is None:
-        return []
-    with unchanged_randomness():
-        loader = data.test_dataloader()
-        limit = trainer.limit_test_batches
-        count = limit if isinstance(limit, int) else round(limit * len(loader))
-        return list(itertools.islice(loader, count))
-
-
-@torch.no_grad()
-def costs_of(models: Mapping[str, nn.Module], batches: Sequence[Batch]) -> dict[str, dict[str, int | float]]:
-    """Return each model's parameters, operations per token (a multiply-add is two) and tokens per second.
-
-    The speed is that of a forward pass over 256 tokens: the best of three, the models taken in turn.
-    """
-    costs: dict[str, dict[str, int | float]] = {
-        name: {"parameters": count_parameters(model)} for name, model in models.items()
-    }
-    if not batches:
-        return costs
-    ids = torch.cat([batch["input_ids"].flatten() for batch in batches])[:TIMED_TOKENS]
-    ids = ids.view(-1, next(size for size in (128, 64, 16, 1) if len(ids) % size == 0))
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for turn in range(4):
-        for name, model in models.items():
-            with FlopCounterMode(display=False) if turn == 0 else nullcontext() as counter:
-                took = _seconds(model, ids)
-            if counter is not None:
-                costs[name]["flops_per_token"] = counter.get_total_flops() // ids.numel()
-            else:
-                seconds[name].append(took)
-    for name, times in seconds.items():
-        costs[name]["tokens_per_second"] = ids.numel() / min(times)
-    return costs
-
-
-def _seconds(model: Any, ids: Tensor) -> float:
-    training, ids = model.training, ids.to(next(model.parameters()).device)
-    model.eval()
-    start = time.perf_counter()
-    float(model(input_ids=ids, use_cache=False).logits[0, 0, 0])  # waits for an accelerator
-    took = time.perf_counter() - start
-    model.train(training)
-    return took
-
-
 def layer_rows(layers: Sequence[LayerReport]) -> list[dict[str, Any]]:
     """Return the table of layers: what stayed of each, and the cosine of its input and output before pruning."""
     rows: list[dict[str, Any]] = [
         {
             "layer": layer.index,
             "similarity": layer.similarity,
-            "requested ratio": layer.ratio,
+            "requested share": layer.share,
             "query heads": f"{len(layer.kept_heads)} of {layer.num_heads}",
             "adopted heads": layer.adopted_heads or None,
             "FFN channels": f"{len(layer.kept_channels)} of {layer.intermediate_size}",
@@ -170,17 +115,6 @@ def draw_kept(layers: Sequence[LayerReport]) -> Figure:
     panels[0].set_ylabel("layer")
     figure.colorbar(image, ax=panels, label="share kept")
     return figure
-
-
-@contextmanager
-def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Move the model to a device for a while."""
-    home = next(model.parameters()).device
-    model.to(device)
-    try:
-        yield
-    finally:
-        model.to(home)
 
 
 @contextmanager

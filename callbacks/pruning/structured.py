@@ -34,7 +34,7 @@ class PruningMethod(Protocol):
     """What the callbacks of this file read from a method's configuration."""
 
     @property
-    def calib(self) -> CalibrationConfig:
+    def calibration(self) -> CalibrationConfig:
         """Calibration text the method wants."""
 
 
@@ -117,7 +117,7 @@ class PruningCallback(RecipeCallback):
 
     def _prune(self, trainer: Trainer, module: PanguModule) -> PruneReport:
         """Prune on the device that training will use; the model comes back to where it was."""
-        batches = calibration_windows(trainer, self.method.calib)
+        batches = calibration_windows(trainer, self.method.calibration)
         home = next(module.model.parameters()).device
         folder = self.config.progress_folder
         parent = cache_folder() / "pruning" if folder == "auto" else Path(folder or "").expanduser()

@@ -34,6 +34,7 @@ class BatchWeighting(RecordedWeighting):
         """What is read of the data, and the weights."""
 
         renamed = {
+            **RecordedWeighting.Config.renamed,
             "method": "method.kind",
             "ess": "method.ess",
             "prefer": "method.prefer",

@@ -72,5 +72,5 @@ def steps_of(trainer: Trainer) -> int:
     """
     total = float(trainer.estimated_stepping_batches)
     if math.isinf(total) or total < 1:
-        raise UsageError("the stages of DWM need the number of training steps: set trainer.max_steps or max_epochs")
+        raise UsageError("the rounds of DWM need the number of training steps: set trainer.max_steps or max_epochs")
     return int(total)

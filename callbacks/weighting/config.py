@@ -6,16 +6,16 @@ from typing import Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from callbacks.weighting.schedule import StageSchedule
+from callbacks.weighting.schedule import RoundSchedule
 from pangu_modules.llm.weighting.config import DWMConfig
 
 MOVED = ("model", "engine", "fd_scale", "precondition", "normalize_h", "dwm_lr", "sync_weights")
 
 
-class ReweightingConfig(StageSchedule):
+class ReweightingConfig(RoundSchedule):
     """When the weighting model learns, from which target, and what is kept of it."""
 
-    renamed = {name: f"method.{name}" for name in MOVED}
+    renamed = {**RoundSchedule.renamed, **{name: f"method.{name}" for name in MOVED}}
 
     method: DWMConfig = Field(DWMConfig(), description="The weighting model, and how it learns.")
     target: str = Field(
@@ -30,11 +30,11 @@ class ReweightingConfig(StageSchedule):
         "updates, which have little left to improve, change weights little.",
     )
     frozen: str | None = Field(
-        None, description="Folder of an earlier run whose weighting models are used stage by stage, without updates."
+        None, description="Folder of an earlier run whose weighting models are used round by round, without updates."
     )
     keep_encoder: bool = Field(
         False,
-        description="Keep the trained model beside each stage's weighting model, so that with encoder 'lm' it can "
+        description="Keep the trained model beside each round's weighting model, so that with encoder 'lm' it can "
         "weigh another model's data (frozen), for a forward pass of the kept one.",
     )
     seed: NonNegativeInt = Field(0, description="Seed of the weighting model and of the batches of its updates.")

@@ -35,7 +35,10 @@ class InfluenceSelection(RecordedWeighting):
     class Config(RecordedWeighting.Config):
         """How much is measured, and the method."""
 
-        renamed = {name: f"method.{name}" for name in ("fd_scale", "keep", "alpha")}
+        renamed = {
+            **RecordedWeighting.Config.renamed,
+            **{name: f"method.{name}" for name in ("fd_scale", "keep", "alpha")},
+        }
 
         method: InfluenceConfig = Field(InfluenceConfig(), description="Measure, regression, and share that is kept.")
 
@@ -72,19 +75,19 @@ class InfluenceSelection(RecordedWeighting):
         with unchanged_randomness():
             self._raw = self.tokens_of(getattr(trainer, "datamodule", None), "train_dataset", "the raw data")
 
-    def enter(self, trainer: Trainer, module: LightningModule, stage: int) -> None:
+    def enter(self, trainer: Trainer, module: LightningModule, number: int) -> None:
         """Select anew.
 
         Raises:
             UsageError: the target or the training data cannot be used.
             RuntimeError: no measured influence was finite.
         """
-        if stage == 0:
+        if number == 0:
             return
         losses_of = LossesOf(module)
         parameters = trained_parameters(trainer, losses_of)
         step = next_step(trainer.optimizers[0], list(parameters.values()))
-        batches = self._batches(trainer, module, stage)
+        batches = self._batches(trainer, module, number)
         sequences, influences = measured_influences(losses_of, parameters, batches, step, self.config.method.fd_scale)
         if not influences:
             raise RuntimeError(
@@ -94,14 +97,14 @@ class InfluenceSelection(RecordedWeighting):
         self._model = InfluenceModel.fit(sequences, influences, self.config.method.alpha)
         self._threshold = baselines.threshold_of(self._model.score(self._raw).tolist(), self.config.method.keep)
 
-    def _batches(self, trainer: Trainer, module: LightningModule, stage: int) -> Iterator[tuple[Any, Any]]:
+    def _batches(self, trainer: Trainer, module: LightningModule, number: int) -> Iterator[tuple[Any, Any]]:
         """Yield the pairs of batches that a part of training begins with, the same ones after resuming."""
         source, to_device = data_source(trainer, module), trainer.strategy.batch_to_device
         alone: dict[str, int] = {"rank": 0, "world_size": 1}
         training: DrawnBatches = training_batches(source, self.config.seed, **alone)
         target = target_batches(source, "val", self.config.val_batch_size, self.config.seed, **alone)
         count = max(2, -(-self.config.probes // training.batch_size))
-        for n in range((stage - 1) * count, stage * count):
+        for n in range((number - 1) * count, number * count):
             yield to_device(training[n]), to_device(target[n])
 
     def weights(self, trainer: Trainer, module: LightningModule, batch: Mapping[str, Any], batch_idx: int) -> Tensor:

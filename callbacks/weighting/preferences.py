@@ -1,4 +1,4 @@
-"""The record of what weights preferred: mean weights by domain and stage, and what each stage did."""
+"""The record of what weights preferred: mean weights by domain and round, and what each round did."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from pangu_modules.common.files import write_atomically
 
 
 class DomainWeights(Config):
-    """Mean weight of a domain's sequences (1 is uniform) by stage; None where the stage saw none of them."""
+    """Mean weight of a domain's sequences (1 is uniform) by round; None where the round saw none of them."""
 
     domain: str = Field(description="Name or number.")
-    tokens: int = Field(description="Target tokens of all stages.")
-    means: dict[int, float | None] = Field(description="Stage -> mean weight.")
-    errors: dict[int, float | None] = Field(description="Stage -> standard error of the mean; None for one sequence.")
+    tokens: int = Field(description="Target tokens of all rounds.")
+    means: dict[int, float | None] = Field(description="Round -> mean weight.")
+    errors: dict[int, float | None] = Field(description="Round -> standard error of the mean; None for one sequence.")
 
     def row(self) -> dict[str, Any]:
         """Return its row of the report's table."""
         row: dict[str, Any] = {"domain": self.domain, "tokens": self.tokens}
-        for stage, mean in self.means.items():
-            row |= {f"stage {stage}": mean, f"± stage {stage}": self.errors[stage]}
+        for number, mean in self.means.items():
+            row |= {f"round {number}": mean, f"± round {number}": self.errors[number]}
         return row
 
 
-class StageSummary(Config):
-    """What a stage did."""
+class RoundSummary(Config):
+    """What a round did."""
 
-    stage: int = Field(description="From 0.")
+    renamed = {"stage": "round"}
+
+    round: int = Field(description="From 0.")
     updates: int = Field(description="Of the weighting model.")
     effective_batch: float = Field(description="Mean effective batch size, a share of the batch.")
     first_loss: float | None = Field(None, description="First validation loss, in nats.")
@@ -42,7 +44,7 @@ class StageSummary(Config):
         """Return its row of the report's table."""
         first, last = self.first_loss, self.last_loss
         return {
-            "stage": self.stage,
+            "round": self.round,
             "updates": self.updates,
             "effective batch, share": self.effective_batch,
             "validation loss, start": first,
@@ -52,10 +54,12 @@ class StageSummary(Config):
 
 
 class Preferences(Config):
-    """All of a run's stages."""
+    """All of a run's rounds."""
+
+    renamed = {"stages": "rounds"}
 
     domains: tuple[DomainWeights, ...] = Field(description="In the order of their numbers.")
-    stages: tuple[StageSummary, ...] = Field(description="In order.")
+    rounds: tuple[RoundSummary, ...] = Field(description="In order.")
 
 
 def write_preferences(folder: str | Path, name: str, record: Preferences) -> None:

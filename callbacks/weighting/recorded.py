@@ -14,6 +14,7 @@ from torch import Tensor
 
 from callbacks.weighting.checks import steps_of
 from callbacks.weighting.report import Record
+from callbacks.weighting.schedule import with_present_keys
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.llm.weighting.baselines.ngrams import sequences_of
 from pangu_modules.llm.weighting.update import Weighed
@@ -28,16 +29,18 @@ class RecordedWeighting(RecipeCallback):
 
     Logged as by DWM: ``<name>/ess``, the effective batch size, ``<name>/w_max``, and with ``batch["domain"]`` the mean
     weight of each domain in a batch, ``<name>/weight/<domain>`` (1 is an ordinary sequence). The report has the same
-    tables, with training cut into `n_stages` equal parts.
+    tables, with training cut into `num_rounds` equal parts.
     """
 
     class Config(BaseConfig):
         """What is read of the data, and the parts of training."""
 
+        renamed = {"n_stages": "num_rounds"}
+
         fit_sequences: PositiveInt = Field(
             20_000, description="Sequences of target and training data that are looked at to make scores, at most."
         )
-        n_stages: PositiveInt = Field(5, description="Equal parts of training that the report tells weights of.")
+        num_rounds: PositiveInt = Field(5, description="Equal parts of training that the report tells weights of.")
         seed: NonNegativeInt = Field(0, description="Seed of what is random.")
 
     config: Config
@@ -45,7 +48,7 @@ class RecordedWeighting(RecipeCallback):
 
     def __init__(self, config: Config, *, name: str) -> None:
         super().__init__(config, name=name)
-        self._stage = -1
+        self._round = -1
         self._weighed: Weighed | None = None  # the current batch
         self._record = Record(name)
 
@@ -53,18 +56,18 @@ class RecordedWeighting(RecipeCallback):
     def weights(self, trainer: Trainer, module: LightningModule, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Return the weights of a batch, (batch,), which sum to 1."""
 
-    def enter(self, trainer: Trainer, module: LightningModule, stage: int) -> None:
+    def enter(self, trainer: Trainer, module: LightningModule, number: int) -> None:
         """Do what a part of training begins with; the first is 0."""
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: MutableMapping[str, Any], batch_idx: int
     ) -> None:
         """Write the weights, B w, into the batch."""
-        stage = part_of(range(self.config.n_stages), trainer)
-        if stage != self._stage:
-            self._stage = stage
-            self._record.begin(stage)
-            self.enter(trainer, pl_module, stage)
+        number = part_of(range(self.config.num_rounds), trainer)
+        if number != self._round:
+            self._round = number
+            self._record.begin(number)
+            self.enter(trainer, pl_module, number)
         weights = self.weights(trainer, pl_module, batch, batch_idx).to(pl_module.device)
         self._weighed = Weighed(own=weights, whole=weights)
         batch["sample_weight"] = self._weighed.sample_weight
@@ -73,14 +76,14 @@ class RecordedWeighting(RecipeCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the weights, and count the domains."""
-        values = self._record.batch(self._stage, batch, self._weighed, (), trainer)
+        values = self._record.batch(self._round, batch, self._weighed, (), trainer)
         pl_module.log_dict(values, batch_size=batch_size(batch))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the validation loss for the report's table of stages."""
+        """Keep the validation loss for the report's table of rounds."""
         loss = trainer.callback_metrics.get("val/loss")
-        if not trainer.sanity_checking and loss is not None and self._stage >= 0:
-            self._record.validated(self._stage, float(loss))
+        if not trainer.sanity_checking and loss is not None and self._round >= 0:
+            self._record.validated(self._round, float(loss))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the tables to the report."""
@@ -88,12 +91,13 @@ class RecordedWeighting(RecipeCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums for the report; what follows from data and seed is made again."""
-        return {"stage": self._stage, "record": self._record.state_dict()}
+        return {"round": self._round, "record": self._record.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the sums of an interrupted run."""
-        self._stage = state_dict["stage"]
-        self._record.load_state_dict(state_dict["record"])
+        state = with_present_keys(state_dict)
+        self._round = state["round"]
+        self._record.load_state_dict(state["record"])
 
     def tokens_of(self, data: Any, name: str, what: str) -> list[Tensor]:
         """Return the tokens of a dataset, of sequences drawn by the seed where there are many.

@@ -1,4 +1,4 @@
-"""What DWM logs, and adds to the run's report: the mean weight of each domain by stage, and what the stages did."""
+"""What DWM logs, and adds to the run's report: the mean weight of each domain by round, and what the rounds did."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from callbacks.weighting.figures import CAPTION, draw_preferences
-from callbacks.weighting.preferences import DomainWeights, Preferences, StageSummary, write_preferences
+from callbacks.weighting.preferences import DomainWeights, Preferences, RoundSummary, write_preferences
+from callbacks.weighting.schedule import with_present_keys
 from pangu_modules.llm.losses import count_targets, labels_of
 from pangu_modules.llm.weighting.model import effective_batch_size
 from pangu_modules.llm.weighting.update import UpdateResult, Weighed
@@ -20,11 +21,11 @@ from pangu_modules.training.callback import run_folder
 from pangu_modules.training.module import batch_size
 
 Sums = dict[str, list[float]]
-"""By ``stage/domain``: sequences, target tokens, their weights (1 is uniform) and the squares of these, added up."""
+"""By ``round/domain``: sequences, target tokens, their weights (1 is uniform) and the squares of these, added up."""
 
 
 class Record:
-    """Weights by stage and domain, and by stage updates, effective batch sizes and validation losses.
+    """Weights by round and domain, and by round updates, effective batch sizes and validation losses.
 
     Args:
         name: of the callback; metrics and tables have names that start with it.
@@ -32,25 +33,25 @@ class Record:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.stages: dict[str, dict[str, float]] = {}
+        self.rounds: dict[str, dict[str, float]] = {}
         self._sums: Sums = {}  # this process's, since the checkpoint
         self._sums_before: Sums = {}  # of all processes, before it
 
-    def begin(self, stage: int) -> None:
-        """Begin a stage: its first validation loss is the last one of the stage before."""
-        known = [record["last_loss"] for record in self.stages.values() if "last_loss" in record]
-        self.stages[str(stage)] = {"batches": 0, "updates": 0, "ess": 0.0}
+    def begin(self, number: int) -> None:
+        """Begin a round: its first validation loss is the last one of the round before."""
+        known = [record["last_loss"] for record in self.rounds.values() if "last_loss" in record]
+        self.rounds[str(number)] = {"batches": 0, "updates": 0, "ess": 0.0}
         if known:
-            self.stages[str(stage)] |= {"first_loss": known[-1], "last_loss": known[-1]}
+            self.rounds[str(number)] |= {"first_loss": known[-1], "last_loss": known[-1]}
 
-    def validated(self, stage: int, loss: float) -> None:
+    def validated(self, number: int, loss: float) -> None:
         """Keep a validation loss."""
-        self.stages[str(stage)].setdefault("first_loss", loss)
-        self.stages[str(stage)]["last_loss"] = loss
+        self.rounds[str(number)].setdefault("first_loss", loss)
+        self.rounds[str(number)]["last_loss"] = loss
 
     def batch(
         self,
-        stage: int,
+        number: int,
         batch: Mapping[str, Any],
         weighed: Weighed | None,
         updates: Sequence[UpdateResult],
@@ -59,7 +60,7 @@ class Record:
         """Count a batch and the updates before it; returns what to log.
 
         Args:
-            stage: stage of training.
+            number: of the round, from 0.
             batch: the batch; ``domain`` (batch,) tells its sequences' domains.
             weighed: its weights, or None for uniform ones.
             updates: the updates.
@@ -68,8 +69,8 @@ class Record:
         size = batch_size(batch)
         weights = torch.ones(size) if weighed is None else weighed.sample_weight
         tokens = count_targets(labels_of(batch)) if "input_ids" in batch else torch.zeros(size)
-        means = self._add(stage, batch.get("domain"), weights, tokens)
-        record = self.stages[str(stage)]
+        means = self._add(number, batch.get("domain"), weights, tokens)
+        record = self.rounds[str(number)]
         record["batches"] += 1
         record["updates"] += len(updates)
         values: dict[str, float] = {}
@@ -87,16 +88,16 @@ class Record:
             values |= {f"weight/{domain_name(domain, names)}": mean for domain, mean in means.items()}
         return {f"{self.name}/{key}": value for key, value in values.items()}
 
-    def _add(self, stage: int, domain: Tensor | None, weights: Tensor, tokens: Tensor) -> dict[int, float]:
+    def _add(self, number: int, domain: Tensor | None, weights: Tensor, tokens: Tensor) -> dict[int, float]:
         """Add a batch to the sums; returns the mean weight of each domain in it."""
         numbers = torch.zeros(len(weights), dtype=torch.long) if domain is None else domain.cpu()
         columns = torch.stack([tokens.cpu().double(), weights.cpu().double()])
         means = {}
-        for number in numbers.unique().tolist():
-            counts, chosen = columns[:, numbers == number]
+        for one in numbers.unique().tolist():
+            counts, chosen = columns[:, numbers == one]
             sums = [float(len(chosen)), float(counts.sum()), float(chosen.sum()), float(chosen @ chosen)]
-            _add_to(self._sums, f"{stage}/{number}", sums)
-            means[number] = sums[2] / sums[0]
+            _add_to(self._sums, f"{number}/{one}", sums)
+            means[one] = sums[2] / sums[0]
         return means
 
     def total(self) -> Sums:
@@ -113,56 +114,56 @@ class Record:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all sums, as plain numbers."""
-        return {"sums": self.total(), "stages": {stage: dict(record) for stage, record in self.stages.items()}}
+        return {"sums": self.total(), "rounds": {number: dict(record) for number, record in self.rounds.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self._sums_before, self._sums = state["sums"], {}
-        self.stages = state["stages"]
+        self.rounds = with_present_keys(state)["rounds"]
 
     def write(self, trainer: Trainer) -> None:
         """Write the record, and add tables and figure to the report of the run; every process must call it."""
         total, folder = self.total(), run_folder(trainer)
         if trainer.is_global_zero and total and folder is not None:
-            title = f"{self.name}: mean weight by domain and stage (1 is uniform)"
+            title = f"{self.name}: mean weight by domain and round (1 is uniform)"
             record = Preferences(
-                domains=domain_weights(total, domain_names(trainer)), stages=stage_summaries(self.stages)
+                domains=domain_weights(total, domain_names(trainer)), rounds=round_summaries(self.rounds)
             )
             write_preferences(folder, self.name, record)
             add_table(folder, f"{self.name}-1-domains", title, [each.row() for each in record.domains])
-            add_table(folder, f"{self.name}-2-stages", f"{self.name}: stages", [each.row() for each in record.stages])
+            add_table(folder, f"{self.name}-2-rounds", f"{self.name}: rounds", [each.row() for each in record.rounds])
             add_figure(folder, f"{self.name}-3-weights", CAPTION, draw_preferences(record))
 
 
 def domain_weights(total: Sums, names: Sequence[str] = ()) -> tuple[DomainWeights, ...]:
-    """Return by domain the target tokens, and by stage the mean weight and its standard error."""
+    """Return by domain the target tokens, and by round the mean weight and its standard error."""
     keys = [tuple(map(int, key.split("/"))) for key in total]
-    stages, domains = (sorted(set(numbers)) for numbers in zip(*keys, strict=True))
+    rounds, domains = (sorted(set(numbers)) for numbers in zip(*keys, strict=True))
     records = []
     for domain in domains:
-        sums = {stage: total.get(f"{stage}/{domain}") for stage in stages}
+        sums = {number: total.get(f"{number}/{domain}") for number in rounds}
         records.append(
             DomainWeights(
                 domain="all" if domains == [0] and not names else domain_name(domain, names),
                 tokens=round(sum(values[1] for values in sums.values() if values)),
-                means={stage: round(values[2] / values[0], 4) if values else None for stage, values in sums.items()},
-                errors={stage: _standard_error(values) if values else None for stage, values in sums.items()},
+                means={number: round(values[2] / values[0], 4) if values else None for number, values in sums.items()},
+                errors={number: _standard_error(values) if values else None for number, values in sums.items()},
             )
         )
     return tuple(records)
 
 
-def stage_summaries(stages: Mapping[str, Mapping[str, float]]) -> tuple[StageSummary, ...]:
-    """Return by stage the updates, the mean effective batch size, and the validation loss at start and end."""
+def round_summaries(rounds: Mapping[str, Mapping[str, float]]) -> tuple[RoundSummary, ...]:
+    """Return by round the updates, the mean effective batch size, and the validation loss at start and end."""
     return tuple(
-        StageSummary(
-            stage=int(stage),
+        RoundSummary(
+            round=int(number),
             updates=int(record["updates"]),
             effective_batch=round(record["ess"] / max(1, record["batches"]), 4),
             first_loss=record.get("first_loss"),
             last_loss=record.get("last_loss"),
         )
-        for stage, record in sorted(stages.items(), key=lambda item: int(item[0]))
+        for number, record in sorted(rounds.items(), key=lambda item: int(item[0]))
     )
 
 

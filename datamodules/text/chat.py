@@ -85,11 +85,11 @@ class ChatData(TokenData):
         return kept
 
     def _split(self, samples: list[Sample]) -> dict[str, Dataset[Any]]:
-        fractions, n = self.config.fractions(), self.config.overlap_ngram
-        splits = assign_splits([len(sample["input_ids"]) for sample in samples], fractions, self.config.seed)
+        shares, n = self.config.shares(), self.config.overlap_ngram
+        splits = assign_splits([len(sample["input_ids"]) for sample in samples], shares, self.config.seed)
         datasets: dict[str, Dataset[Any]] = {}
         seen: list[Tensor] = []
-        for split in (name for name in SPLITS if name == "train" or name in fractions):
+        for split in (name for name in SPLITS if name == "train" or name in shares):
             own = [sample for sample, chosen in zip(samples, splits, strict=True) if chosen == split]
             shared = (
                 sequences_sharing([answer_of(sample) for sample in own], seen, n).tolist() if n else [False] * len(own)
@@ -99,7 +99,7 @@ class ChatData(TokenData):
             if not kept:
                 raise ValueError(
                     f"{split}: none of {len(samples)} conversations is left for it ({self.removed[split]} share "
-                    f"overlap_ngram={n} tokens in a row with an earlier split): give more, or change its fraction"
+                    f"overlap_ngram={n} tokens in a row with an earlier split): give more, or change its share"
                 )
             seen += [answer_of(sample) for sample in kept]
             datasets[split] = Conversations(kept)

@@ -83,9 +83,7 @@ class MixtureData(TokenData):
             "their shares, and use it instead of `tokenizer`; empty: do not.",
         )
         text_field: str = Field("text", description="Name of the text in .jsonl files and datasets.")
-        calibration_fraction: float = Field(
-            0.0, ge=0, lt=1, description="Share of the target reserved for calibration."
-        )
+        calibration_share: float = Field(0.0, ge=0, lt=1, description="Share of the target reserved for calibration.")
         overlap_ngram: PositiveInt = Field(
             16,
             description="Windows that share so many tokens in a row with an earlier split (test, val, calibration, "
@@ -99,8 +97,8 @@ class MixtureData(TokenData):
                 for name in getattr(self, field):
                     if name not in self.domains:
                         raise ValueError(f"{field}: no domain {name!r} in domains ({known})")
-            if not self.target or self.val_fraction == 0:
-                raise ValueError("the target is empty: name domains in `target` and set val_fraction above 0")
+            if not self.target or self.val_share == 0:
+                raise ValueError("the target is empty: name domains in `target` and set val_share above 0")
             if not any(domain.share > 0 for domain in self.domains.values()):
                 raise ValueError(f"all shares are 0, so there is nothing to train on: raise that of a domain ({known})")
             if self.vocab_size is not None and self.vocab_size < 257:
@@ -131,7 +129,7 @@ class MixtureData(TokenData):
         documents = {source: domain_texts(source, config.text_field, config.on_bad_row) for source in sorted(sources)}
         assigned = {source: self._assign(source, texts) for source, texts in documents.items()}
         for number, domain in enumerate(config.domains.values()):
-            for split in (*config.fractions(), "train"):
+            for split in (*config.shares(), "train"):
                 chosen = [
                     (index, text)
                     for index, text in enumerate(documents[domain.source])
@@ -183,13 +181,13 @@ class MixtureData(TokenData):
 
     def _assign(self, source: str, texts: Sequence[str]) -> list[str]:
         """Return the split of each document of a source; one that nothing trains on goes to target and test whole."""
-        fractions = self.config.fractions()
+        shares = self.config.shares()
         numbers = [number for number, name in enumerate(self.domains) if self.config.domains[name].source == source]
         if all(self.config.domains[self.domains[number]].share == 0 for number in numbers):
-            wanted = [split for split in fractions if any(self._used_in(number, split) for number in numbers)]
-            total = sum(fractions[split] for split in wanted)
-            fractions = {split: fractions[split] / total for split in wanted} or fractions
-        return assign_splits([len(text) for text in texts], fractions, self.config.seed)
+            wanted = [split for split in shares if any(self._used_in(number, split) for number in numbers)]
+            total = sum(shares[split] for split in wanted)
+            shares = {split: shares[split] / total for split in wanted} or shares
+        return assign_splits([len(text) for text in texts], shares, self.config.seed)
 
     def _used_in(self, number: int, split: str) -> bool:
         """Return whether a domain's text of this split is used; the tokenizer is trained on it even at share 0."""
@@ -224,7 +222,7 @@ class MixtureData(TokenData):
             raise ValueError(
                 f"{split}: {before} windows of sequence_length={self.config.sequence_length} tokens, "
                 f"{self.removed[split]} of them share overlap_ngram={self.config.overlap_ngram} tokens in a row with a "
-                "split before it, and none remains: give more text, a larger fraction or shorter sequences"
+                "split before it, and none remains: give more text, a larger share or shorter sequences"
             )
         if self.removed[split]:
             rank_zero_info(f"{split}: {self.removed[split]} of {before} windows left out, shared with an earlier split")

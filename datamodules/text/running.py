@@ -73,7 +73,7 @@ class TextData(TokenData):
             sizes += [len(document) for document in documents]
             for split, windows in self._windows(documents).items():
                 parts[split].append(Windows(windows, torch.full((len(windows),), domain) if self.domains else None))
-        wanted = [*self.config.fractions(), "train"]
+        wanted = [*self.config.shares(), "train"]
         datasets = {split: Windows.joined(parts[split]) for split in SPLITS if split in wanted}
         for split, dataset in datasets.items():
             if len(dataset) == 0:
@@ -84,8 +84,8 @@ class TextData(TokenData):
         """Return the windows of one source by split."""
         config = self.config
         if config.split_by == "block":
-            return split_blocks(pack(documents, config.sequence_length), config.fractions())
-        splits = assign_splits([len(document) for document in documents], config.fractions(), config.seed)
+            return split_blocks(pack(documents, config.sequence_length), config.shares())
+        splits = assign_splits([len(document) for document in documents], config.shares(), config.seed)
         chosen = {
             split: [document for document, own in zip(documents, splits, strict=True) if own == split]
             for split in SPLITS
@@ -118,7 +118,7 @@ class TextData(TokenData):
         length = self.config.sequence_length
         remedies = ["more text", "a smaller sequence_length"]
         remedies += ["split_by='block'"] if self.config.split_by == "document" else []
-        remedies += [f"a larger {split}_fraction"] if split != "train" else []
+        remedies += [f"a larger {split}_share"] if split != "train" else []
         return (
             f"{split}: its share of the text ({sum(sizes)} tokens in {len(sizes)} documents) is shorter than a window "
             f"of sequence_length={length} tokens; give {' or '.join(remedies)}"
@@ -181,9 +181,9 @@ def pack(documents: Sequence[Tensor], sequence_length: int) -> Tensor:
     return joined[: count * sequence_length].view(count, sequence_length)
 
 
-def split_blocks(windows: Tensor, fractions: Mapping[str, float]) -> dict[str, Tensor]:
+def split_blocks(windows: Tensor, shares: Mapping[str, float]) -> dict[str, Tensor]:
     """Split windows into blocks in a row: train first, then the others, each of its share and at least one window."""
-    counts = {split: max(1, round(len(windows) * share)) for split, share in fractions.items()}
+    counts = {split: max(1, round(len(windows) * share)) for split, share in shares.items()}
     counts = {"train": len(windows) - sum(counts.values()), **counts}
     if counts["train"] < 1:
         return {"train": windows[:0]}

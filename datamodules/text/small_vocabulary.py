@@ -40,7 +40,7 @@ class SmallVocabularyData(TextData):
     def _windows(self, documents: Sequence[Tensor]) -> dict[str, Tensor]:
         if self.config.split_by != "chunk":
             return super()._windows(documents)
-        return split_chunks(pack(documents, self.config.sequence_length), self.config.fractions())
+        return split_chunks(pack(documents, self.config.sequence_length), self.config.shares())
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -65,18 +65,18 @@ class SmallVocabularyData(TextData):
         return {"tokenizer": str(self.tokenizer_folder)}
 
 
-def split_chunks(windows: Tensor, fractions: Mapping[str, float]) -> dict[str, Tensor]:
+def split_chunks(windows: Tensor, shares: Mapping[str, float]) -> dict[str, Tensor]:
     """Return the windows (n, tokens) of each split: chunks of 16 windows in a row, drawn at random with a fixed seed.
 
     Args:
         windows: of one text, in its order.
-        fractions: share of each split; the rest is for train.
+        shares: of the splits; the rest is for train.
     """
     chunks = windows.split(CHUNK)
     order = torch.randperm(len(chunks), generator=torch.Generator().manual_seed(0)).tolist()
     parts: dict[str, Tensor] = {}
     start = 0
-    for split, share in fractions.items():
+    for split, share in shares.items():
         count = round(share * len(chunks))
         parts[split] = _joined([chunks[index] for index in sorted(order[start : start + count])], windows)
         start += count

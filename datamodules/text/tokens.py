@@ -29,11 +29,13 @@ class TokenData(DataModule):
     class Config(DataModule.Config):
         """Fields of all token data."""
 
+        renamed = {f"{split}_fraction": f"{split}_share" for split in ("val", "test", "calibration")}
+
         tokenizer: str = Field("smollm2", description="Hub id or folder of the tokenizer, or 'smollm2' (embedded).")
         sequence_length: PositiveInt = Field(512, description="Tokens of a sequence, at most.")
-        val_fraction: float = Field(0.05, ge=0, lt=1, description="Share of the text for validation.")
-        test_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the text for the test.")
-        calibration_fraction: float = Field(0.1, ge=0, lt=1, description="Share reserved for calibration.")
+        val_share: float = Field(0.05, ge=0, lt=1, description="Share of the text for validation.")
+        test_share: float = Field(0.1, ge=0, lt=1, description="Share of the text for the test.")
+        calibration_share: float = Field(0.1, ge=0, lt=1, description="Share reserved for calibration.")
         overlap_ngram: NonNegativeInt = Field(
             16,
             description="Sequences that share so many tokens in a row with an earlier split (test, val, calibration, "
@@ -46,18 +48,17 @@ class TokenData(DataModule):
         eval_batch_size: PositiveInt = Field(8, description="Sequences per batch of validation and test.")
 
         @model_validator(mode="after")
-        def _check_fractions(self) -> Self:
-            fractions = (self.val_fraction, self.test_fraction, self.calibration_fraction)
-            if sum(fractions) >= 1:
+        def _leaves_training_data(self) -> Self:
+            shares = (self.val_share, self.test_share, self.calibration_share)
+            if sum(shares) >= 1:
                 raise ValueError(
-                    f"val_fraction, test_fraction and calibration_fraction add up to {sum(fractions):g}: leave a part "
-                    "for training"
+                    f"val_share, test_share and calibration_share add up to {sum(shares):g}: leave a part for training"
                 )
             return self
 
-        def fractions(self) -> dict[str, float]:
+        def shares(self) -> dict[str, float]:
             """Return the share of each split but train."""
-            shares = {"test": self.test_fraction, "val": self.val_fraction, "calibration": self.calibration_fraction}
+            shares = {"test": self.test_share, "val": self.val_share, "calibration": self.calibration_share}
             return {split: share for split, share in shares.items() if share > 0}
 
     config: Config
@@ -98,7 +99,7 @@ class TokenData(DataModule):
             windows = pack(tokenize(texts, self.tokenizer), self.config.sequence_length)
             if len(windows) == 0:
                 raise ValueError(
-                    f"calib.source={source!r} is shorter than a window of sequence_length="
+                    f"calibration.source={source!r} is shorter than a window of sequence_length="
                     f"{self.config.sequence_length} tokens: give more text or a shorter data.sequence_length"
                 )
             self._calibration_sources[source] = Windows(windows)
@@ -110,7 +111,7 @@ class TokenData(DataModule):
         self.calibration_dataset, self.train_dataset = datasets.get("calibration"), datasets["train"]
 
 
-def assign_splits(sizes: Sequence[int], fractions: Mapping[str, float], seed: int) -> list[str]:
+def assign_splits(sizes: Sequence[int], shares: Mapping[str, float], seed: int) -> list[str]:
     """Return the split of each document, so that the splits' sizes come close to their shares.
 
     In an order drawn from the seed, each document goes to a split that still has room for it, drawn in proportion to
@@ -118,12 +119,12 @@ def assign_splits(sizes: Sequence[int], fractions: Mapping[str, float], seed: in
 
     Args:
         sizes: tokens of each document.
-        fractions: share of each split; the rest is for train.
+        shares: of the splits; the rest is for train.
         seed: of order and draws.
     """
     generator = np.random.default_rng(seed)
-    shares = {**fractions, "train": 1 - sum(fractions.values())}
-    room = {split: share * sum(sizes) for split, share in shares.items()}
+    wanted = {**shares, "train": 1 - sum(shares.values())}
+    room = {split: share * sum(sizes) for split, share in wanted.items()}
     assigned = [""] * len(sizes)
     for index in generator.permutation(len(sizes)):
         fitting = [split for split in room if room[split] >= sizes[index]]

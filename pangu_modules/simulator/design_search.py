@@ -31,10 +31,12 @@ if TYPE_CHECKING:
 class DesignSpace(Config):
     """What the search varies; the rest of the model is the base's. Paper symbols in parentheses."""
 
+    renamed = {"top_k": "num_experts_per_tok", "expert_intermediate": "moe_intermediate_size"}
+
     num_experts: tuple[PositiveInt, ...] = Field((16, 32, 64, 128, 256), description="Routed experts (N).")
-    top_k: tuple[PositiveInt, ...] = Field((2, 4, 8, 16, 32), description="Experts per token (K).")
+    num_experts_per_tok: tuple[PositiveInt, ...] = Field((2, 4, 8, 16, 32), description="Experts per token (K).")
     num_groups: tuple[PositiveInt, ...] = Field((1, 2, 4, 8), description="Groups (M); 1 is an ordinary top-K router.")
-    expert_intermediate: tuple[PositiveInt, ...] = Field(
+    moe_intermediate_size: tuple[PositiveInt, ...] = Field(
         (336, 672, 1344, 2688, 5376), description="Width of a routed expert; the shared expert takes the active rest."
     )
     parameter_tolerance: float = Field(
@@ -59,7 +61,7 @@ class Design:
 def expert_sets_log2(shape: ModelShape) -> float:
     """Return the bits in a token's choice of experts: log2 of ``C(N/M, K/M)^M``."""
     groups = shape.num_groups
-    return groups * math.log2(math.comb(shape.num_experts // groups, shape.top_k // groups))
+    return groups * math.log2(math.comb(shape.num_experts // groups, shape.num_experts_per_tok // groups))
 
 
 def shapes(space: DesignSpace, base: ModelShape) -> Iterator[ModelShape]:
@@ -72,16 +74,16 @@ def shapes(space: DesignSpace, base: ModelShape) -> Iterator[ModelShape]:
     """
     if not base.num_experts:
         raise UsageError(f"design search: {base.name} has no routed experts to vary")
-    active_width = base.top_k * base.expert_intermediate + base.shared_intermediate
-    options = product(space.num_experts, space.top_k, space.num_groups, space.expert_intermediate)
-    for experts, top_k, groups, width in options:
+    active_width = base.num_experts_per_tok * base.moe_intermediate_size + base.shared_expert_intermediate_size
+    options = product(space.num_experts, space.num_experts_per_tok, space.num_groups, space.moe_intermediate_size)
+    for experts, chosen, groups, width in options:
         changes = {
-            "name": f"N{experts} K{top_k} M{groups} I{width}",
+            "name": f"N{experts} K{chosen} M{groups} I{width}",
             "num_experts": experts,
-            "top_k": top_k,
+            "num_experts_per_tok": chosen,
             "num_groups": groups,
-            "expert_intermediate": width,
-            "shared_intermediate": active_width - top_k * width,
+            "moe_intermediate_size": width,
+            "shared_expert_intermediate_size": active_width - chosen * width,
         }
         try:
             shape = base.derive(**changes)
@@ -147,10 +149,10 @@ def design_rows(designs: Sequence[Design]) -> list[dict[str, Any]]:
     return [
         {
             "N": design.shape.num_experts,
-            "K": design.shape.top_k,
+            "K": design.shape.num_experts_per_tok,
             "M": design.shape.num_groups,
-            "expert width": design.shape.expert_intermediate,
-            "shared width": design.shape.shared_intermediate,
+            "expert width": design.shape.moe_intermediate_size,
+            "shared width": design.shape.shared_expert_intermediate_size,
             "expert sets (bits)": f"{design.objectives[2]:.1f}",
             "prefill": round(design.objectives[0]),
             "decode": round(design.objectives[1]),
@@ -187,5 +189,11 @@ def _ring(axes: Axes, designs: Sequence[Design], color: str, size: float, label:
 
 
 def _same_design(shape: ModelShape, base: ModelShape) -> bool:
-    fields = ("num_experts", "top_k", "num_groups", "expert_intermediate", "shared_intermediate")
+    fields = (
+        "num_experts",
+        "num_experts_per_tok",
+        "num_groups",
+        "moe_intermediate_size",
+        "shared_expert_intermediate_size",
+    )
     return all(getattr(shape, field) == getattr(base, field) for field in fields)

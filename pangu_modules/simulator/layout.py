@@ -65,9 +65,9 @@ class Layout(Config):
                 f"layout: expert_tp * expert_ep = {self.expert_tp} * {self.expert_ep} must equal attention_dp * "
                 f"attention_tp = {self.attention_dp} * {self.attention_tp}: both are the number of devices"
             )
-        if shape.expert_intermediate % self.expert_tp:
-            width = shape.expert_intermediate
-            raise _refused("expert_tp", self.expert_tp, f"must divide expert_intermediate {width}")
+        if shape.moe_intermediate_size % self.expert_tp:
+            width = shape.moe_intermediate_size
+            raise _refused("expert_tp", self.expert_tp, f"must divide moe_intermediate_size {width}")
         if shape.num_experts % self.expert_ep:
             allowed = _divisors(shape.num_experts)
             raise _refused("expert_ep", self.expert_ep, f"must divide num_experts {shape.num_experts}: {allowed}")
@@ -184,7 +184,7 @@ def layouts(shape: ModelShape, devices: int) -> Iterator[Layout]:
     All-to-all is among them where a token visits fewer parts than there are; otherwise it sends what all-gather does.
     """
     sparse, parts = bool(shape.num_experts), _divisors(devices)
-    shared_parts = parts if shape.shared_intermediate or not sparse else [1]
+    shared_parts = parts if shape.shared_expert_intermediate_size or not sparse else [1]
     for attention_tp, shared_tp, expert_ep in product(parts, shared_parts, parts if sparse else [1]):
         layout = Layout(
             attention_dp=devices // attention_tp,
@@ -195,7 +195,7 @@ def layouts(shape: ModelShape, devices: int) -> Iterator[Layout]:
         )
         if _fits(layout, shape):
             yield layout
-            if sparse and expert_ep > shape.top_k:
+            if sparse and expert_ep > shape.num_experts_per_tok:
                 yield layout.derive(dispatch="all_to_all")
 
 

@@ -33,8 +33,10 @@ def _activation_bytes(shape: ModelShape, layout: Layout, workload: Workload, ste
     gathered = step.tokens if shape.sparse_layers else math.ceil(step.tokens * layout.shared_tp / layout.devices)
     elements = 3.0 * gathered * shape.hidden_size
     if shape.sparse_layers:
-        rows = load_imbalance(shape, layout, workload, step) * step.tokens * shape.top_k / layout.expert_ep
-        elements += rows * (2 * shape.hidden_size + 3 * shape.expert_intermediate / layout.expert_tp)
+        rows = (
+            load_imbalance(shape, layout, workload, step) * step.tokens * shape.num_experts_per_tok / layout.expert_ep
+        )
+        elements += rows * (2 * shape.hidden_size + 3 * shape.moe_intermediate_size / layout.expert_tp)
     else:
-        elements += 3 * gathered * shape.dense_intermediate / layout.shared_tp
+        elements += 3 * gathered * shape.intermediate_size / layout.shared_tp
     return elements * ACTIVATION_BYTES

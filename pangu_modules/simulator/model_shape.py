@@ -12,6 +12,13 @@ from pangu_modules.common.config import Config
 class ModelShape(Config):
     """Sizes of a decoder with SwiGLU MLPs and (grouped-query) attention. Paper symbols in parentheses."""
 
+    renamed = {
+        "top_k": "num_experts_per_tok",
+        "expert_intermediate": "moe_intermediate_size",
+        "shared_intermediate": "shared_expert_intermediate_size",
+        "dense_intermediate": "intermediate_size",
+    }
+
     name: str = Field("model", description="Name in tables.")
     num_layers: PositiveInt = Field(description="Decoder layers.")
     hidden_size: PositiveInt = Field(description="Width of the residual stream (h).")
@@ -20,12 +27,12 @@ class ModelShape(Config):
     head_dim: PositiveInt = Field(description="Width of a head.")
     vocab_size: PositiveInt = Field(description="Tokens of the vocabulary.")
     num_experts: NonNegativeInt = Field(0, description="Routed experts per sparse layer (N); 0: a dense model.")
-    top_k: NonNegativeInt = Field(0, description="Routed experts per token (K).")
+    num_experts_per_tok: NonNegativeInt = Field(0, description="Routed experts per token (K).")
     num_groups: PositiveInt = Field(1, description="Groups with K/M picks each (M); 1 is an ordinary top-K router.")
-    expert_intermediate: NonNegativeInt = Field(0, description="Width of a routed expert (I).")
-    shared_intermediate: NonNegativeInt = Field(0, description="Width of the shared expert; 0: none.")
+    moe_intermediate_size: NonNegativeInt = Field(0, description="Width of a routed expert (I).")
+    shared_expert_intermediate_size: NonNegativeInt = Field(0, description="Width of the shared expert; 0: none.")
     dense_layers: NonNegativeInt = Field(0, description="Layers of a sparse model that have a dense MLP.")
-    dense_intermediate: NonNegativeInt = Field(0, description="Width of the MLP of dense layers.")
+    intermediate_size: NonNegativeInt = Field(0, description="Width of the MLP of dense layers.")
     tied_embeddings: bool = Field(False, description="Whether input and output embeddings are one matrix.")
     attention_bias: Literal["none", "qkv", "all"] = Field("none", description="Projections of attention with biases.")
     router_scale: bool = Field(False, description="Whether the router has a learned number per expert.")
@@ -35,18 +42,20 @@ class ModelShape(Config):
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} must be divisible by num_kv_heads {self.num_kv_heads}")
         if not self.num_experts:
-            if not self.dense_intermediate:
-                raise ValueError("dense_intermediate must be positive in a model without experts (num_experts 0)")
+            if not self.intermediate_size:
+                raise ValueError("intermediate_size must be positive in a model without experts (num_experts 0)")
             return self
-        if self.num_experts % self.num_groups or self.top_k % self.num_groups:
+        if self.num_experts % self.num_groups or self.num_experts_per_tok % self.num_groups:
             raise ValueError(
-                f"num_experts (N) {self.num_experts} and top_k (K) {self.top_k} must be divisible by "
-                f"num_groups (M) {self.num_groups}"
+                f"num_experts (N) {self.num_experts} and num_experts_per_tok (K) {self.num_experts_per_tok} must be "
+                f"divisible by num_groups (M) {self.num_groups}"
             )
-        if not 0 < self.top_k <= self.num_experts or not self.expert_intermediate:
-            raise ValueError("a sparse model needs 0 < top_k <= num_experts and expert_intermediate > 0")
-        if self.dense_layers > self.num_layers or (self.dense_layers and not self.dense_intermediate):
-            raise ValueError("dense_layers: at most num_layers, and they need dense_intermediate > 0")
+        if not 0 < self.num_experts_per_tok <= self.num_experts or not self.moe_intermediate_size:
+            raise ValueError(
+                "a sparse model needs 0 < num_experts_per_tok <= num_experts and moe_intermediate_size > 0"
+            )
+        if self.dense_layers > self.num_layers or (self.dense_layers and not self.intermediate_size):
+            raise ValueError("dense_layers: at most num_layers, and they need intermediate_size > 0")
         return self
 
     @property
@@ -64,17 +73,17 @@ class ModelShape(Config):
     @property
     def expert_parameters(self) -> int:
         """Weights of one routed expert's three matrices: gate, up and down."""
-        return 3 * self.hidden_size * self.expert_intermediate
+        return 3 * self.hidden_size * self.moe_intermediate_size
 
     @property
     def shared_parameters(self) -> int:
         """Weights of one layer's shared expert: three matrices too."""
-        return 3 * self.hidden_size * self.shared_intermediate
+        return 3 * self.hidden_size * self.shared_expert_intermediate_size
 
     @property
     def dense_parameters(self) -> int:
         """Weights of one dense layer's MLP: three matrices too."""
-        return 3 * self.hidden_size * self.dense_intermediate
+        return 3 * self.hidden_size * self.intermediate_size
 
     @property
     def embedding_parameters(self) -> int:
@@ -84,7 +93,7 @@ class ModelShape(Config):
     def parameters(self, *, active: bool = False) -> int:
         """Return all parameters, or with `active` those that one token uses (both embeddings counted)."""
         router = self.num_experts * (self.hidden_size + self.router_scale)
-        routed = (self.top_k if active else self.num_experts) * self.expert_parameters
+        routed = (self.num_experts_per_tok if active else self.num_experts) * self.expert_parameters
         sparse = self.sparse_layers * (routed + router + self.shared_parameters)
         dense = (self.num_layers - self.sparse_layers) * self.dense_parameters
         norms = (2 * self.num_layers + 1) * self.hidden_size
@@ -120,7 +129,7 @@ def shape_of(config: Any, name: str = "model") -> ModelShape:
         num_kv_heads=_first(config, name, "num_key_value_heads", default=heads),
         head_dim=_first(config, name, "head_dim", default=hidden // heads),
         vocab_size=_first(config, name, "vocab_size"),
-        dense_intermediate=dense_width,
+        intermediate_size=dense_width,
         tied_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
         attention_bias="all" if getattr(config, "attention_bias", False) else "none",
         **sizes,
@@ -134,10 +143,10 @@ def _expert_sizes(config: Any, name: str, layers: int, experts: int) -> dict[str
     grouped = getattr(config, "router", "moge") == "moge"  # the baselines of PanguProMoEConfig route without groups
     return {
         "num_experts": experts,
-        "top_k": _first(config, name, "num_experts_per_tok"),
+        "num_experts_per_tok": _first(config, name, "num_experts_per_tok"),
         "num_groups": _first(config, name, "num_groups", default=1) if grouped else 1,
-        "expert_intermediate": width,
-        "shared_intermediate": shared,
+        "moe_intermediate_size": width,
+        "shared_expert_intermediate_size": shared,
         "dense_layers": _dense_layers(config, layers),
         "router_scale": bool(getattr(config, "router_scale", False)),
     }
@@ -171,10 +180,10 @@ PANGU_PRO_MOE = ModelShape(
     head_dim=128,
     vocab_size=153376,
     num_experts=64,
-    top_k=8,
+    num_experts_per_tok=8,
     num_groups=8,
-    expert_intermediate=1344,
-    shared_intermediate=5376,
+    moe_intermediate_size=1344,
+    shared_expert_intermediate_size=5376,
     attention_bias="all",
     router_scale=True,
 )
@@ -187,7 +196,7 @@ DENSE_72B = ModelShape(
     num_kv_heads=8,
     head_dim=128,
     vocab_size=152064,
-    dense_intermediate=29568,
+    intermediate_size=29568,
     attention_bias="qkv",
 )
 DENSE_32B = ModelShape(
@@ -198,6 +207,6 @@ DENSE_32B = ModelShape(
     num_kv_heads=8,
     head_dim=128,
     vocab_size=152064,
-    dense_intermediate=27648,
+    intermediate_size=27648,
     attention_bias="qkv",
 )

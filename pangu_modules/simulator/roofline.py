@@ -111,7 +111,7 @@ def dense_costs(shape: ModelShape, layout: Layout, workload: Workload, step: Ste
     volume = tokens * shape.hidden_size * workload.communication_bits / 8
     yield _norm(shape, layout, step)
     yield Collective("all_gather", volume, layout.shared_tp)
-    yield from _mlp("dense", tokens, shape.hidden_size, shape.dense_intermediate, layout.shared_tp, workload)
+    yield from _mlp("dense", tokens, shape.hidden_size, shape.intermediate_size, layout.shared_tp, workload)
     yield Collective("reduce_scatter", volume, layout.shared_tp)
 
 
@@ -127,24 +127,28 @@ def sparse_costs(shape: ModelShape, layout: Layout, workload: Workload, step: St
         moved = [Collective("all_gather", step.tokens * hidden * element, devices)]
         back = [Collective("reduce_scatter", step.tokens * hidden * element, devices)]
     else:
-        copies = min(shape.top_k, layout.expert_ep) * layout.expert_tp  # one copy per device that the token visits
+        copies = (
+            min(shape.num_experts_per_tok, layout.expert_ep) * layout.expert_tp
+        )  # one copy per device that the token visits
         sent = own_rows * copies * hidden * element * load_imbalance(shape, layout, workload, step)
-        gathered = shared_tokens * hidden * element if shape.shared_intermediate else 0.0
+        gathered = shared_tokens * hidden * element if shape.shared_expert_intermediate_size else 0.0
         exchange, tp = Collective("all_to_all", sent, devices), layout.shared_tp
         moved = [exchange, Collective("all_gather", gathered, tp)]
         back = [exchange, Collective("reduce_scatter", gathered, tp)]
     yield from moved
     yield from _routed(shape, layout, workload, step)
-    if shape.shared_intermediate:
-        yield from _mlp("shared", shared_tokens, hidden, shape.shared_intermediate, layout.shared_tp, workload)
+    if shape.shared_expert_intermediate_size:
+        yield from _mlp(
+            "shared", shared_tokens, hidden, shape.shared_expert_intermediate_size, layout.shared_tp, workload
+        )
     yield from back
 
 
 def _routed(shape: ModelShape, layout: Layout, workload: Workload, step: Step) -> Iterator[Operator]:
     """Yield the busiest device's routed experts: gather rows, two grouped matrix products, activation, combine."""
     imbalance = load_imbalance(shape, layout, workload, step)
-    rows = imbalance * step.tokens * shape.top_k / layout.expert_ep
-    width = shape.expert_intermediate / layout.expert_tp
+    rows = imbalance * step.tokens * shape.num_experts_per_tok / layout.expert_ep
+    width = shape.moe_intermediate_size / layout.expert_tp
     local = shape.num_experts / layout.expert_ep
     voted = workload.voted_experts if step.new_tokens == 1 else None
     read = min(local, imbalance * distinct_experts(shape, step.tokens, voted) / layout.expert_ep)
@@ -188,7 +192,7 @@ def distinct_experts(shape: ModelShape, tokens: int, voted: int | None = None) -
 
     ``N * (1 - (1 - K/N)^T)``: within a group the chance of a pick is K'/Ng = K/N. `voted` bounds the experts per group.
     """
-    used = shape.num_experts * (1 - (1 - shape.top_k / shape.num_experts) ** tokens)
+    used = shape.num_experts * (1 - (1 - shape.num_experts_per_tok / shape.num_experts) ** tokens)
     return used if voted is None else min(used, voted * shape.num_groups)
 
 
@@ -199,10 +203,14 @@ def load_imbalance(shape: ModelShape, layout: Layout, workload: Workload, step: 
     """
     if layout.expert_ep == 1 or shape.num_groups > 1:
         return 1.0
-    return top_k_imbalance(shape.num_experts, shape.top_k, layout.expert_ep, step.tokens, workload.expert_load_cv)
+    return top_k_imbalance(
+        shape.num_experts, shape.num_experts_per_tok, layout.expert_ep, step.tokens, workload.expert_load_cv
+    )
 
 
-def top_k_imbalance(num_experts: int, top_k: int, ranks: int, tokens: int, expert_load_cv: float = 0.0) -> float:
+def top_k_imbalance(
+    num_experts: int, num_experts_per_tok: int, ranks: int, tokens: int, expert_load_cv: float = 0.0
+) -> float:
     """Return E[max/mean] of the loads of `ranks` equal parts under a random top-K router.
 
     Loads of one token are hypergeometric; their sum over tokens is taken as normal, so that the maximum is that of
@@ -210,10 +218,10 @@ def top_k_imbalance(num_experts: int, top_k: int, ranks: int, tokens: int, exper
     A skew of experts adds ``cv / sqrt(experts per part)``, which no number of tokens averages out.
     """
     share = 1 / ranks
-    variance = top_k * share * (1 - share) * (num_experts - top_k) / max(1, num_experts - 1)
-    relative = variance * tokens / (tokens * top_k * share) ** 2 + expert_load_cv**2 * ranks / num_experts
+    variance = num_experts_per_tok * share * (1 - share) * (num_experts - num_experts_per_tok) / max(1, num_experts - 1)
+    relative = variance * tokens / (tokens * num_experts_per_tok * share) ** 2 + expert_load_cv**2 * ranks / num_experts
     largest = 1 + math.sqrt(relative * ranks / (ranks - 1)) * _largest_of_normals(ranks)
-    return min(largest, ranks, max(1.0, num_experts / top_k))
+    return min(largest, ranks, max(1.0, num_experts / num_experts_per_tok))
 
 
 @cache

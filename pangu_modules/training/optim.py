@@ -18,6 +18,8 @@ from pangu_modules.common.config import Config
 class OptimizerConfig(Config):
     """AdamW with decay on matrices and larger, linear warm-up, then a cosine or a constant learning rate."""
 
+    renamed = {"warmup_fraction": "warmup_share", "final_lr_fraction": "final_lr_share"}
+
     lr: PositiveFloat = Field(5e-4, description="Peak learning rate.")
     weight_decay: NonNegativeFloat = Field(0.05, description="Decoupled weight decay of parameters with 2+ dimensions.")
     respect_no_weight_decay: bool = Field(
@@ -28,8 +30,8 @@ class OptimizerConfig(Config):
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's decay rates of the two moments.")
     eps: PositiveFloat = Field(1e-8, description="AdamW's term in the denominator.")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning rate after the warm-up.")
-    warmup_fraction: float = Field(0.05, ge=0, lt=1, description="Share of all optimizer steps spent warming up.")
-    final_lr_fraction: float = Field(0.0, ge=0, le=1, description="Last learning rate as a share of the peak.")
+    warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of all optimizer steps spent warming up.")
+    final_lr_share: float = Field(0.0, ge=0, le=1, description="Last learning rate as a share of the peak.")
 
 
 def parameter_groups(
@@ -68,7 +70,7 @@ def exempt_parameters(module: nn.Module) -> list[str]:
 
 def lr_factor(config: OptimizerConfig, total_steps: int) -> Callable[[int], float]:
     """Return the learning rate as a share of its peak, a pure function of the optimizer step (0-based)."""
-    warmup = math.ceil(config.warmup_fraction * total_steps)
+    warmup = math.ceil(config.warmup_share * total_steps)
 
     def factor(step: int) -> float:
         if step < warmup:
@@ -77,7 +79,7 @@ def lr_factor(config: OptimizerConfig, total_steps: int) -> Callable[[int], floa
             return 1.0
         progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
         cosine = 0.5 * (1 + math.cos(math.pi * progress))
-        return config.final_lr_fraction + (1 - config.final_lr_fraction) * cosine
+        return config.final_lr_share + (1 - config.final_lr_share) * cosine
 
     return factor
 

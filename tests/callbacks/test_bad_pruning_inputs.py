@@ -17,9 +17,9 @@ from pangu_modules import CalibrationConfig, CausalLM, PanguLightConfig, Recipe,
 from pangu_modules.engine.cli import main
 from pangu_modules.engine.folder import RUN_DIR_VARIABLE
 
-CALIB = CalibrationConfig(n_samples=4, seq_len=16, batch_size=4)
-SLIM = StructuredPruning.Config(method=SlimLLMConfig(base_ratio=0.25, pruned_layers=2, calib=CALIB))
-LIGHT = PanguLightPruning.Config(method=PanguLightConfig(target=TargetShape(hidden_size=24), calib=CALIB))
+CALIBRATION = CalibrationConfig(num_samples=4, sequence_length=16, batch_size=4)
+SLIM = StructuredPruning.Config(method=SlimLLMConfig(base_share=0.25, pruned_layers=2, calibration=CALIBRATION))
+LIGHT = PanguLightPruning.Config(method=PanguLightConfig(target=TargetShape(hidden_size=24), calibration=CALIBRATION))
 GPT2 = json.dumps({"n_layer": 2, "n_head": 2, "n_embd": 8, "vocab_size": 128, "n_positions": 64})
 OLMO = json.dumps(TINY_LLAMA)  # Llama's sizes, and norms without gains
 
@@ -54,8 +54,8 @@ BOTH = [SLIM, LIGHT]
 CASES: dict[str, tuple[list[StructuredPruning.Config | PanguLightPruning.Config], list[str], str]] = {
     "nothing left": (
         [SLIM],
-        [f"{METHOD}.base_ratio", "1"],
-        "method.base_ratio: Input should be less than 0.95, got '1'",
+        [f"{METHOD}.base_share", "1"],
+        "method.base_share: Input should be less than 0.95, got '1'",
     ),
     "no layer left": (
         [LIGHT],
@@ -69,8 +69,16 @@ CASES: dict[str, tuple[list[StructuredPruning.Config | PanguLightPruning.Config]
     ),
     "unknown sizes": (BOTH, ["--module.architecture", "gpt2", "--module.model_args", GPT2], "'gpt2'"),
     "unknown norms": (BOTH, ["--module.architecture", "olmo", "--module.model_args", OLMO], "'olmo'"),
-    "text too short": (BOTH, [f"{METHOD}.calib.seq_len", "99"], "lower calib.seq_len or calib.n_samples"),
-    "too little text": (BOTH, [f"{METHOD}.calib.n_samples", "99"], "lower calib.seq_len or calib.n_samples"),
+    "text too short": (
+        BOTH,
+        [f"{METHOD}.calibration.sequence_length", "99"],
+        "lower calibration.sequence_length or calibration.num_samples",
+    ),
+    "too little text": (
+        BOTH,
+        [f"{METHOD}.calibration.num_samples", "99"],
+        "lower calibration.sequence_length or calibration.num_samples",
+    ),
     "not finite, SlimLLM": ([SLIM], START, "layer 1: the output has NaN"),
     "not finite, Pangu Light": ([LIGHT], START, "activations of layers.1.mlp.down_proj are not finite"),
     "pruned before": (BOTH, START, "already pruned"),

@@ -20,7 +20,7 @@ from pangu_modules.training.fingerprint import fingerprint
 
 PRUNE = StructuredPruning.Config(
     method=SlimLLMConfig(
-        base_ratio=0.5, pruned_layers=1, calib=CalibrationConfig(n_samples=4, seq_len=16, batch_size=4)
+        base_share=0.5, pruned_layers=1, calibration=CalibrationConfig(num_samples=4, sequence_length=16, batch_size=4)
     ),
     progress_folder=None,
 )
@@ -51,7 +51,7 @@ def recipe(max_steps=4):
         module=CausalLM.Config(
             architecture="llama",
             model_args=TINY_LLAMA,
-            optimizer=OptimizerConfig(lr=1e-2, schedule="constant", warmup_fraction=0),
+            optimizer=OptimizerConfig(lr=1e-2, schedule="constant", warmup_share=0),
         ),
         data=TokenBatches.Config(),
         callbacks={"distill": Distillation.Config(), "prune": PRUNE},

@@ -16,7 +16,7 @@ from pangu_modules.llm.weighting.features import loss_profile
 from pangu_modules.llm.weighting.saving import load_weighting_model
 
 
-def test_frozen_stages_weigh_a_wider_model(tmp_path):
+def test_frozen_rounds_weigh_a_wider_model(tmp_path):
     first = dwm(dwm_lr=0.05)
     fit(tmp_path / "first", first)
     callback, seen = dwm(frozen=str(tmp_path / "first")), Seen()
@@ -24,12 +24,12 @@ def test_frozen_stages_weigh_a_wider_model(tmp_path):
     fit(tmp_path / "second", callback, module=wider, extra=[seen])
     assert callback.learner is None
     assert not list((tmp_path / "second").glob("*.safetensors"))
-    batches, model = MixedData.Config().build(), load_weighting_model(tmp_path / "first" / "dwm_stage1.safetensors")
+    batches, model = MixedData.Config().build(), load_weighting_model(tmp_path / "first" / "dwm_round1.safetensors")
     batches.setup()
     batch = list(batches.train_dataloader())[4]
     torch.testing.assert_close(seen.weights[4], 4 * model.weights(model(batch["input_ids"])).detach())
     assert seen.weights[2] is None
-    # and resumes in the middle of a stage
+    # and resumes in the middle of a round
     folder, resumed = tmp_path / "third", tiny_module(seed=1, model_args={"hidden_size": 64})
     with pytest.raises(ZeroDivisionError):
         fit(
@@ -49,7 +49,7 @@ def test_losses_of_the_wider_model_itself_are_what_a_frozen_one_reads(tmp_path):
     seen, clones = Seen(), Clones()
     callback = dwm(frozen=str(tmp_path / "first"))
     fit(tmp_path / "second", callback, module=tiny_module(model_args={"hidden_size": 64}), extra=[clones, seen])
-    data, model = MixedData.Config().build(), load_weighting_model(tmp_path / "first" / "dwm_stage1.safetensors")
+    data, model = MixedData.Config().build(), load_weighting_model(tmp_path / "first" / "dwm_round1.safetensors")
     data.setup()
     for index, batch in list(enumerate(data.train_dataloader()))[3:6]:
         with torch.no_grad():
@@ -66,20 +66,20 @@ def test_a_kept_encoder_weighs_a_wider_model(tmp_path, schedule):
     fit(tmp_path / "first", dwm(**options), extra=[clones])
     callback, seen = dwm(frozen=str(tmp_path / "first")), Seen()
     fit(tmp_path / "second", callback, module=tiny_module(model_args={"hidden_size": 64}), extra=[seen])
-    # Batches 3 to 5 are stage 1. Its last update reads the model before batch 4 where both train (batches 3 and 4 have
-    # an update each), before batch 3 where the model waits; online the model is kept when the stage ends.
+    # Batches 3 to 5 are round 1. Its last update reads the model before batch 4 where both train (batches 3 and 4 have
+    # an update each), before batch 3 where the model waits; online the model is kept when the round ends.
     kept = {"real": clones.models[4], "virtual": clones.models[3]}.get(schedule.get("lm_in_phase_a"), clones.models[6])
-    data, model = MixedData.Config().build(), load_weighting_model(tmp_path / "first" / "dwm_stage1.safetensors")
+    data, model = MixedData.Config().build(), load_weighting_model(tmp_path / "first" / "dwm_round1.safetensors")
     data.setup()
     for index, batch in list(enumerate(data.train_dataloader()))[3:6]:
         with torch.no_grad():
             hidden = kept.get_decoder()(input_ids=batch["input_ids"]).last_hidden_state.mean(1)
             torch.testing.assert_close(seen.weights[index], 4 * model.weights(model(features=hidden)))
     assert (seen.weights[4] - 1).abs().max() > 1e-3
-    shutil.rmtree(tmp_path / "first" / "dwm_stage1_encoder")
-    with pytest.raises(ValueError, match="lacks dwm_stage1_encoder: its run did not finish"):
+    shutil.rmtree(tmp_path / "first" / "dwm_round1_encoder")
+    with pytest.raises(ValueError, match="lacks dwm_round1_encoder: its run did not finish"):
         fit(tmp_path / "third", dwm(frozen=str(tmp_path / "first")))
-    shutil.rmtree(tmp_path / "first" / "dwm_stage2_encoder")
+    shutil.rmtree(tmp_path / "first" / "dwm_round2_encoder")
     with pytest.raises(UsageError, match="keep_encoder=true in the run that learns"):
         fit(
             tmp_path / "third",
@@ -89,5 +89,5 @@ def test_a_kept_encoder_weighs_a_wider_model(tmp_path, schedule):
 
 
 def test_only_the_encoder_that_reads_the_model_keeps_it():
-    with pytest.raises(ValidationError, match=r"keep_encoder=True .* model.encoder='tiny'"):
+    with pytest.raises(ValidationError, match=r"keep_encoder=True .* method.model.encoder='tiny'"):
         dwm(keep_encoder=True)

@@ -147,5 +147,5 @@ def test_another_source_is_read_by_text_data_alone(tmp_path):
     assert {len(sample["input_ids"]) for sample in stream} == {16}
     text = data.tokenizer.decode(stream[0]["input_ids"])
     assert "other text" in text
-    with pytest.raises(ValueError, match=r"calib\.source='x': DigitsData reads no other text"):
+    with pytest.raises(ValueError, match=r"calibration\.source='x': DigitsData reads no other text"):
         DigitsData.Config().build().calibration_sequences(0, source="x")

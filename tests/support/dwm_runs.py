@@ -14,7 +14,7 @@ from callbacks import DWMReweighting, ExactResume
 from callbacks.weighting.config import MOVED
 from datamodules import DataModule
 
-SMALL = {"d_model": 16, "n_layers": 1, "n_heads": 2}
+SMALL = {"hidden_size": 16, "num_layers": 1, "num_heads": 2}
 
 
 class Mixture(Dataset):
@@ -60,7 +60,7 @@ class Seen(Callback):
 
 
 def dwm(**fields):
-    fields = {"n_stages": 3, "dwm_steps": 2, "val_batch_size": 4, **fields}
+    fields = {"num_rounds": 3, "dwm_steps": 2, "val_batch_size": 4, **fields}
     method = {name: fields.pop(name) for name in MOVED if name in fields}
     if "frozen" not in fields:
         method["model"] = {**SMALL, **method.get("model", {})}

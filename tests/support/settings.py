@@ -10,19 +10,21 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch import Callback
-from old_checkpoints import CALIB, LLAMA, MOGE, OPTIMIZER, VIT, TinyData
+from old_checkpoints import LLAMA, MOGE, VIT, TinyData
 
 import callbacks as all_callbacks
 import pangu_modules
 
 STEPS = 6
+OPTIMIZER = {"lr": 0.01, "schedule": "constant", "warmup_share": 0}
+CALIBRATION = {"num_samples": 4, "sequence_length": 12, "batch_size": 4}
 DENSE = ("CausalLM", {"architecture": "llama", "model_args": LLAMA})
 SANDWICH = (
     "CausalLM",
     {"architecture": "sandwich_llama", "model_args": {**LLAMA, "tie_word_embeddings": False}},
 )
 MIXTURE = ("CausalLM", {"architecture": "PanguProMoE", "model_args": MOGE})
-UPCYCLE = {"num_experts": 4, "num_groups": 2, "experts_per_token": 2, "shared_intermediate_size": 4}
+UPCYCLE = {"num_experts": 4, "num_groups": 2, "num_experts_per_tok": 2, "shared_expert_intermediate_size": 4}
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Setting:
 
 def pruning(method: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration of a pruning callback that measures nothing and keeps no progress."""
-    return {"method": {**method, "calib": CALIB}, "progress_folder": None, "measure": False}
+    return {"method": {**method, "calibration": CALIBRATION}, "progress_folder": None, "measure": False}
 
 
 SETTINGS: dict[str, Setting] = {
@@ -62,7 +64,7 @@ SETTINGS: dict[str, Setting] = {
     "slimllm": Setting(
         DENSE,
         "StructuredPruning",
-        pruning({"base_ratio": 0.5, "pruned_layers": 1, "alpha": 0}),
+        pruning({"base_share": 0.5, "pruned_layers": 1, "alpha": 0}),
         plans=("shape",),
     ),
     "drop": Setting(DENSE, "LayerDropping", pruning({"dropped_layers": 1}), plans=("shape",)),
@@ -77,18 +79,18 @@ SETTINGS: dict[str, Setting] = {
         DENSE,
         "DWMReweighting",
         {
-            "n_stages": 2,
+            "num_rounds": 2,
             "dwm_steps": 2,
             "val_batch_size": 4,
-            "method": {"model": {"encoder": "losses", "d_model": 8}, "dwm_lr": 0.01},
+            "method": {"model": {"encoder": "losses", "hidden_size": 8}, "dwm_lr": 0.01},
         },
     ),
-    "weighting": Setting(DENSE, "BatchWeighting", {"method": {"kind": "random", "ess": (0.6,)}, "n_stages": 2}),
-    "influence": Setting(DENSE, "InfluenceSelection", {"n_stages": 2, "probes": 8, "val_batch_size": 4}),
+    "weighting": Setting(DENSE, "BatchWeighting", {"method": {"kind": "random", "ess": (0.6,)}, "num_rounds": 2}),
+    "influence": Setting(DENSE, "InfluenceSelection", {"num_rounds": 2, "probes": 8, "val_batch_size": 4}),
     "absorb": Setting(
         SANDWICH,
         "PostNormAbsorption",
-        {"method": {"enabled": True, "max_ppl_increase": 1000.0}, "calib": CALIB},
+        {"method": {"enabled": True, "max_ppl_increase": 1000.0}, "calibration": CALIBRATION},
         plans=("absorb",),
     ),
     "balance": Setting(MIXTURE, "RouterBalancing", {"method": {"coefficient": 0.1, "z_coefficient": 0.01}}),

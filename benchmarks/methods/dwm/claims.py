@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.harness.arms import Arm, Claim, Method
 from benchmarks.harness.quantities import Below, Gain, Magnitude, Metric, Ratio, RecoveredShare, RelativeGain
 from benchmarks.harness.verdicts import EverySeedAbove, MeanAbove
-from benchmarks.methods.dwm.rows import CLEAN, PAIR, STAGES, STEPS, WIDE_STEPS, SmolLM2, Text, mixed, reported
+from benchmarks.methods.dwm.rows import CLEAN, PAIR, ROUNDS, STEPS, WIDE_STEPS, SmolLM2, Text, mixed, reported
 
 SEEDS = 3
 SELECTION = {"selection": "dsir", "keep": 0.75}  # with half, windows would repeat in so many steps
@@ -25,7 +25,7 @@ SETUP = (
     "windows are prose of the King James Bible, a quarter have its tokens in random order, a quarter are random "
     "characters. Target and test are held-out prose, about 35 chapters each, drawn anew for each seed; windows that "
     "share 16 tokens in a row with a split before them (test, target, training) are left out. DWM learns in "
-    f"{STAGES - 1} of {STAGES} stages on the target, from the profile of each sequence's token losses; the offline "
+    f"{ROUNDS - 1} of {ROUNDS} rounds on the target, from the profile of each sequence's token losses; the offline "
     "baselines see the same target and keep half of the data. In the two-domain arms target and test are half "
     "prose, half sentences of one form with random numbers; the arms on a selection train on the three quarters of the "
     "windows that DSIR draws; the wide arms have twice the width and take "
@@ -34,7 +34,7 @@ SETUP = (
     "(letters exchanged by a fixed cipher), 2:1:1."
 )
 
-FROZEN_EARLY: dict[str, Any] = {"freeze_after_stage": 1}
+FROZEN_EARLY: dict[str, Any] = {"freeze_after_round": 1}
 
 ARMS = (
     mixed("uniform", "uniform weights", "uniform"),
@@ -56,22 +56,22 @@ ARMS = (
     Text(name="pair_dwm", description="two useful domains, DWM", data=PAIR, options={"followed": "hard"}),
     Text(
         name="pair_static",
-        description="two useful domains, DWM after its first stage",
+        description="two useful domains, DWM after its first round",
         fields=FROZEN_EARLY,
         data=PAIR,
     ),
-    reported("static", "DWM frozen after its first stage", **FROZEN_EARLY),
-    reported("per_sample", "DWM, each sequence alone", method={"model": {"n_mix": 0}}),
+    reported("static", "DWM frozen after its first round", **FROZEN_EARLY),
+    reported("per_sample", "DWM, each sequence alone", method={"model": {"num_mix": 0}}),
     reported("loss_high", "by loss, high preferred", "loss", prefer="high"),
     reported("loss_low", "by loss, low preferred", "loss", prefer="low"),
     reported("perplexity", "half of lowest perplexity under bigrams", "perplexity"),
     reported("dsir", "half drawn by n-gram importance (DSIR)", "dsir"),
-    reported("influence", "half of largest predicted influence, chosen in each stage (as MATES)", "influence"),
+    reported("influence", "half of largest predicted influence, chosen in each round (as MATES)", "influence"),
     reported("classifier", "half a classifier takes for the target", "classifier"),
 )
 """First the arms that gates need, on all seeds; then those that are only reported."""
 SMOLLM2_ARMS = (
-    SmolLM2("smollm2_uniform", "SmolLM2, uniform weights", {"method": {"kind": "uniform"}, "n_stages": 6}),
+    SmolLM2("smollm2_uniform", "SmolLM2, uniform weights", {"method": {"kind": "uniform"}, "num_rounds": 6}),
     SmolLM2("smollm2_dwm", "SmolLM2, DWM"),
 )
 QUICK = "static"  # DWM in two minutes; the gated arm takes three and a half
@@ -90,7 +90,7 @@ def over(arm: str, what: str) -> Claim:
 GATES = (
     Claim(
         "noise_loses_weight",
-        "From the third stage on, noise has at most half of a uniform weight",
+        "From the third round on, noise has at most half of a uniform weight",
         Ratio(WEIGHT, "uniform", "dwm"),
         EverySeedAbove(2.0),
     ),
@@ -129,14 +129,14 @@ GATES = (
     ),
     Claim(
         "preference_moves",
-        "The hard domain's weight changes from the first learned stage to the last by over 2 standard errors",
+        "The hard domain's weight changes from the first learned round to the last by over 2 standard errors",
         Magnitude(SHIFT, "pair_dwm"),
         EverySeedAbove(2.0),
         paper="preferences move during training",
     ),
     Claim(
         "staged_over_static",
-        "With two useful domains, test loss not above that of a model frozen after its first stage, in the mean",
+        "With two useful domains, test loss not above that of a model frozen after its first round, in the mean",
         gain("pair_dwm", "pair_static"),
         MeanAbove(0.0),
     ),
@@ -162,13 +162,13 @@ GATES = (
 
 
 REPORTED = (
-    over("static", "DWM frozen after its first stage"),
+    over("static", "DWM frozen after its first round"),
     over("per_sample", "DWM that sees each sequence alone"),
     over("loss_high", "weights by loss, high ones preferred"),
     over("loss_low", "weights by loss, low ones preferred"),
     over("perplexity", "keeping the half of lowest perplexity"),
     over("dsir", "n-gram importance (DSIR)"),
-    over("influence", "the half of largest predicted influence, chosen anew in each stage (as MATES)"),
+    over("influence", "the half of largest predicted influence, chosen anew in each round (as MATES)"),
     over("classifier", "a classifier's half"),
     Claim("pair_over_uniform", "Two useful domains: gain over uniform weights", gain("pair_dwm", "pair_uniform")),
 )

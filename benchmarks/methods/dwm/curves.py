@@ -33,16 +33,16 @@ MIXED = ("uniform", *WEIGHED, "oracle")
 
 
 def series(arm: Mapping[str, Any], prefix: str, chosen: Collection[str] | None = None) -> list[float]:
-    """Return an arm's ``<prefix>_stage0``, ``1``, ..., each the mean over its seeds or the chosen ones; maybe empty."""
+    """Return an arm's ``<prefix>_round0``, ``1``, ..., each the mean over its seeds or the chosen ones; maybe empty."""
     seeds = [numbers for seed, numbers in arm["results"].items() if chosen is None or seed in chosen]
     means: list[float] = []
-    while seeds and all(f"{prefix}_stage{len(means)}" in numbers for numbers in seeds):
-        means.append(statistics.fmean(numbers[f"{prefix}_stage{len(means)}"] for numbers in seeds))
+    while seeds and all(f"{prefix}_round{len(means)}" in numbers for numbers in seeds):
+        means.append(statistics.fmean(numbers[f"{prefix}_round{len(means)}"] for numbers in seeds))
     return means
 
 
 def draw(arms: Mapping[str, Any], domains: Sequence[str] = MIXTURE) -> Figure:
-    """Draw the mean weight of each domain under DWM, and all arms' effective batch and target loss, by stage.
+    """Draw the mean weight of each domain under DWM, and all arms' effective batch and target loss, by round.
 
     Arms are compared on the seeds that all of them have: each seed has its own split of the text.
     """
@@ -67,11 +67,11 @@ def draw(arms: Mapping[str, Any], domains: Sequence[str] = MIXTURE) -> Figure:
     titles = (
         "mean weight of a domain (DWM, all seeds)",
         f"effective share of the batch ({which})",
-        f"target loss at the stage's end [nats] ({which})",
+        f"target loss at the round's end [nats] ({which})",
     )
     for panel, title in zip(panels, titles, strict=True):
         panel.set_ylabel(title)
-        panel.set_xlabel("stage")
+        panel.set_xlabel("round")
         panel.grid(alpha=0.25)
         panel.legend(fontsize="x-small")
     return figure

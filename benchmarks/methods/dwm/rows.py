@@ -12,7 +12,7 @@ from datamodules import Domain
 from recipes.dwm_text import DOMAINS, KJV, LLAMA
 
 TEXT, SMOLLM2 = "recipes.dwm_text", "recipes.dwm_smollm2"
-STEPS, WIDE_STEPS, STAGES = 800, 400, 10
+STEPS, WIDE_STEPS, ROUNDS = 800, 400, 10
 WIDE = {"hidden_size": 256, "intermediate_size": 704}
 REPORTED_SEEDS = 1
 NOISE = ("shuffled", "random")
@@ -61,9 +61,9 @@ class Text:
         if self.method == "dwm":
             changes["callbacks"]["dwm"] |= self.fields
         elif self.method == "influence":
-            weighing["influence"] = {"n_stages": STAGES, **self.fields}
+            weighing["influence"] = {"num_rounds": ROUNDS, **self.fields}
         else:
-            weighing["weighting"] = {"method": {"kind": self.method, **self.fields}, "n_stages": STAGES}
+            weighing["weighting"] = {"method": {"kind": self.method, **self.fields}, "num_rounds": ROUNDS}
         return weighed_arm(
             self.name, self.description, WeighedRun(TEXT, changes, **weighing, **self.options), self.seeds
         )
@@ -81,7 +81,7 @@ class Text:
             "callbacks": {"dwm": dwm},
             "trainer": {
                 "max_steps": steps,
-                "val_check_interval": max(1, steps // STAGES),
+                "val_check_interval": max(1, steps // ROUNDS),
                 "num_sanity_val_steps": 0,
                 "enable_checkpointing": False,
             },

@@ -26,7 +26,7 @@ LLAMA = {
     "num_key_value_heads": 4,
     "max_position_embeddings": LENGTH,
 }
-STEPS_PER_UPDATE = 18  # 200 updates in each of 4 stages, 14,305 steps of 2048 x 1024 tokens: 30 B tokens
+STEPS_PER_UPDATE = 18  # 200 updates in each of 4 rounds, 14,305 steps of 2048 x 1024 tokens: 30 B tokens
 AMORTIZED_TARGET = 1 / 1.3
 MEMORY_TARGET = 1 / 2.2
 # Relative error of h against the engine exact, in float32; measured: 3e-6 for dot and jvp, 1e-2 for fd.
@@ -113,7 +113,7 @@ def new_run(attention: str = "sdpa", **sizes: int) -> Run:
     module = CausalLM.Config(architecture="llama", model_args=model_args, attn_implementation=attention).build()
     losses_of = LossesOf(module)
     vocabulary = model_args["vocab_size"]
-    weighting = DataWeightingModel.Config(d_model=64, n_layers=1, vocab_size=vocabulary).build()
+    weighting = DataWeightingModel.Config(hidden_size=64, num_layers=1, vocab_size=vocabulary).build()
     torch.nn.init.normal_(weighting.output.weight)  # weights that differ, as after some updates
     run = Run(
         module,

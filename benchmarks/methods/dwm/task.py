@@ -17,13 +17,13 @@ from callbacks.weighting.preferences import DomainWeights, Preferences, read_pre
 if TYPE_CHECKING:
     from pangu_modules import Recipe
 
-LATE = 2  # from the third stage on (the first is uniform, in the second DWM learns for the first time)
+LATE = 2  # from the third round on (the first is uniform, in the second DWM learns for the first time)
 TIMED_STEPS = 20
 
 
 @dataclass(frozen=True)
 class WeighedRun:
-    """Trains and tests a recipe; returns its test metrics and, by stage, weights, effective batch and target loss.
+    """Trains and tests a recipe; returns its test metrics and, by round, weights, effective batch and target loss.
 
     Args:
         recipe: module that holds ``recipe``, whose callback ``dwm`` weighs.
@@ -31,10 +31,10 @@ class WeighedRun:
         weighting: fields of `BatchWeighting`, which then replaces ``dwm``; None keeps ``dwm``.
         influence: fields of `InfluenceSelection`, likewise.
         selection: fields of `SelectedMixtureData`, whose data then replace the recipe's.
-        ess_from: arm whose effective batch sizes random weights take over, stage by stage.
+        ess_from: arm whose effective batch sizes random weights take over, round by round.
         frozen_from: arm whose weighting models are used, without updates.
-        noise: domains whose mean weight is ``noise_weight``, from the third stage on.
-        followed: domain whose weight's change from the first learned stage to the last is ``shift``, in standard
+        noise: domains whose mean weight is ``noise_weight``, from the third round on.
+        followed: domain whose weight's change from the first learned round to the last is ``shift``, in standard
             errors of the difference.
         time_overhead: measure ``overhead``, the CPU time of weighing a batch as a share of a plain training step.
     """
@@ -60,7 +60,7 @@ class WeighedRun:
         if self.weighting is not None:
             fields: dict[str, Any] = {**self.weighting, "seed": seed}
             if self.ess_from and inputs is not None:
-                fields["method"] = {**fields["method"], "ess": ess_by_stage(inputs[self.ess_from].values)}
+                fields["method"] = {**fields["method"], "ess": ess_by_round(inputs[self.ess_from].values)}
             callbacks = {"dwm": None, "weighting": BatchWeighting.Config(**fields)}
         elif self.influence is not None:
             callbacks = {"dwm": None, "weighting": InfluenceSelection.Config(**self.influence, seed=seed)}
@@ -82,18 +82,18 @@ class WeighedRun:
         return values
 
     def numbers(self, record: Preferences) -> dict[str, float]:
-        """Return what the run's record says, as numbers: by stage, and over the late stages."""
+        """Return what the run's record says, as numbers: by round, and over the late rounds."""
         values: dict[str, float] = {}
-        for each in record.stages:
-            values[f"ess_stage{each.stage}"] = each.effective_batch
+        for each in record.rounds:
+            values[f"ess_round{each.round}"] = each.effective_batch
             if each.last_loss is not None:
-                values[f"target_loss_stage{each.stage}"] = each.last_loss
-        late = [each.effective_batch for each in record.stages if each.stage >= LATE]
-        values["ess"] = statistics.fmean(late or [each.effective_batch for each in record.stages])
+                values[f"target_loss_round{each.round}"] = each.last_loss
+        late = [each.effective_batch for each in record.rounds if each.round >= LATE]
+        values["ess"] = statistics.fmean(late or [each.effective_batch for each in record.rounds])
         for domain in record.domains:
             values[f"tokens_{domain.domain}"] = domain.tokens
-            known = {stage: mean for stage, mean in domain.means.items() if mean is not None}
-            values |= {f"weight_{domain.domain}_stage{stage}": mean for stage, mean in known.items()}
+            known = {number: mean for number, mean in domain.means.items() if mean is not None}
+            values |= {f"weight_{domain.domain}_round{number}": mean for number, mean in known.items()}
         if self.noise:
             values["noise_weight"] = noise_weight([each for each in record.domains if each.domain in self.noise])
         if self.followed:
@@ -115,31 +115,31 @@ def selected(recipe: Recipe, fields: Mapping[str, Any]) -> Recipe:
     return recipe.derive(data=SelectedMixtureData.Config(**dict(recipe.stages[""].data), **fields))
 
 
-def ess_by_stage(values: Mapping[str, float]) -> tuple[float, ...]:
-    """Return an arm's effective batch sizes by stage, as shares of the batch."""
-    stages = sorted(int(key.removeprefix("ess_stage")) for key in values if key.startswith("ess_stage"))
-    return tuple(min(1.0, values[f"ess_stage{stage}"]) for stage in stages)
+def ess_by_round(values: Mapping[str, float]) -> tuple[float, ...]:
+    """Return an arm's effective batch sizes by round, as shares of the batch."""
+    rounds = sorted(int(key.removeprefix("ess_round")) for key in values if key.startswith("ess_round"))
+    return tuple(min(1.0, values[f"ess_round{number}"]) for number in rounds)
 
 
 def noise_weight(domains: Sequence[DomainWeights]) -> float:
-    """Return the mean weight of domains over the late stages (all, if training has fewer); 1 is uniform."""
-    stages = sorted({stage for domain in domains for stage in domain.means})
-    late = [stage for stage in stages if stage >= LATE] or stages
-    weights = [domain.means.get(stage) for domain in domains for stage in late]
+    """Return the mean weight of domains over the late rounds (all, if training has fewer); 1 is uniform."""
+    rounds = sorted({number for domain in domains for number in domain.means})
+    late = [number for number in rounds if number >= LATE] or rounds
+    weights = [domain.means.get(number) for domain in domains for number in late]
     return statistics.fmean([weight for weight in weights if weight is not None])
 
 
 def shift(domain: DomainWeights) -> float:
-    """Return the change of a domain's mean weight from the first learned stage to the last, in standard errors.
+    """Return the change of a domain's mean weight from the first learned round to the last, in standard errors.
 
     Raises:
-        ValueError: the domain was not seen in one of the two stages.
+        ValueError: the domain was not seen in one of the two rounds.
     """
-    stages = sorted(domain.means)
-    first, last = stages[min(1, len(stages) - 1)], stages[-1]
+    rounds = sorted(domain.means)
+    first, last = rounds[min(1, len(rounds) - 1)], rounds[-1]
     before, after = domain.means[first], domain.means[last]
     if before is None or after is None:
-        raise ValueError(f"domain {domain.domain!r} has no sequences in stage {first} or {last}: draw more data")
+        raise ValueError(f"domain {domain.domain!r} has no sequences in round {first} or {last}: draw more data")
     error = math.hypot(domain.errors[first] or 0.0, domain.errors[last] or 0.0)
     return (after - before) / error if error else 0.0
 
@@ -155,7 +155,7 @@ def overhead(recipe: Recipe, checkpoint: Path, folder: Path, frozen: Path) -> fl
     from pangu_modules import CausalLM
     from pangu_modules.llm.weighting.features import TokenLosses
     from pangu_modules.llm.weighting.protocol import per_sequence_losses
-    from pangu_modules.llm.weighting.saving import load_stages
+    from pangu_modules.llm.weighting.saving import load_rounds
     from pangu_modules.llm.weighting.update import weigh
 
     stage = recipe.stages[""]
@@ -164,7 +164,7 @@ def overhead(recipe: Recipe, checkpoint: Path, folder: Path, frozen: Path) -> fl
     batch = next(iter(data.train_dataloader()))
     module = CausalLM.load_from_checkpoint(checkpoint, weights_only=True, map_location="cpu")
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.0)
-    model = list(load_stages(frozen / "run").values())[-1]
+    model = list(load_rounds(frozen / "run").values())[-1]
     with torch.no_grad():
         output = module.model(input_ids=batch["input_ids"])
 

@@ -51,7 +51,7 @@ def distilled(name: str, description: str, method: str) -> Conversion:
     return Conversion(name, description, seeds=1, callbacks=callbacks)
 
 
-TAIL = {"hard_tail": "scales", "tail_fraction": 0.1, "schedule_steps": 0.9}
+TAIL = {"hard_tail": "scales", "tail_share": 0.1, "schedule_steps": 0.9}
 
 ARMS = (
     FullPrecision(
@@ -59,7 +59,7 @@ ARMS = (
         f"pretrained in full precision, {BASE_STEPS} steps",
         BASE_STEPS,
         batch_size=16,  # 1024 tokens a step
-        optimizer={"warmup_fraction": 0.05},
+        optimizer={"warmup_share": 0.05},
     ),
     FullPrecision("continued", "full precision, trained on", STEPS, start_from="base"),
     # The methods, each at the better of two learning rates.

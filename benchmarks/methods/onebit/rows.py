@@ -24,7 +24,7 @@ MODEL = {
     "max_position_embeddings": 256,
     "tie_word_embeddings": True,
 }
-TEXT = {"sequence_length": 64, "val_fraction": 0.02, "test_fraction": 0.03, "eval_batch_size": 64}
+TEXT = {"sequence_length": 64, "val_share": 0.02, "test_share": 0.03, "eval_batch_size": 64}
 SMALL_TEXT = {"source": "python_topics", "vocab_size": 300, "sequence_length": 32}
 MINIATURE_STEPS, MINIATURE_INIT_STEPS = 12, 2
 PLAIN = {"init": "none", "hard_tail": "none", "schedule_steps": 1.0, "scale_dtype": "float32"}
@@ -108,7 +108,7 @@ class Tuned:
 def training(steps: int, lr: float, miniature: bool, batch_size: int = 8) -> dict[str, Any]:
     """Return the overrides of a training run of so many steps; validation follows the last one."""
     return {
-        "module": {"model_args": MODEL, "optimizer": {"lr": lr, "warmup_fraction": min(0.5, 20 / steps)}},
+        "module": {"model_args": MODEL, "optimizer": {"lr": lr, "warmup_share": min(0.5, 20 / steps)}},
         "data": {**TEXT, "batch_size": batch_size, **(SMALL_TEXT if miniature else {})},
         "trainer": {
             "max_steps": steps,

@@ -132,7 +132,7 @@ def set_t(model: nn.Module, t: float) -> None:
     from pangu_modules.llm.onebit.plan import binary_layers
 
     for layer in binary_layers(model).values():
-        layer.set_stage(t)
+        layer.set_phase(t)
 
 
 def milliseconds(function: Callable[[], Any]) -> Callable[[], float]:

@@ -142,7 +142,7 @@ def fit(model: nn.Module, windows: Tensor, *, steps: int, lr: float, seed: int) 
     from pangu_modules.training.optim import OptimizerConfig, build_optimizer
 
     generator = torch.Generator().manual_seed(seed)
-    settings = OptimizerConfig(lr=lr, betas=(0.9, 0.95), weight_decay=0.1, warmup_fraction=0.05)
+    settings = OptimizerConfig(lr=lr, betas=(0.9, 0.95), weight_decay=0.1, warmup_share=0.05)
     optimizer, scheduler = build_optimizer(model, settings, steps)
     runner: Any = model.train()
     for _ in range(steps):

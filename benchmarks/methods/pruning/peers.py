@@ -14,7 +14,7 @@ from pangu_modules.common.parameters import count_parameters
 if TYPE_CHECKING:
     from torch import Tensor
 
-RATIO = 0.25
+SHARE = 0.25
 
 
 def optipfair_contest() -> Contest:
@@ -26,7 +26,7 @@ def optipfair_contest() -> Contest:
 
     def peer(model: Any, batches: Sequence[dict[str, Tensor]]) -> Any:
         with contextlib.redirect_stdout(io.StringIO()):
-            options = {"pruning_percentage": 100 * RATIO, "dataloader": batches, "show_progress": False}
+            options = {"pruning_percentage": 100 * SHARE, "dataloader": batches, "show_progress": False}
             return prune_model(model, neuron_selection_method="MAW", **options)
 
     return _channel_contest("optipfair", "optipfair", peer)
@@ -50,7 +50,7 @@ def modelopt_contest() -> Contest:
             handle.remove()
         for layer, hook in zip(layers, hooks, strict=True):
             scores = hook.accumulate()
-            surgery.keep_channels(layer, scores.topk(round((1 - RATIO) * len(scores))).indices.tolist())
+            surgery.keep_channels(layer, scores.topk(round((1 - SHARE) * len(scores))).indices.tolist())
         return model
 
     return _channel_contest("modelopt", "ModelOpt's channel contribution hooks", peer)
@@ -68,12 +68,12 @@ def _channel_contest(name: str, peer_name: str, prune: Callable[[Any, Sequence[d
     dense, texts = smollm2(), text_batches(40, 128)
     batches, held_out = texts[:-1], texts[-1:]
     config = SlimLLMConfig(
-        base_ratio=RATIO,
+        base_share=SHARE,
         pruned_layers=30,
         alpha=0,
         head_unit="none",
         ffn_criterion="wanda_down",
-        keep_least_fraction=0,
+        keep_least_share=0,
         recovery="none",
     )
 

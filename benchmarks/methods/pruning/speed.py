@@ -26,8 +26,8 @@ SETUP = (
     "SmolLM2-135M on the CPU in float32 with all cores. Pruning is SlimLLM's published 20 % setting, whole "
     f"(statistics, selection, surgery, repair), calibrated on windows of {LENGTH} tokens of Python's "
     "reference texts, one at a time; its peer is one forward pass over the same tokens without the head. The method "
-    "has two: the layer ratios need the whole dense model, then every layer is pruned on what the pruned ones below "
-    "pass on; one ratio for all layers saves the first. Peak memory is the resident memory of a process of its own, "
+    "has two: the layer shares need the whole dense model, then every layer is pruned on what the pruned ones below "
+    "pass on; one share for all layers saves the first. Peak memory is the resident memory of a process of its own, "
     "less what it held besides the model's parameters when pruning began, a tiny model having been pruned before so "
     "that the libraries are in memory. The parameters are the process's own: of a model mapped from its file the "
     "replaced weights count until the whole mapping is given up. Models raced for their speed are cut without regard "
@@ -72,7 +72,7 @@ def whole_contest() -> Contest:
 
     def check() -> tuple[float, float]:
         whole = copy.deepcopy(dense)
-        prune_slimllm(whole, SlimLLMConfig(base_ratio=0.0), batches[:1])
+        prune_slimllm(whole, SlimLLMConfig(base_share=0.0), batches[:1])
         return largest_difference(whole, dense, batches[0]["input_ids"][:1]), 0
 
     races = (
@@ -85,8 +85,8 @@ def whole_contest() -> Contest:
             target=PRUNE_TARGET,
         ),
         Race(
-            "prune_time_one_ratio",
-            f"calibrating on {TIMED_WINDOWS} x {LENGTH} tokens and pruning by one ratio in all layers",
+            "prune_time_one_share",
+            f"calibrating on {TIMED_WINDOWS} x {LENGTH} tokens and pruning by one share in all layers",
             warmed_by_a_part(lambda tokens: prune(tokens, alpha=0, pruned_layers=30), batches),
             warmed_by_a_part(lambda tokens: timed(lambda: forward(dense, tokens))(), batches),
             "the forward passes alone",

@@ -251,7 +251,7 @@ class Recovery:
         from pangu_modules.llm.distillation.loss import distillation_loss
         from pangu_modules.training.optim import OptimizerConfig, build_optimizer
 
-        settings = OptimizerConfig(lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, warmup_fraction=0.05)
+        settings = OptimizerConfig(lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, warmup_share=0.05)
         optimizer, scheduler = build_optimizer(model, settings, steps[-1])
         student: Any = model.requires_grad_(True)
         values = {}

@@ -40,7 +40,7 @@ class Training:
         """Return the arm; in miniature one epoch on 128 images."""
         epochs = 1 if miniature else self.epochs
         changes = {
-            "module": {**self.module, "optimizer": {"warmup_fraction": min(0.5, 1 / epochs)}},
+            "module": {**self.module, "optimizer": {"warmup_share": min(0.5, 1 / epochs)}},
             "data": {"train_size": 128 if miniature else 2000},
             "trainer": {"max_epochs": epochs, "limit_val_batches": 0, "enable_checkpointing": False},
         }

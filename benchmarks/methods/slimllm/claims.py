@@ -79,7 +79,7 @@ GATES = (
     ),
     below(
         "layer_rule",
-        "Sparing the layers that change their input most: at least 1.5 % below one ratio for all layers",
+        "Sparing the layers that change their input most: at least 1.5 % below one share for all layers",
         "ffn_skip",
         "ffn_slimllm",
         1.5,
@@ -106,11 +106,11 @@ def gain(arm: str, over: str, statement: str, metric: Metric = START) -> Claim:
 
 
 def table(percent: int) -> tuple[Claim, ...]:
-    """Return SlimLLM's gains at one ratio: by its parts, and over each baseline before and after recovery."""
+    """Return SlimLLM's gains at one share: by its parts, and over each baseline before and after recovery."""
     ours = f"slimllm_{percent}"
     rows = [
         gain(ours, f"no_greedy_{percent}", f"{percent} %: gain by the greedy exchange"),
-        gain(ours, f"no_layer_ratio_{percent}", f"{percent} %: gain by the layers' own ratios"),
+        gain(ours, f"no_layer_share_{percent}", f"{percent} %: gain by the layers' own shares"),
     ]
     for name, title in {**BASELINES, "shortgpt": "whole layers by block influence (ShortGPT)"}.items():
         rows.append(gain(ours, f"{name}_{percent}", f"{percent} %: SlimLLM below {title}"))

@@ -141,7 +141,7 @@ def catch_stream(model: nn.Module, batches: Iterable[Batch]) -> Stream:
     if not batches:
         raise ValueError(
             "there is no calibration batch: is the calibration text shorter than one window? Give more text or a "
-            "shorter calibration seq_len"
+            "shorter calibration sequence_length"
         )
     sizes = [batch["input_ids"].numel() for batch in batches]
     parts: tuple[Tensor, ...] = ()

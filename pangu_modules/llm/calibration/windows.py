@@ -15,8 +15,10 @@ from pangu_modules.common.config import Config
 class CalibrationConfig(Config):
     """Which windows of the text the statistics are taken on, and which text that is."""
 
-    n_samples: PositiveInt = Field(32, description="Calibration windows, each from another training sequence.")
-    seq_len: PositiveInt = Field(128, description="Tokens of a window; shorter sequences are not used.")
+    renamed = {"n_samples": "num_samples", "seq_len": "sequence_length"}
+
+    num_samples: PositiveInt = Field(32, description="Calibration windows, each from another training sequence.")
+    sequence_length: PositiveInt = Field(128, description="Tokens of a window; shorter sequences are not used.")
     batch_size: PositiveInt = Field(8, description="Windows per forward pass; no effect on the result but rounding.")
     seed: NonNegativeInt = Field(42, description="Seed of the choice of sequences and windows.")
     source: str = Field(
@@ -29,7 +31,7 @@ class CalibrationConfig(Config):
 def draw_windows(
     sequences: Iterable[Mapping[str, Any]], config: CalibrationConfig, generator: torch.Generator
 ) -> list[dict[str, Tensor]]:
-    """Cut one random window out of each long enough sequence until there are `n_samples`.
+    """Cut one random window out of each long enough sequence until there are `num_samples`.
 
     Args:
         sequences: dictionaries with ``input_ids`` (seq,) and, where padded, ``attention_mask`` (seq,), in random order.
@@ -37,7 +39,7 @@ def draw_windows(
         generator: source of the windows' positions.
 
     Returns:
-        Batches with ``input_ids`` (batch, seq_len) and no padding.
+        Batches with ``input_ids`` (batch, sequence_length) and no padding.
 
     Raises:
         ValueError: there are too few sequences that are long enough; the longest one is named.
@@ -47,17 +49,17 @@ def draw_windows(
     for sequence in sequences:
         tokens = _real_tokens(sequence)
         longest = max(longest, len(tokens))
-        room = len(tokens) - config.seq_len
+        room = len(tokens) - config.sequence_length
         if room >= 0:
             start = int(torch.randint(room + 1, (), generator=generator))
-            windows.append(tokens[start : start + config.seq_len])
-        if len(windows) == config.n_samples:
+            windows.append(tokens[start : start + config.sequence_length])
+        if len(windows) == config.num_samples:
             return [{"input_ids": torch.stack(group)} for group in _groups(windows, config.batch_size)]
     text = config.source or "the training data"
     raise ValueError(
-        f"calib wants {config.n_samples} windows of {config.seq_len} tokens, {text} has {len(windows)} "
-        f"sequences of that length (the longest has {longest} tokens): lower calib.seq_len or calib.n_samples, or "
-        "give more text"
+        f"calibration wants {config.num_samples} windows of {config.sequence_length} tokens, {text} has {len(windows)} "
+        f"sequences of that length (the longest has {longest} tokens): lower "
+        "calibration.sequence_length or calibration.num_samples, or give more text"
     )
 
 

@@ -52,8 +52,16 @@ class MoGEBlock(Configurable, nn.Module):
     class Config(Router.Config):
         """The router's fields, the experts' widths, and how the experts are computed."""
 
-        expert_intermediate_size: int = Field(1344, gt=0, description="Inner width of a routed expert (I).")
-        shared_intermediate_size: NonNegativeInt = Field(5376, description="Inner width of the shared expert; 0: none.")
+        renamed = {
+            **Router.Config.renamed,
+            "expert_intermediate_size": "moe_intermediate_size",
+            "shared_intermediate_size": "shared_expert_intermediate_size",
+        }
+
+        moe_intermediate_size: int = Field(1344, gt=0, description="Inner width of a routed expert (I).")
+        shared_expert_intermediate_size: NonNegativeInt = Field(
+            5376, description="Inner width of the shared expert; 0: none."
+        )
         router_scale: bool = Field(
             True, description="Learn a factor of each expert's gate, as the released checkpoint has it."
         )
@@ -71,12 +79,12 @@ class MoGEBlock(Configurable, nn.Module):
         self.register_parameter("router_scale", scale)
         self.experts = experts or GroupedExperts(
             hidden_size=config.hidden_size,
-            intermediate_size=config.expert_intermediate_size,
+            intermediate_size=config.moe_intermediate_size,
             num_experts=config.num_experts,
             num_groups=config.num_groups if config.router == "moge" else 1,
             implementation=config.experts_implementation,
         )
-        shared = config.shared_intermediate_size
+        shared = config.shared_expert_intermediate_size
         self.shared_expert = SwiGLU(config.hidden_size, shared) if shared else None
         self.record = RoutingRecord()
 

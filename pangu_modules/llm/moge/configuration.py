@@ -120,7 +120,7 @@ class PanguProMoEConfig(PreTrainedConfig):
             hidden_size=self.hidden_size,
             num_experts=self.num_experts,
             num_groups=self.num_groups,
-            experts_per_token=self.num_experts_per_tok,
+            num_experts_per_tok=self.num_experts_per_tok,
             router=self.router,
             norm_topk_prob=self.norm_topk_prob,
             router_dtype=self.router_dtype,
@@ -130,7 +130,7 @@ class PanguProMoEConfig(PreTrainedConfig):
             gate_scaling_factor=self.gate_scaling_factor,
             bias_update_speed=self.bias_update_speed,
             check_logits=self.check_router_logits,
-            expert_intermediate_size=self.moe_intermediate_size,
-            shared_intermediate_size=self.shared_expert_intermediate_size,
+            moe_intermediate_size=self.moe_intermediate_size,
+            shared_expert_intermediate_size=self.shared_expert_intermediate_size,
             router_scale=self.router_scale,
         )

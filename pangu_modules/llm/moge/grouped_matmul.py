@@ -65,7 +65,7 @@ def check_alignment(down_proj: Tensor) -> None:
     hidden, inner = down_proj.shape[1:]
     if down_proj.dtype == torch.float64 or hidden % 8 or inner % 8:
         raise ValueError(
-            "experts_implementation='grouped_mm' needs hidden_size and expert_intermediate_size divisible by 8 and no "
+            "experts_implementation='grouped_mm' needs hidden_size and moe_intermediate_size divisible by 8 and no "
             f"float64, got {hidden}, {inner} and {down_proj.dtype}: take 'auto', which falls back to a loop"
         )
 

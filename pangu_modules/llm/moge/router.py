@@ -30,10 +30,14 @@ class Router(Configurable, nn.Module):
     class Config(BaseConfig):
         """Sizes of the mixture and how tokens choose their experts."""
 
+        renamed = {"experts_per_token": "num_experts_per_tok"}
+
         hidden_size: PositiveInt = Field(5120, description="Width of a token (h).")
         num_experts: PositiveInt = Field(64, description="Routed experts (N).")
         num_groups: PositiveInt = Field(8, description="Groups of consecutive experts (M), one or more per device.")
-        experts_per_token: PositiveInt = Field(8, description="Experts each token is sent to (K); MoGE: K/M per group.")
+        num_experts_per_tok: PositiveInt = Field(
+            8, description="Experts each token is sent to (K); MoGE: K/M per group."
+        )
         router: Literal["moge", "topk", "deepseek"] = Field(
             "moge", description="moge: K/M of each group; topk: the best K; deepseek: the best K of the best groups."
         )
@@ -95,14 +99,14 @@ class Router(Configurable, nn.Module):
             routing = route_deepseek(
                 logits,
                 config.num_groups,
-                config.experts_per_token,
+                config.num_experts_per_tok,
                 kept_groups=config.kept_groups,
                 bias=self.e_score_correction_bias,
             )
         elif config.router == "topk":
-            routing = route_topk(logits, config.experts_per_token)
+            routing = route_topk(logits, config.num_experts_per_tok)
         else:
-            routing = route_moge(logits, config.num_groups, config.experts_per_token, self._votes())
+            routing = route_moge(logits, config.num_groups, config.num_experts_per_tok, self._votes())
         self._check(routing.scores)
         weights = routing.weights
         if config.norm_topk_prob:
@@ -164,7 +168,7 @@ class Router(Configurable, nn.Module):
         """Name the router and its sizes in `repr`."""
         config = self.config
         return (
-            f"{config.router}, experts={config.num_experts}, groups={config.num_groups}, k={config.experts_per_token}"
+            f"{config.router}, experts={config.num_experts}, groups={config.num_groups}, k={config.num_experts_per_tok}"
         )
 
 
@@ -174,10 +178,10 @@ def check_selection(config: Router.Config) -> None:
     Raises:
         ValueError: names the fields, their values and what would be valid.
     """
-    experts, groups, chosen = config.num_experts, config.num_groups, config.experts_per_token
+    experts, groups, chosen = config.num_experts, config.num_groups, config.num_experts_per_tok
     if config.router == "topk":
         if chosen > experts:
-            raise ValueError(f"experts_per_token (K) = {chosen} must not exceed num_experts (N) = {experts}")
+            raise ValueError(f"num_experts_per_tok (K) = {chosen} must not exceed num_experts (N) = {experts}")
     elif experts % groups:
         raise ValueError(
             f"num_experts (N) must be divisible by num_groups (M): {experts} experts do not make {groups} equal "
@@ -189,7 +193,7 @@ def check_selection(config: Router.Config) -> None:
         near = sorted({max(groups, chosen // groups * groups), min(experts, -(-chosen // groups) * groups)})
         valid = " or ".join(str(number) for number in near)
         raise ValueError(
-            f"experts_per_token (K) = {chosen} must be a multiple of num_groups (M) = {groups}, as each group gives "
+            f"num_experts_per_tok (K) = {chosen} must be a multiple of num_groups (M) = {groups}, as each group gives "
             f"K/M experts, and at most num_experts (N) = {experts}; nearby values: {valid}"
         )
     if config.num_voted_experts is not None:
@@ -197,20 +201,20 @@ def check_selection(config: Router.Config) -> None:
 
 
 def _check_kept_groups(config: Router.Config) -> None:
-    groups, chosen = config.num_groups, config.experts_per_token
+    groups, chosen = config.num_groups, config.num_experts_per_tok
     kept = groups if config.kept_groups is None else config.kept_groups
     if kept > groups:
         raise ValueError(f"kept_groups={kept} must not exceed num_groups (M) = {groups}")
     reachable = kept * config.num_experts // groups
     if chosen > reachable:
         raise ValueError(
-            f"experts_per_token (K) = {chosen} is more than the {reachable} experts of kept_groups={kept} groups; "
+            f"num_experts_per_tok (K) = {chosen} is more than the {reachable} experts of kept_groups={kept} groups; "
             "keep more groups or choose fewer experts"
         )
 
 
 def _check_votes(config: Router.Config, votes: int) -> None:
-    per_group, per_token = config.num_experts // config.num_groups, config.experts_per_token // config.num_groups
+    per_group, per_token = config.num_experts // config.num_groups, config.num_experts_per_tok // config.num_groups
     if config.router != "moge":
         raise ValueError(f"num_voted_experts={votes} is for router='moge', not {config.router!r}: leave it empty")
     if not per_token <= votes <= per_group:

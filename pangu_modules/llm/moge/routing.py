@@ -31,7 +31,7 @@ class Routing(NamedTuple):
 
 
 def route_moge(
-    logits: Tensor, num_groups: int, experts_per_token: int, num_voted_experts: int | None = None
+    logits: Tensor, num_groups: int, num_experts_per_tok: int, num_voted_experts: int | None = None
 ) -> Routing:
     """Select the best K' = K / M experts of each group by a softmax over all experts (arXiv:2505.21411, section 2).
 
@@ -40,7 +40,7 @@ def route_moge(
     Args:
         logits: (T, N); group g owns experts g N/M ... (g+1) N/M - 1.
         num_groups: M, divides N and K.
-        experts_per_token: K.
+        num_experts_per_tok: K.
         num_voted_experts: keep only this many experts of each group, those that are the first choice of most tokens.
     """
     num_tokens, num_experts = logits.shape
@@ -48,13 +48,13 @@ def route_moge(
     grouped = scores.view(num_tokens, num_groups, num_experts // num_groups)
     if num_voted_experts is not None:
         grouped = grouped * voted(grouped, num_voted_experts)
-    if experts_per_token == num_groups:  # K' = 1: a maximum, much cheaper than topk
+    if num_experts_per_tok == num_groups:  # K' = 1: a maximum, much cheaper than topk
         weights, local_ids = grouped.max(-1)
     else:
-        weights, local_ids = grouped.topk(experts_per_token // num_groups, dim=-1)
+        weights, local_ids = grouped.topk(num_experts_per_tok // num_groups, dim=-1)
         weights, local_ids = weights.flatten(1), local_ids.flatten(1)
     first = torch.arange(0, num_experts, num_experts // num_groups, device=logits.device)
-    expert_ids = local_ids + first.repeat_interleave(experts_per_token // num_groups)
+    expert_ids = local_ids + first.repeat_interleave(num_experts_per_tok // num_groups)
     return Routing(weights, expert_ids, scores, logits)
 
 
@@ -71,17 +71,17 @@ def voted(grouped: Tensor, num_voted_experts: int) -> Tensor:
     return mask.scatter(-1, order[:, :num_voted_experts], 1.0)[None]
 
 
-def route_topk(logits: Tensor, experts_per_token: int) -> Routing:
+def route_topk(logits: Tensor, num_experts_per_tok: int) -> Routing:
     """Select the best K experts by a softmax over all of them, without groups; `logits` is (T, N)."""
     scores = logits.softmax(-1)
-    weights, expert_ids = scores.topk(experts_per_token, dim=-1)
+    weights, expert_ids = scores.topk(num_experts_per_tok, dim=-1)
     return Routing(weights, expert_ids, scores, logits)
 
 
 def route_deepseek(
     logits: Tensor,
     num_groups: int,
-    experts_per_token: int,
+    num_experts_per_tok: int,
     *,
     kept_groups: int | None = None,
     bias: Tensor | None = None,
@@ -94,7 +94,7 @@ def route_deepseek(
     Args:
         logits: (T, N).
         num_groups: groups of consecutive experts.
-        experts_per_token: K.
+        num_experts_per_tok: K.
         kept_groups: groups that stay; None for all, which is plain top-k over the biased scores.
         bias: (N,), added to the scores for the selection only.
     """
@@ -106,6 +106,6 @@ def route_deepseek(
         kept = group_scores.topk(kept_groups, dim=-1).indices
         mask = torch.zeros_like(group_scores, dtype=torch.bool).scatter(-1, kept, True)
         choice = grouped.masked_fill(~mask[..., None], -torch.inf).flatten(1)
-    expert_ids = choice.topk(experts_per_token, dim=-1).indices
+    expert_ids = choice.topk(num_experts_per_tok, dim=-1).indices
     scores = sigmoids / (sigmoids.sum(-1, keepdim=True) + 1e-20)
     return Routing(sigmoids.gather(-1, expert_ids), expert_ids, scores, logits)

@@ -88,7 +88,7 @@ def dead_experts(counts: Tensor) -> Tensor:
     return (counts == 0).sum(-1)
 
 
-def balanced_token_probability(num_experts: int, experts_per_token: int, num_devices: int) -> float:
+def balanced_token_probability(num_experts: int, num_experts_per_tok: int, num_devices: int) -> float:
     """Return the probability that K experts drawn uniformly from N put the same number on each of D devices.
 
     It is P(IS = 0) for one token of an untrained top-K router: C(N/D, K/D)^D / C(N, K).
@@ -97,10 +97,10 @@ def balanced_token_probability(num_experts: int, experts_per_token: int, num_dev
         ValueError: the devices do not divide the experts.
     """
     check_devices(num_experts, num_devices)
-    if experts_per_token % num_devices:
+    if num_experts_per_tok % num_devices:
         return 0.0
-    ways = math.comb(num_experts // num_devices, experts_per_token // num_devices) ** num_devices
-    return ways / math.comb(num_experts, experts_per_token)
+    ways = math.comb(num_experts // num_devices, num_experts_per_tok // num_devices) ** num_devices
+    return ways / math.comb(num_experts, num_experts_per_tok)
 
 
 def check_devices(num_experts: int, num_devices: int) -> None:

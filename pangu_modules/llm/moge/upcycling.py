@@ -28,10 +28,15 @@ ROUNDS = 3  # of moving the clusters' directions; the assignment hardly changes 
 class UpcycleConfig(Config):
     """Shape of the mixture, and how its router starts."""
 
+    renamed = {
+        "experts_per_token": "num_experts_per_tok",
+        "shared_intermediate_size": "shared_expert_intermediate_size",
+    }
+
     num_experts: PositiveInt = Field(32, description="Routed experts of each layer (N).")
     num_groups: PositiveInt = Field(8, description="Groups of experts (M), one or more per device.")
-    experts_per_token: PositiveInt = Field(16, description="Experts each token is sent to (K); MoGE: K/M per group.")
-    shared_intermediate_size: NonNegativeInt = Field(
+    num_experts_per_tok: PositiveInt = Field(16, description="Experts each token is sent to (K); MoGE: K/M per group.")
+    shared_expert_intermediate_size: NonNegativeInt = Field(
         768, description="FFN channels that all tokens use, as the shared expert; the rest is split evenly."
     )
     router: Literal["moge", "topk", "deepseek"] = Field("moge", description="How tokens choose; others are baselines.")
@@ -100,13 +105,14 @@ def upcycled_config(dense: Any, config: UpcycleConfig) -> Any:
     from pangu_modules.llm.moge.modeling import PanguProMoEConfig  # makes transformers know the model
 
     _refuse_what_the_mixture_lacks(dense)
-    rest = dense.intermediate_size - config.shared_intermediate_size
+    rest = dense.intermediate_size - config.shared_expert_intermediate_size
     if rest < config.num_experts or rest % config.num_experts:
         near = dense.intermediate_size - max(1, rest // config.num_experts) * config.num_experts
+        remedy = f"shared_expert_intermediate_size={near} would do" if near >= 0 else "take fewer experts"
         raise ValueError(
-            f"upcycle: intermediate_size={dense.intermediate_size} less shared_intermediate_size="
-            f"{config.shared_intermediate_size} leaves {rest} channels, which num_experts={config.num_experts} must "
-            + (f"divide: shared_intermediate_size={near} would do" if near >= 0 else "divide: take fewer experts")
+            f"upcycle: intermediate_size={dense.intermediate_size} less shared_expert_intermediate_size="
+            f"{config.shared_expert_intermediate_size} leaves {rest} channels, which num_experts="
+            f"{config.num_experts} must divide: {remedy}"
         )
     copied = (
         "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -119,9 +125,9 @@ def upcycled_config(dense: Any, config: UpcycleConfig) -> Any:
         attention_bias=dense.model_type == "qwen2" or getattr(dense, "attention_bias", False),
         num_experts=config.num_experts,
         num_groups=config.num_groups,
-        num_experts_per_tok=config.experts_per_token,
+        num_experts_per_tok=config.num_experts_per_tok,
         moe_intermediate_size=rest // config.num_experts,
-        shared_expert_intermediate_size=config.shared_intermediate_size,
+        shared_expert_intermediate_size=config.shared_expert_intermediate_size,
         router=config.router,
         router_scale=True,
     )
@@ -160,7 +166,7 @@ def _move_attention(dense: Any, sparse: Any) -> None:
 def _split(dense: Any, block: Any, config: UpcycleConfig) -> None:
     """Fill a block with the channels of a dense SwiGLU."""
     gate, up, down = (layer.weight.detach() for layer in (dense.gate_proj, dense.up_proj, dense.down_proj))
-    shared, experts = assign_channels(gate, up, down, config.shared_intermediate_size, config.num_experts)
+    shared, experts = assign_channels(gate, up, down, config.shared_expert_intermediate_size, config.num_experts)
     if block.shared_expert is not None:
         block.shared_expert.gate_proj.weight.copy_(gate[shared])
         block.shared_expert.up_proj.weight.copy_(up[shared])

@@ -20,6 +20,8 @@ CONTINUOUS_PHASES = 20
 class OneBitConfig(Config):
     """Binarization by continued training (arXiv:2508.06974); the defaults are the paper's where it states them."""
 
+    renamed = {"tail_fraction": "tail_share"}
+
     method: Method = Field(
         "progressive",
         description="Function from latent to effective weights: progressive (the paper), or a baseline: sign (latent "
@@ -57,14 +59,14 @@ class OneBitConfig(Config):
     t_b: float = Field(0.22, gt=0, description="Growth per phase of the paper's schedule; sets the end value of t.")
     phase_origin: Literal[0, 1] = Field(1, description="Number of the first phase; 0 starts with plain training.")
     schedule_steps: PositiveInt | Annotated[float, Field(gt=0, le=1)] = Field(
-        0.95, description="Length of the schedule: optimizer steps, or a fraction of all steps (1.0: all)."
+        0.95, description="Length of the schedule: optimizer steps, or a share of all steps (1.0: all)."
     )
     hard_tail: Literal["scales", "ste", "none"] = Field(
         "scales",
         description="The last steps, with binary weights: scales (latent weights rest, all else trains), ste (latent "
         "weights train straight-through), or no such steps.",
     )
-    tail_fraction: float = Field(0.05, ge=0, lt=1, description="Length of the hard tail as a fraction of all steps.")
+    tail_share: float = Field(0.05, ge=0, lt=1, description="Length of the hard tail as a share of all steps.")
     scale_lr_mult: PositiveFloat = Field(1.0, description="Learning rate of S_l as a multiple of the others'.")
     scale_dtype: Literal["float32", "float16"] = Field(
         "float32", description="Precision that merged row scales are rounded to at the end; GGUF stores float16."
@@ -97,11 +99,11 @@ class OneBitConfig(Config):
 
     @model_validator(mode="after")
     def _parts_fit_into_the_run(self) -> Self:
-        fraction = self.schedule_steps if isinstance(self.schedule_steps, float) else 0.0
-        tail = self.tail_fraction if self.hard_tail != "none" else 0.0
-        if fraction + tail > 1 + 1e-9:
+        share = self.schedule_steps if isinstance(self.schedule_steps, float) else 0.0
+        tail = self.tail_share if self.hard_tail != "none" else 0.0
+        if share + tail > 1 + 1e-9:
             raise ValueError(
-                f"schedule_steps={fraction:g} and tail_fraction={tail:g} add up to more than 1: shorten one of them"
+                f"schedule_steps={share:g} and tail_share={tail:g} add up to more than 1: shorten one of them"
             )
         return self
 

@@ -54,8 +54,8 @@ class ProgressiveBinaryLinear(nn.Module):
         self.register_buffer("t", torch.zeros((), device=linear.weight.device))
         self.register_buffer("hard", torch.zeros((), dtype=torch.bool, device=linear.weight.device))
         self.start()
-        self.set_stage(0.0)
-        self.register_load_state_dict_post_hook(lambda module, _: module._take_stage())
+        self.set_phase(0.0)
+        self.register_load_state_dict_post_hook(lambda module, _: module._take_phase())
         self.train(linear.training)
 
     @torch.no_grad()
@@ -69,23 +69,23 @@ class ProgressiveBinaryLinear(nn.Module):
             assert self.in_scale is not None
             self.in_scale.copy_(columns)
 
-    def set_stage(self, t: float, hard: bool = False) -> None:
+    def set_phase(self, t: float, hard: bool = False) -> None:
         """Set the function's knob (t, or lambda), and whether the weights are binary."""
         self.t.fill_(t)
         self.hard.fill_(hard)
         # Remembered in Python, so that a forward on an accelerator does not wait for the buffers.
         starts = self.config.function.starts_at(t)
-        self._stage: Literal["identity", "soft", "hard"] = "hard" if hard else ("identity" if starts else "soft")
+        self._phase: Literal["identity", "soft", "hard"] = "hard" if hard else ("identity" if starts else "soft")
 
-    def _take_stage(self) -> None:
-        """Read the stage from buffers that were loaded."""
+    def _take_phase(self) -> None:
+        """Read the phase from buffers that were loaded."""
         if not self.t.is_meta:
-            self.set_stage(float(self.t), bool(self.hard))
+            self.set_phase(float(self.t), bool(self.hard))
 
     @property
     def weights_rest(self) -> bool:
         """Whether the latent weights must not change now: the tail that trains scales alone, or method "sign"."""
-        return self.config.method == "sign" or (self._stage == "hard" and self.config.hard_tail != "ste")
+        return self.config.method == "sign" or (self._phase == "hard" and self.config.hard_tail != "ste")
 
     def row_scale(self) -> Tensor:
         """Return S_l (out, 1); its learning rate is `scale_lr_mult` times that of the parameter."""
@@ -95,11 +95,11 @@ class ProgressiveBinaryLinear(nn.Module):
 
     def effective_weight(self) -> Tensor:
         """Return W_t (out, in), of the precision of the latent weights."""
-        if self._stage == "identity":
+        if self._phase == "identity":
             return self.row_scale() * self.weight
         function = self.config.function
         differentiate = self.config.differentiates_scale
-        if self._stage == "hard":
+        if self._phase == "hard":
             function, differentiate = Hard(function, 0.0 if self.config.hard_tail != "ste" else 1.0), False
         result: Tensor = EffectiveWeight.apply(
             self.weight, self.row_scale(), self.base, self.t, function, differentiate

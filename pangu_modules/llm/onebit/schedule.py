@@ -50,11 +50,11 @@ def timeline(config: OneBitConfig, total_steps: float) -> Timeline:
     asked = config.schedule_steps
     # Rounding down leaves no step to two parts; 1e-9 undoes the error of products like 0.95 * 20.
     steps = asked if isinstance(asked, int) else max(1, math.floor(asked * total + 1e-9))
-    tail = 0 if config.hard_tail == "none" else math.floor(config.tail_fraction * total + 1e-9)
+    tail = 0 if config.hard_tail == "none" else math.floor(config.tail_share * total + 1e-9)
     if steps + tail > total:
         raise ValueError(
-            f"schedule_steps={steps} and the hard tail of {tail} steps (tail_fraction={config.tail_fraction:g}) do not "
-            f"fit into the {total} optimizer steps of this run: train longer, or give schedule_steps as a fraction"
+            f"schedule_steps={steps} and the hard tail of {tail} steps (tail_share={config.tail_share:g}) do not "
+            f"fit into the {total} optimizer steps of this run: train longer, or give schedule_steps as a share"
         )
     return Timeline(schedule_steps=steps, tail_start=total - tail, total_steps=total)
 

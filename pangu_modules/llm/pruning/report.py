@@ -15,7 +15,7 @@ class LayerReport:
         index: number of the layer in the unpruned model.
         similarity: mean cosine between the layer's input and output in the unpruned model (c_l); None where nothing
             depended on it.
-        ratio: requested ratio of heads and channels to remove (rho_l).
+        share: requested share of heads and channels to remove (rho_l).
         kept_heads: kept query heads, numbered as in the unpruned layer.
         num_heads: query heads before.
         kept_channels: kept FFN channels, numbered as in the unpruned layer.
@@ -27,7 +27,7 @@ class LayerReport:
 
     index: int
     similarity: float | None
-    ratio: float
+    share: float
     kept_heads: tuple[int, ...]
     num_heads: int
     kept_channels: tuple[int, ...]
@@ -63,10 +63,10 @@ class PruneReport:
     calibration_tokens: int
 
     @property
-    def removed_fraction(self) -> float:
-        """Realised fraction of all parameters that were removed."""
+    def removed_share(self) -> float:
+        """Realised share of all parameters that were removed."""
         return 1 - self.parameters_after / self.parameters_before
 
     def plain(self) -> dict[str, Any]:
         """Return the report as JSON-ready data."""
-        return asdict(self) | {"removed_fraction": self.removed_fraction}
+        return asdict(self) | {"removed_share": self.removed_share}

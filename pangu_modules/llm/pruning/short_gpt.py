@@ -22,9 +22,11 @@ from pangu_modules.training.objectives import Batch
 class ShortGPTConfig(Config):
     """How many layers go."""
 
+    renamed = {"calib": "calibration"}
+
     dropped_layers: PositiveInt = Field(description="Layers to drop, those of lowest block influence.")
     protect_layers: tuple[int, ...] = Field((), description="Layers never dropped; negative numbers from the end.")
-    calib: CalibrationConfig = Field(CalibrationConfig(), description="Calibration text.")
+    calibration: CalibrationConfig = Field(CalibrationConfig(), description="Calibration text.")
 
 
 @torch.no_grad()
@@ -73,7 +75,7 @@ def _untouched(index: int, similarity: float, layer: nn.Module) -> LayerReport:
     return LayerReport(
         index=index,
         similarity=similarity,
-        ratio=0.0,
+        share=0.0,
         kept_heads=tuple(range(shape.num_heads)),
         num_heads=shape.num_heads,
         kept_channels=tuple(range(shape.intermediate_size)),

@@ -149,7 +149,7 @@ def loss_profile(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class KeptModel(nn.Module):
-    """A language model as it was at a stage's updates, by whose hidden states another model's data are weighed.
+    """A language model as it was at a round's updates, by whose hidden states another model's data are weighed.
 
     It costs its own forward pass, without the output layer.
 

@@ -35,16 +35,18 @@ class DataWeightingModel(Configurable, nn.Module):
     class Config(BaseConfig):
         """Encoder, size, and how scores become weights."""
 
+        renamed = {"d_model": "hidden_size", "n_layers": "num_layers", "n_mix": "num_mix", "n_heads": "num_heads"}
+
         encoder: Literal["tiny", "lm", "losses", "features"] = Field(
             "tiny",
             description="What a sequence is seen by: 'tiny': a small transformer over its tokens; 'lm': mean of the "
             "trained model's last hidden states; 'losses': mean, deviation and quantiles of its token losses; "
             "'features': batch['features'].",
         )
-        d_model: PositiveInt = Field(128, description="Width of encoder and mixing layers.")
-        n_layers: NonNegativeInt = Field(2, description="Transformer layers over the tokens, encoder 'tiny' only.")
-        n_mix: NonNegativeInt = Field(1, description="Attention layers over the batch; 0 scores each sequence alone.")
-        n_heads: PositiveInt = Field(4, description="Attention heads; divides d_model.")
+        hidden_size: PositiveInt = Field(128, description="Width of encoder and mixing layers.")
+        num_layers: NonNegativeInt = Field(2, description="Transformer layers over the tokens, encoder 'tiny' only.")
+        num_mix: NonNegativeInt = Field(1, description="Attention layers over the batch; 0 scores each sequence alone.")
+        num_heads: PositiveInt = Field(4, description="Attention heads; divides hidden_size.")
         tau: PositiveFloat = Field(1.0, description="Temperature of the softmax over the batch.")
         floor: float = Field(0.1, ge=0, lt=1, description="Share of the weight spread evenly, f: w >= f / batch.")
         score_limit: PositiveFloat | None = Field(
@@ -61,8 +63,10 @@ class DataWeightingModel(Configurable, nn.Module):
 
         @model_validator(mode="after")
         def _heads_divide(self) -> Self:
-            if self.d_model % self.n_heads:
-                raise ValueError(f"n_heads={self.n_heads} does not divide d_model={self.d_model}: choose one that does")
+            if self.hidden_size % self.num_heads:
+                raise ValueError(
+                    f"num_heads={self.num_heads} does not divide hidden_size={self.hidden_size}: choose one that does"
+                )
             if self.encoder == "features" and self.feature_size is None:
                 raise ValueError("encoder='features' needs feature_size, the length of a row of batch['features']")
             return self
@@ -75,19 +79,19 @@ class DataWeightingModel(Configurable, nn.Module):
         if config.encoder == "tiny":
             if config.vocab_size is None:
                 raise ValueError("encoder='tiny' embeds tokens: give vocab_size, the number of tokens")
-            self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-            self.layers = nn.ModuleList(_layer(config) for _ in range(config.n_layers))
-            feature_size = config.d_model
+            self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+            self.layers = nn.ModuleList(_layer(config) for _ in range(config.num_layers))
+            feature_size = config.hidden_size
         elif config.feature_size is None:
             raise ValueError(f"encoder={config.encoder!r} needs feature_size, the length of a sequence's features")
         else:
             feature_size = config.feature_size
         # Losses are on one scale already, and their level is what tells.
         self.input_norm = nn.Identity() if config.encoder == "losses" else nn.LayerNorm(feature_size)
-        self.input_projection = nn.Linear(feature_size, config.d_model)
-        self.mixing = nn.ModuleList(MixingLayer(config.d_model, config.n_heads) for _ in range(config.n_mix))
-        self.output_norm = nn.LayerNorm(config.d_model)
-        self.output = nn.Linear(config.d_model, 1)
+        self.input_projection = nn.Linear(feature_size, config.hidden_size)
+        self.mixing = nn.ModuleList(MixingLayer(config.hidden_size, config.num_heads) for _ in range(config.num_mix))
+        self.output_norm = nn.LayerNorm(config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, 1)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
@@ -114,7 +118,7 @@ class DataWeightingModel(Configurable, nn.Module):
     def encode(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, features: Tensor | None = None
     ) -> Tensor:
-        """Return what is known of each sequence by itself, (batch, d_model); arguments as for `forward`."""
+        """Return what is known of each sequence by itself, (batch, hidden_size); arguments as for `forward`."""
         if self.config.encoder == "tiny":
             if input_ids is None:
                 raise ValueError("encoder='tiny' needs input_ids (batch, seq)")
@@ -127,7 +131,7 @@ class DataWeightingModel(Configurable, nn.Module):
         return encodings
 
     def score(self, encodings: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Return the scores (batch,) of encodings (batch, d_model), which may come from several processes."""
+        """Return the scores (batch,) of encodings (batch, hidden_size), which may come from several processes."""
         for layer in self.mixing:
             encodings = layer(encodings, valid)
         scores: Tensor = self.output(self.output_norm(encodings)).squeeze(-1)
@@ -145,13 +149,13 @@ class DataWeightingModel(Configurable, nn.Module):
         return not name.startswith(("mixing.", "output_norm.", "output."))
 
     def _pooled(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Return the mean over the tokens of the last layer, (batch, d_model)."""
+        """Return the mean over the tokens of the last layer, (batch, hidden_size)."""
         padding = None
         if attention_mask is not None:
             padding = attention_mask == 0
             padding = padding & ~padding.all(1, keepdim=True)  # attention to nothing would not be a number
-        hidden = self.embedding(input_ids) * math.sqrt(self.config.d_model)
-        hidden = hidden + positions(input_ids.shape[1], self.config.d_model).to(hidden)
+        hidden = self.embedding(input_ids) * math.sqrt(self.config.hidden_size)
+        hidden = hidden + positions(input_ids.shape[1], self.config.hidden_size).to(hidden)
         for layer in self.layers:
             hidden = layer(hidden, src_key_padding_mask=padding)
         return mean_over_tokens(hidden, attention_mask)
@@ -258,5 +262,5 @@ def model_inputs(batch: Mapping[str, Any], features: Tensor | None = None) -> di
 
 def _layer(config: DataWeightingModel.Config) -> nn.TransformerEncoderLayer:
     return nn.TransformerEncoderLayer(
-        config.d_model, config.n_heads, 4 * config.d_model, dropout=0.0, batch_first=True, norm_first=True
+        config.hidden_size, config.num_heads, 4 * config.hidden_size, dropout=0.0, batch_first=True, norm_first=True
     )

@@ -1,4 +1,4 @@
-"""The weighting model of a stage as a safetensors file that holds its configuration, for use with other models."""
+"""The weighting model of a round as a safetensors file that holds its configuration, for use with other models."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ from pangu_modules.llm.weighting.model import DataWeightingModel
 ENTRY = "data_weighting_model"  # of the file's metadata: the configuration
 
 
-def stage_file(folder: str | Path, stage: int) -> Path:
-    """Return where a run keeps the weighting model of a stage."""
-    return Path(folder) / f"dwm_stage{stage}.safetensors"
+def round_file(folder: str | Path, number: int) -> Path:
+    """Return where a run keeps the weighting model of a round."""
+    return Path(folder) / f"dwm_round{number}.safetensors"
 
 
-def encoder_folder(folder: str | Path, stage: int) -> Path:
-    """Return where a run keeps the language model whose hidden states the weighting model of a stage reads."""
-    return Path(folder) / f"dwm_stage{stage}_encoder"
+def encoder_folder(folder: str | Path, number: int) -> Path:
+    """Return where a run keeps the language model whose hidden states the weighting model of a round reads."""
+    return Path(folder) / f"dwm_round{number}_encoder"
+
+
+def find_encoder(folder: str | Path, number: int) -> Path:
+    """Return the `encoder_folder` of an earlier run, which may have been written when rounds were called stages."""
+    present, old = encoder_folder(folder, number), Path(folder) / f"dwm_stage{number}_encoder"
+    return old if old.is_dir() and not present.is_dir() else present
 
 
 def save_weighting_model(model: DataWeightingModel, path: str | Path) -> Path:
@@ -40,7 +46,7 @@ def load_weighting_model(path: str | Path) -> DataWeightingModel:
     from safetensors import safe_open
 
     if not Path(path).is_file():
-        raise ValueError(f"no weighting model at {str(path)!r}: give a dwm_stage*.safetensors file")
+        raise ValueError(f"no weighting model at {str(path)!r}: give a dwm_round*.safetensors file")
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         if ENTRY not in metadata:
@@ -51,17 +57,20 @@ def load_weighting_model(path: str | Path) -> DataWeightingModel:
     return model.requires_grad_(False)
 
 
-def load_stages(folder: str | Path) -> dict[int, DataWeightingModel]:
-    """Return the weighting models of an earlier run by stage.
+def load_rounds(folder: str | Path) -> dict[int, DataWeightingModel]:
+    """Return the weighting models of an earlier run by round; files of the old name, ``dwm_stage{k}``, are read too.
 
     Raises:
         ValueError: the folder holds none.
     """
-    files = {path: re.fullmatch(r"dwm_stage(\d+)", path.stem) for path in sorted(Path(folder).glob("*.safetensors"))}
-    stages = {int(match[1]): load_weighting_model(path) for path, match in files.items() if match}
-    if not stages:
+    files: dict[int, Path] = {}
+    for word in ("stage", "round"):  # where a run was resumed by newer code, the present name is the newer file
+        for path in sorted(Path(folder).glob(f"dwm_{word}*.safetensors")):
+            if match := re.fullmatch(rf"dwm_{word}(\d+)", path.stem):
+                files[int(match[1])] = path
+    if not files:
         raise ValueError(
-            f"{str(folder)!r} holds no dwm_stage*.safetensors: give the folder of a run with a DWMReweighting callback "
-            "that has finished its warm-up stages"
+            f"{str(folder)!r} holds no dwm_round*.safetensors: give the folder of a run with a DWMReweighting callback "
+            "that has finished its warm-up rounds"
         )
-    return stages
+    return {number: load_weighting_model(files[number]) for number in sorted(files)}

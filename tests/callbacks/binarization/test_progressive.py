@@ -23,7 +23,7 @@ from pangu_modules.engine.run import fit_stage
 from pangu_modules.llm.onebit.plan import binarized_linears, binary_layers, rows_with_other_values, target_names
 
 # 10 steps: 8 of the schedule, 2 of the tail
-PLAIN = OneBitConfig(init="none", schedule_steps=0.8, tail_fraction=0.2)
+PLAIN = OneBitConfig(init="none", schedule_steps=0.8, tail_share=0.2)
 
 
 class Watch(lightning.Callback):
@@ -297,7 +297,7 @@ def test_flattened_shards_are_refused():
 
 
 def test_pruning_goes_before_and_not_after(tmp_path):
-    method = SlimLLMConfig(base_ratio=0.5, pruned_layers=1, calib={"n_samples": 4, "seq_len": 12})
+    method = SlimLLMConfig(base_share=0.5, pruned_layers=1, calibration={"num_samples": 4, "sequence_length": 12})
     prune = StructuredPruning.Config(method=method, progress_folder=None, measure=False)
     module, _ = fit(tmp_path, prune.build(name="prune"), binarization(measure=False), module=tiny_module(), max_steps=3)
     assert [plan.kind for plan in module.config.structure] == ["shape", "binarize"]

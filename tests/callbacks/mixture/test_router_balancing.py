@@ -61,7 +61,7 @@ def test_recomputed_activations_do_not_change_the_gradient() -> None:
 def test_training_with_it_evens_out_the_load(tmp_path: Any) -> None:
     spreads = []
     for coefficient in (0.0, 1.0):
-        module = moge_module(optimizer={"lr": 1e-2, "warmup_fraction": 0.0, "schedule": "constant"})
+        module = moge_module(optimizer={"lr": 1e-2, "warmup_share": 0.0, "schedule": "constant"})
         fit = short_trainer(tmp_path, balancing(coefficient=coefficient), max_steps=20)
         fit.fit(module, datamodule=TokenBatches.Config().build())
         assert ("train/balance" in fit.callback_metrics) == (coefficient > 0)

@@ -28,7 +28,7 @@ from pangu_modules.llm.models import decoder
 from pangu_modules.llm.pruning.pangu_light.pipeline import prune_pangu_light
 
 TARGET = TargetShape(num_hidden_layers=3, hidden_size=24, intermediate_size=40)
-METHOD = PanguLightConfig(target=TARGET, calib=CalibrationConfig(n_samples=4, seq_len=16, batch_size=4))
+METHOD = PanguLightConfig(target=TARGET, calibration=CalibrationConfig(num_samples=4, sequence_length=16, batch_size=4))
 
 
 def recipe(max_steps=4):
@@ -36,7 +36,7 @@ def recipe(max_steps=4):
         module=CausalLM.Config(
             architecture="llama",
             model_args={**TINY_LLAMA, "num_hidden_layers": 4},
-            optimizer=OptimizerConfig(lr=1e-2, schedule="constant", warmup_fraction=0),
+            optimizer=OptimizerConfig(lr=1e-2, schedule="constant", warmup_share=0),
         ),
         data=TokenBatches.Config(),
         callbacks={"distill": Distillation.Config(), "prune": PanguLightPruning.Config(method=METHOD)},
@@ -85,7 +85,7 @@ def test_the_report_tells_what_each_part_did(tmp_path):
     assert parts["dense"] == pytest.approx(perplexities["before pruning"])
     assert parts["clap+slnp"] == pytest.approx(perplexities["pruned"])  # what the configuration asks for
     layers = table(tmp_path, "3-layers")
-    assert {*layers[0]} == {"layer", "similarity", "requested ratio", "query heads", "FFN channels", "adopted heads"}
+    assert {*layers[0]} == {"layer", "similarity", "requested share", "query heads", "FFN channels", "adopted heads"}
     for row in layers:  # what a layer lost of its own heads, CLAP gave it from the dropped one
         assert int(row["query heads"].split(" of ")[0]) + (row["adopted heads"] or 0) == 4
     sizes = {row["size"]: (row["before"], row["after"]) for row in table(tmp_path, "2-sizes")}
@@ -102,7 +102,7 @@ def sandwich_recipe(callbacks, max_steps=2):
         module=CausalLM.Config(
             architecture="sandwich_llama",
             model_args=SANDWICH,
-            optimizer=OptimizerConfig(lr=1e-3, schedule="constant", warmup_fraction=0),
+            optimizer=OptimizerConfig(lr=1e-3, schedule="constant", warmup_share=0),
         ),
         data=TokenBatches.Config(),
         callbacks=callbacks,
@@ -111,7 +111,9 @@ def sandwich_recipe(callbacks, max_steps=2):
 
 
 def absorption(**fields):
-    return {"absorb": PostNormAbsorption.Config(method=AbsorbConfig(enabled=True, **fields), calib=METHOD.calib)}
+    return {
+        "absorb": PostNormAbsorption.Config(method=AbsorbConfig(enabled=True, **fields), calibration=METHOD.calibration)
+    }
 
 
 def test_a_pruned_sandwich_is_absorbed_before_recovery_and_loads_as_a_llama(tmp_path):

@@ -18,8 +18,8 @@ from pangu_modules.llm.models.perplexity import perplexity
 from pangu_modules.llm.pruning import surgery
 from pangu_modules.llm.pruning.slimllm.walk import prune_slimllm
 
-CALIB = CalibrationConfig(n_samples=4, seq_len=16, batch_size=4)
-METHOD = SlimLLMConfig(base_ratio=0.5, pruned_layers=1, calib=CALIB)
+CALIBRATION = CalibrationConfig(num_samples=4, sequence_length=16, batch_size=4)
+METHOD = SlimLLMConfig(base_share=0.5, pruned_layers=1, calibration=CALIBRATION)
 
 
 def recipe(max_steps=2, **fields):
@@ -27,7 +27,7 @@ def recipe(max_steps=2, **fields):
         module=CausalLM.Config(
             architecture="llama",
             model_args=TINY_LLAMA,
-            optimizer=OptimizerConfig(lr=1e-2, schedule="constant", warmup_fraction=0),
+            optimizer=OptimizerConfig(lr=1e-2, schedule="constant", warmup_share=0),
         ),
         data=TokenBatches.Config(),
         callbacks={"prune": StructuredPruning.Config(method=METHOD, progress_folder=None, **fields)},

@@ -22,8 +22,8 @@ from pangu_modules.llm.pruning.short_gpt import ShortGPTConfig
 from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig
 from pangu_modules.llm.pruning.slimllm.walk import prune_slimllm
 
-CALIB = CalibrationConfig(n_samples=6, seq_len=12, batch_size=4)
-METHOD = SlimLLMConfig(base_ratio=0.5, pruned_layers=1, calib=CALIB)
+CALIBRATION = CalibrationConfig(num_samples=6, sequence_length=12, batch_size=4)
+METHOD = SlimLLMConfig(base_share=0.5, pruned_layers=1, calibration=CALIBRATION)
 
 
 class Sequences(Dataset):
@@ -85,18 +85,18 @@ def shapes_of(module):
 def test_windows_are_full_and_do_not_move_training_randomness(data):
     trainer = SimpleNamespace(datamodule=data)
     state = torch.get_rng_state()
-    batches = calibration_windows(trainer, CALIB)
+    batches = calibration_windows(trainer, CALIBRATION)
     assert torch.equal(torch.get_rng_state(), state)
     assert [tuple(batch["input_ids"].shape) for batch in batches] == [(4, 12), (2, 12)]
     assert int((torch.cat([batch["input_ids"] for batch in batches]) == 0).sum()) == 0  # no padding
-    again = calibration_windows(trainer, CALIB)
-    other = calibration_windows(trainer, CALIB.derive(seed=1))
+    again = calibration_windows(trainer, CALIBRATION)
+    other = calibration_windows(trainer, CALIBRATION.derive(seed=1))
     assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(batches, again, strict=True))
     assert not torch.equal(batches[0]["input_ids"], other[0]["input_ids"])
 
 
 def test_every_window_is_part_of_another_sequence():
-    windows = torch.cat([b["input_ids"] for b in calibration_windows(SimpleNamespace(datamodule=Data()), CALIB)])
+    windows = torch.cat([b["input_ids"] for b in calibration_windows(SimpleNamespace(datamodule=Data()), CALIBRATION)])
     texts = [" ".join(map(str, row.tolist())) for row in Sequences().tokens]
     sources = [next(i for i, text in enumerate(texts) if " ".join(map(str, w.tolist())) in text) for w in windows]
     assert len(set(sources)) == len(sources)
@@ -107,15 +107,15 @@ def test_too_little_text_is_named(kind):
     with pytest.raises(
         ValueError, match=r"6 windows of 64 tokens, the training data has 0 .*the longest has 20 tokens"
     ):
-        calibration_windows(SimpleNamespace(datamodule=kind()), CALIB.derive(seq_len=64))
+        calibration_windows(SimpleNamespace(datamodule=kind()), CALIBRATION.derive(sequence_length=64))
     with pytest.raises(ValueError, match="datamodule"):
-        calibration_windows(SimpleNamespace(), CALIB)
+        calibration_windows(SimpleNamespace(), CALIBRATION)
 
 
 def test_the_callback_prunes_as_the_function_does_then_trains(tmp_path):
     module, alone = tiny_module(), tiny_module()
     callback = pruning()
-    batches = calibration_windows(SimpleNamespace(datamodule=Data()), CALIB)
+    batches = calibration_windows(SimpleNamespace(datamodule=Data()), CALIBRATION)
     report = prune_slimllm(alone.model, METHOD, batches)
     trainer = fit(module, callback, tmp_path, logger=lightning.pytorch.loggers.CSVLogger(tmp_path))
     assert callback.report == report
@@ -170,7 +170,7 @@ def test_the_pruned_module_exports_a_folder(tmp_path):
 def test_dropping_layers_is_a_method_too(tmp_path):
     module = tiny_module(model_args={"num_hidden_layers": 4})
     influence_first = module.model.model.layers[0]
-    method = ShortGPTConfig(dropped_layers=2, protect_layers=(0,), calib=CALIB)
+    method = ShortGPTConfig(dropped_layers=2, protect_layers=(0,), calibration=CALIBRATION)
     fit(module, LayerDropping.Config(method=method).build(name="drop"), tmp_path)
     assert len(decoder.decoder_layers(module.model)) == 2
     assert decoder.decoder_layers(module.model)[0] is influence_first
@@ -232,7 +232,7 @@ def test_enough_text_is_not_refused(wanted):
     long_enough = sum(int(Sequences(20)[index]["attention_mask"].sum()) >= 11 for index in range(20))
     assert long_enough == 14
     trainer = SimpleNamespace(datamodule=FewLong())
-    batches = calibration_windows(trainer, CALIB.derive(n_samples=wanted, seq_len=11))
+    batches = calibration_windows(trainer, CALIBRATION.derive(num_samples=wanted, sequence_length=11))
     assert sum(len(batch["input_ids"]) for batch in batches) == wanted
     with pytest.raises(ValueError, match="the training data has 14 sequences of that length"):
-        calibration_windows(trainer, CALIB.derive(n_samples=15, seq_len=11))
+        calibration_windows(trainer, CALIBRATION.derive(num_samples=15, sequence_length=11))

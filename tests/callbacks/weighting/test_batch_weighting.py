@@ -18,8 +18,8 @@ from pangu_modules.llm.weighting.baselines.ngrams import sequences_of
 from pangu_modules.llm.weighting.model import effective_batch_size
 
 
-def weighting(method, n_stages=5, seed=0, **fields):
-    config = BatchWeighting.Config(method={"kind": method, **fields}, n_stages=n_stages, seed=seed)
+def weighting(method, num_rounds=5, seed=0, **fields):
+    config = BatchWeighting.Config(method={"kind": method, **fields}, num_rounds=num_rounds, seed=seed)
     return config.build(name="weighting")
 
 
@@ -60,7 +60,7 @@ def test_offline_scores_keep_what_is_like_the_target(tmp_path, method):
     assert weights[domains == 0].mean() > 3 * weights[domains == 1].mean()  # a batch of noise alone is uniform
 
 
-def test_random_weights_follow_the_stages_of_their_effective_batch(tmp_path):
+def test_random_weights_follow_the_rounds_of_their_effective_batch(tmp_path):
     seen = weights_of(tmp_path, method="random", ess=(1.0, 0.5))
     shares = [effective_batch_size(weights / 4).item() / 4 for weights in seen.weights]
     assert shares[:6] == pytest.approx([1.0] * 6, abs=1e-4)
@@ -83,13 +83,13 @@ def test_loss_weights_by_loops(tmp_path, prefer, sign):
 
 
 def test_the_report_tells_weights_by_domain_and_part_of_training(tmp_path):
-    fit(tmp_path, weighting(method="dsir", n_stages=2))
+    fit(tmp_path, weighting(method="dsir", num_rounds=2))
     rows = json.loads((tmp_path / "report_parts" / "weighting-1-domains.json").read_text())["rows"]
     assert [row["domain"] for row in rows] == ["clean", "noise"]
-    assert rows[0]["stage 1"] > 1 > rows[1]["stage 1"]
+    assert rows[0]["round 1"] > 1 > rows[1]["round 1"]
     assert sum(row["tokens"] for row in rows) == 12 * 4 * 15
-    stages = json.loads((tmp_path / "report_parts" / "weighting-2-stages.json").read_text())["rows"]
-    assert [row["stage"] for row in stages] == [0, 1]
+    rounds = json.loads((tmp_path / "report_parts" / "weighting-2-rounds.json").read_text())["rows"]
+    assert [row["round"] for row in rounds] == [0, 1]
 
 
 @pytest.mark.parametrize("method", ["random", "dsir"])

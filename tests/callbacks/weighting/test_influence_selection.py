@@ -16,7 +16,7 @@ from pangu_modules.llm.weighting.preconditioning import NextStep
 
 
 def selection(**fields):
-    return InfluenceSelection.Config(**{"n_stages": 3, "probes": 48, "val_batch_size": 16, **fields}).build(
+    return InfluenceSelection.Config(**{"num_rounds": 3, "probes": 48, "val_batch_size": 16, **fields}).build(
         name="mates"
     )
 
@@ -65,7 +65,7 @@ def test_first_part_is_uniform_then_what_helps_the_target_is_kept(tmp_path):
 
 def test_measuring_leaves_training_as_it_was(tmp_path):
     modules = [tiny_module(), tiny_module()]
-    fit(tmp_path, selection(n_stages=1), module=modules[0])
+    fit(tmp_path, selection(num_rounds=1), module=modules[0])
     fit(tmp_path, selection(keep=1.0), module=modules[1])  # measures twice, and keeps everything
     for plain, measured in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
         assert torch.equal(plain, measured)

@@ -25,26 +25,26 @@ from pangu_modules.training.objectives import weighted_mean
 from pangu_modules.training.optim import OptimizerConfig, lr_factor
 
 
-def test_virtual_stages(tmp_path):
+def test_virtual_rounds(tmp_path):
     callback, seen, plain = dwm(), Seen(), Seen()
     trainer = fit(tmp_path, callback, extra=[seen])
     fit(tmp_path / "plain", extra=[plain])
     assert seen.order == plain.order  # the updates' own batches leave the training order alone
-    assert seen.weights[:3] == [None] * 3  # stage 0 is ordinary training
+    assert seen.weights[:3] == [None] * 3  # round 0 is ordinary training
     for weight in seen.weights[3:]:
         assert float(weight.sum()) == pytest.approx(4, abs=1e-5)
         assert weight.min() >= 0.1 - 1e-6  # floor 0.1 of the batch's 4
         assert not torch.equal(weight, torch.ones(4))
     assert callback.learner.updates == 4
-    assert sorted(path.name for path in tmp_path.glob("dwm_*")) == ["dwm_stage1.safetensors", "dwm_stage2.safetensors"]
-    same(load_weighting_model(tmp_path / "dwm_stage2.safetensors"), callback.model)
+    assert sorted(path.name for path in tmp_path.glob("dwm_*")) == ["dwm_round1.safetensors", "dwm_round2.safetensors"]
+    same(load_weighting_model(tmp_path / "dwm_round2.safetensors"), callback.model)
     assert {"dwm/ess", "dwm/w_max", "dwm/weight/clean", "dwm/weight/noise"} <= set(trainer.callback_metrics)
     domains = json.loads((tmp_path / "report_parts" / "dwm-1-domains.json").read_text())["rows"]
     assert [row["domain"] for row in domains] == ["clean", "noise"]
     assert sum(row["tokens"] for row in domains) == 9 * 4 * 11
-    assert [row["stage 0"] for row in domains] == [1.0, 1.0]
-    stages = json.loads((tmp_path / "report_parts" / "dwm-2-stages.json").read_text())["rows"]
-    assert [row["updates"] for row in stages] == [0, 2, 2]
+    assert [row["round 0"] for row in domains] == [1.0, 1.0]
+    rounds = json.loads((tmp_path / "report_parts" / "dwm-2-rounds.json").read_text())["rows"]
+    assert [row["updates"] for row in rounds] == [0, 2, 2]
 
 
 MODES = {
@@ -58,12 +58,12 @@ MODES = {
 
 @pytest.mark.parametrize("mode", MODES)
 def test_resume_is_exact(tmp_path, mode):
-    """Broken off in the middle of a stage, and of phase A where it is spread over batches."""
+    """Broken off in the middle of a round, and of phase A where it is spread over batches."""
     arguments = {"accumulate_grad_batches": 2, "max_epochs": 3, "steps": 12}
     fields = {"dwm_steps": 4, **MODES[mode]}
     whole, reference = dwm(**fields), tiny_module()
     fit(tmp_path / "whole", whole, module=reference, **arguments)
-    for batch in (10, 14):  # stage 1 has the micro-batches 9 to 16
+    for batch in (10, 14):  # round 1 has the micro-batches 9 to 16
         folder = tmp_path / str(batch)
         with pytest.raises(ZeroDivisionError):
             fit(folder, dwm(**fields), extra=[StopAt(batch, folder / "last.ckpt")], **arguments)
@@ -73,11 +73,11 @@ def test_resume_is_exact(tmp_path, mode):
         same(module, reference)
         same(callback.model, whole.model)
         assert callback.learner.updates == whole.learner.updates > 2
-        for part in ("dwm-1-domains.json", "dwm-2-stages.json"):
+        for part in ("dwm-1-domains.json", "dwm-2-rounds.json"):
             parts = [(tmp_path / run / "report_parts" / part).read_text() for run in ("whole", str(batch))]
             assert parts[0] == parts[1]
-        for stage in (1, 2):
-            files = [tmp_path / run / f"dwm_stage{stage}.safetensors" for run in ("whole", str(batch))]
+        for number in (1, 2):
+            files = [tmp_path / run / f"dwm_round{number}.safetensors" for run in ("whole", str(batch))]
             assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -92,12 +92,12 @@ class Rates(Callback):
 
 
 def test_the_learning_rate_follows_that_of_the_trained_model(tmp_path):
-    optimizer, kept = OptimizerConfig(warmup_fraction=0.0), {}
+    optimizer, kept = OptimizerConfig(warmup_share=0.0), {}
     for follow in (False, True):
         callback = dwm(mode="online", dwm_every=1, dwm_lr=0.01, follow_lr=follow)
         rates = Rates(callback)
         fit(tmp_path / str(follow), callback, module=tiny_module(optimizer=optimizer), extra=[rates])
-        kept[follow] = rates.rates[3:]  # stage 0 has no updates
+        kept[follow] = rates.rates[3:]  # round 0 has no updates
     assert kept[False] == [0.01] * 6
     factor = lr_factor(optimizer, total_steps=9)
     assert kept[True] == pytest.approx([0.01 * factor(step) for step in range(3, 9)])
@@ -121,7 +121,7 @@ def test_online_and_real_updates_come_when_they_should(tmp_path):
 
 def test_weights_of_hidden_states_are_those_of_the_same_forward_pass(tmp_path):
     """The loss is the weighted one, though the weights come in the middle of the forward pass."""
-    callback = dwm(model={"encoder": "lm"}, n_stages=2, dwm_lr=0.1, dwm_steps=4)
+    callback = dwm(model={"encoder": "lm"}, num_rounds=2, dwm_lr=0.1, dwm_steps=4)
     seen, losses, checked = Seen(), [], []
 
     class Check(Callback):
@@ -148,17 +148,17 @@ def test_weights_of_hidden_states_are_those_of_the_same_forward_pass(tmp_path):
 
 
 def test_it_learns_to_prefer_what_helps_the_target(tmp_path):
-    callback = dwm(n_stages=2, dwm_steps=60, dwm_lr=3e-3, val_batch_size=8)
+    callback = dwm(num_rounds=2, dwm_steps=60, dwm_lr=3e-3, val_batch_size=8)
     fit(tmp_path, callback, steps=12, data=MixedData.Config(batch_size=8).build())
     rows = json.loads((tmp_path / "report_parts" / "dwm-1-domains.json").read_text())["rows"]
-    clean, noise = (row["stage 1"] for row in rows)
+    clean, noise = (row["round 1"] for row in rows)
     assert noise < 0.5 < 1 < clean  # measured: 0.14 and 1.86
 
 
-def test_static_weights_learn_in_one_stage_only(tmp_path):
-    callback = dwm(n_stages=4, freeze_after_stage=1)
+def test_static_weights_learn_in_one_round_only(tmp_path):
+    callback = dwm(num_rounds=4, freeze_after_round=1)
     fit(tmp_path, callback, steps=8)
-    first, *others = [(tmp_path / f"dwm_stage{stage}.safetensors").read_bytes() for stage in (1, 2, 3)]
+    first, *others = [(tmp_path / f"dwm_round{number}.safetensors").read_bytes() for number in (1, 2, 3)]
     assert callback.learner.updates == 2
     assert others == [first, first]
 
@@ -166,7 +166,7 @@ def test_static_weights_learn_in_one_stage_only(tmp_path):
 def test_uniform_throughout_is_ordinary_training(tmp_path):
     plain, warm = tiny_module(), tiny_module()
     fit(tmp_path / "plain", module=plain)
-    fit(tmp_path / "dwm", dwm(warmup_stages=3), module=warm)
+    fit(tmp_path / "dwm", dwm(warmup_rounds=3), module=warm)
     same(warm, plain)
 
 
@@ -210,7 +210,7 @@ def test_features_given_by_the_data(tmp_path):
     callback = dwm(model={"encoder": "features", "feature_size": 2}, dwm_lr=0.1, dwm_steps=10)
     fit(tmp_path, callback, data=Data.Config(batch_size=8).build())
     rows = json.loads((tmp_path / "report_parts" / "dwm-1-domains.json").read_text())["rows"]
-    assert rows[1]["stage 2"] < 0.5 < rows[0]["stage 2"]
+    assert rows[1]["round 2"] < 0.5 < rows[0]["round 2"]
 
 
 class Broken(OwnModule):
@@ -274,12 +274,12 @@ def test_what_does_not_fit_is_refused(tmp_path):
         fit(tmp_path, dwm(model={"encoder": "lm"}), module=OwnModule())
     with pytest.raises(ValueError, match=r"'dwm' and 'other' both write batch\['sample_weight'\]"):
         fit(tmp_path, dwm(), extra=[DWMReweighting.Config().build(name="other")])
-    with pytest.raises(ValueError, match=r"holds no dwm_stage\*.safetensors"):
+    with pytest.raises(ValueError, match=r"holds no dwm_round\*.safetensors"):
         fit(tmp_path, dwm(frozen=str(tmp_path)))
     with pytest.raises(ValidationError, match="target='test': the target steers training"):
         DWMReweighting.Config(target="test")
-    with pytest.raises(ValidationError, match="warmup_stages=6 is more than n_stages=5"):
-        DWMReweighting.Config(warmup_stages=6)
+    with pytest.raises(ValidationError, match="warmup_rounds=6 is more than num_rounds=5"):
+        DWMReweighting.Config(warmup_rounds=6)
 
 
 def test_targets_that_cannot_be_used_are_refused(tmp_path):
@@ -330,8 +330,8 @@ def test_two_processes_of_a_trainer_equal_one(tmp_path):
     ]
     for first, second in zip(tables[0]["rows"], tables[1]["rows"], strict=True):
         assert first["tokens"] == second["tokens"]
-        assert first["stage 2"] == pytest.approx(second["stage 2"], abs=1e-3)
-    assert abs(tables[0]["rows"][0]["stage 2"] - 1) > 0.01  # the weights are not uniform
+        assert first["round 2"] == pytest.approx(second["round 2"], abs=1e-3)
+    assert abs(tables[0]["rows"][0]["round 2"] - 1) > 0.01  # the weights are not uniform
 
 
 def train_together(folder, **arguments):

@@ -1,4 +1,4 @@
-"""DWM's stages as a function of the optimizer step, batches as a function of their number, and the report's rows."""
+"""DWM's rounds as a function of the optimizer step, batches as a function of their number, and the report's rows."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 from callbacks.weighting.batches import DrawnBatches
-from callbacks.weighting.report import Record, domain_weights, stage_summaries
-from callbacks.weighting.schedule import StageSchedule
+from callbacks.weighting.report import Record, domain_weights, round_summaries
+from callbacks.weighting.schedule import RoundSchedule
 
 
 class Numbers(Dataset):
@@ -20,25 +20,25 @@ class Numbers(Dataset):
         return {"number": torch.tensor(index)}
 
 
-def test_stages_are_equally_long():
-    schedule = StageSchedule(n_stages=5)
-    assert [schedule.stage(step, 10) for step in range(12)] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 4, 4]
-    assert [schedule.stage(step, 3) for step in range(3)] == [0, 1, 3]  # fewer steps than stages
+def test_rounds_are_equally_long():
+    schedule = RoundSchedule(num_rounds=5)
+    assert [schedule.round_of(step, 10) for step in range(12)] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 4, 4]
+    assert [schedule.round_of(step, 3) for step in range(3)] == [0, 1, 3]  # fewer steps than rounds
 
 
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
         ({}, [1, 2, 3, 4]),
-        ({"warmup_stages": 0}, [0, 1, 2, 3, 4]),
-        ({"warmup_stages": 5}, []),
-        ({"freeze_after_stage": 1}, [1]),
-        ({"warmup_stages": 2, "freeze_after_stage": 3}, [2, 3]),
+        ({"warmup_rounds": 0}, [0, 1, 2, 3, 4]),
+        ({"warmup_rounds": 5}, []),
+        ({"freeze_after_round": 1}, [1]),
+        ({"warmup_rounds": 2, "freeze_after_round": 3}, [2, 3]),
     ],
 )
-def test_stages_with_updates(fields, expected):
-    schedule = StageSchedule(**fields)
-    assert [stage for stage in range(5) if schedule.learns_in(stage)] == expected
+def test_rounds_with_updates(fields, expected):
+    schedule = RoundSchedule(**fields)
+    assert [number for number in range(5) if schedule.learns_in(number)] == expected
 
 
 def test_batches_are_a_function_of_their_number():
@@ -67,21 +67,21 @@ def test_rows_of_the_report():
     assert rows[0] == {
         "domain": "clean",
         "tokens": 7,
-        "stage 0": None,
-        "± stage 0": None,
-        "stage 1": 3.0,
-        "± stage 1": None,
+        "round 0": None,
+        "± round 0": None,
+        "round 1": 3.0,
+        "± round 1": None,
     }
     weights = torch.tensor([0.0, 0.5, 0.5, 1.0])  # sums to 2, squares to 1.5
-    assert rows[1]["± stage 1"] == pytest.approx(float(weights.std() / 2), abs=1e-4)
-    assert (rows[1]["domain"], rows[1]["tokens"], rows[1]["stage 1"]) == ("1", 60, 0.5)
+    assert rows[1]["± round 1"] == pytest.approx(float(weights.std() / 2), abs=1e-4)
+    assert (rows[1]["domain"], rows[1]["tokens"], rows[1]["round 1"]) == ("1", 60, 0.5)
     record = Record("dwm")
     record.begin(0)
     record.validated(0, 5.0)
     record.validated(0, 4.0)
     record.begin(1)
     record.validated(1, 3.5)
-    rows = [each.row() for each in stage_summaries(record.stages)]
+    rows = [each.row() for each in round_summaries(record.rounds)]
     assert [(row["validation loss, start"], row["validation loss, end"], row["change"]) for row in rows] == [
         (5.0, 4.0, -1.0),
         (4.0, 3.5, -0.5),

@@ -80,8 +80,8 @@ def test_batches_are_padded_on_the_right():
 
 def chat_data(source, **fields):
     defaults = {"batch_size": 2, "eval_batch_size": 3, "overlap_ngram": 0}
-    fractions = {"val_fraction": 0.2, "test_fraction": 0.2, "calibration_fraction": 0.0}
-    return ChatData.Config(source=source, **{**defaults, **fractions, **fields}).build(tokenizer=Marks())
+    shares = {"val_share": 0.2, "test_share": 0.2, "calibration_share": 0.0}
+    return ChatData.Config(source=source, **{**defaults, **shares, **fields}).build(tokenizer=Marks())
 
 
 def test_conversations_are_split_and_loaded(tmp_path):
@@ -133,8 +133,8 @@ def test_real_template_and_a_model(tmp_path):
     tokenizer = word_tokenizer(tmp_path / "tokenizer")
     conversations = [conversation(f"w{number} w1", f"w2 w{number}") for number in range(12)]
     source = write_conversations(tmp_path / "chat.jsonl", conversations)
-    fractions = {"val_fraction": 0.0, "test_fraction": 0.2, "calibration_fraction": 0.0}
-    data = ChatData.Config(source=source, tokenizer=str(tokenizer), batch_size=3, **fractions).build()
+    shares = {"val_share": 0.0, "test_share": 0.2, "calibration_share": 0.0}
+    data = ChatData.Config(source=source, tokenizer=str(tokenizer), batch_size=3, **shares).build()
     data.setup()
     module = tiny_module(data_tokenizer=data.module_arguments()["tokenizer"])
     batch = next(iter(data.train_dataloader()))

@@ -226,7 +226,7 @@ def test_configurations_that_cannot_work_are_refused(sources):
     for fields, message in (
         ({"target": ("c",)}, r"target: no domain 'c' in domains \(a, b\)"),
         ({"target": ()}, "the target is empty"),
-        ({"target": ("b",), "val_fraction": 0}, "set val_fraction above 0"),
+        ({"target": ("b",), "val_share": 0}, "set val_share above 0"),
         ({"target": ("b",), "vocab_size": 100}, "vocab_size=100 has no room"),
         ({"target": ("b",), "overlap_ngram": 0}, "greater than 0"),
     ):
@@ -238,13 +238,13 @@ def test_configurations_that_cannot_work_are_refused(sources):
 
 def test_a_split_without_a_window_tells_what_to_do(sources):
     with pytest.raises(ValueError, match=r"val: 0 windows of sequence_length=5000 tokens.*shorter sequences"):
-        mixture(sources, sequence_length=5000, test_fraction=0).setup("fit")
+        mixture(sources, sequence_length=5000, test_share=0).setup("fit")
 
 
 def test_the_size_of_the_target_is_told(sources, monkeypatch):
     told = []
     monkeypatch.setattr("datamodules.text.mixture.rank_zero_info", told.append)
-    data = mixture(sources, val_fraction=0.2)
+    data = mixture(sources, val_share=0.2)
     data.setup()
     documents = len(data.texts["val"][0])
     assert 6 <= documents <= 10  # of 40 of nearly equal length

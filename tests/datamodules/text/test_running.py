@@ -74,8 +74,8 @@ def test_a_document_is_what_the_tokenizer_makes_of_its_text(tmp_path, template, 
 
 
 def test_a_batch_has_literal_tokens(tmp_path):
-    data = text_data(write_lines(tmp_path / "a.jsonl", ["abc", "efg"]), val_fraction=0, test_fraction=0,
-                     calibration_fraction=0)  # fmt: skip
+    data = text_data(write_lines(tmp_path / "a.jsonl", ["abc", "efg"]), val_share=0, test_share=0,
+                     calibration_share=0)  # fmt: skip
     data.setup("fit")
     batch = data.train_dataset.__getitems__([1, 0])
     assert batch["input_ids"].tolist() == [[5, 6, 7, 0], [1, 2, 3, 0]]
@@ -105,8 +105,8 @@ def test_loading_again_changes_nothing_and_the_seed_decides(tmp_path):
 
 def test_documents_go_to_one_split_each_and_shares_are_kept(tmp_path):
     texts = random_texts(200, 15)
-    data = text_data(write_lines(tmp_path / "a.jsonl", texts), val_fraction=0.1, test_fraction=0.2,
-                     calibration_fraction=0.1, sequence_length=16)  # fmt: skip
+    data = text_data(write_lines(tmp_path / "a.jsonl", texts), val_share=0.1, test_share=0.2,
+                     calibration_share=0.1, sequence_length=16)  # fmt: skip
     data.setup()
     documents = {split: {tuple(row) for row in tokens_of(data, split).tolist()} for split in SPLITS}
     assert {split: len(rows) for split, rows in documents.items()} == {
@@ -120,15 +120,15 @@ def test_documents_go_to_one_split_each_and_shares_are_kept(tmp_path):
 
 def test_splits_of_documents_of_very_different_sizes():
     sizes = [1000, 500, *[10] * 200]
-    fractions = {"test": 0.1, "val": 0.05}
-    splits = assign_splits(sizes, fractions, seed=3)
+    shares = {"test": 0.1, "val": 0.05}
+    splits = assign_splits(sizes, shares, seed=3)
     totals = {
         split: sum(size for size, own in zip(sizes, splits, strict=True) if own == split) for split in set(splits)
     }
-    for split, share in (*fractions.items(), ("train", 0.85)):
+    for split, share in (*shares.items(), ("train", 0.85)):
         assert abs(totals[split] - share * sum(sizes)) <= 10
-    assert splits == assign_splits(sizes, fractions, seed=3)
-    assert splits != assign_splits(sizes, fractions, seed=4)
+    assert splits == assign_splits(sizes, shares, seed=3)
+    assert splits != assign_splits(sizes, shares, seed=4)
 
 
 def test_blocks_in_a_row():
@@ -158,7 +158,7 @@ def test_windows_that_share_text_with_an_earlier_split_are_left_out(tmp_path):
     shared = random_texts(1, 20, seed=5)[0]
     texts = [text + (shared if number % 3 == 0 else "") for number, text in enumerate(random_texts(90, 40, seed=6))]
     source = write_lines(tmp_path / "a.jsonl", texts)
-    fields = {"sequence_length": 64, "val_fraction": 0.2, "test_fraction": 0.2, "calibration_fraction": 0.2}
+    fields = {"sequence_length": 64, "val_share": 0.2, "test_share": 0.2, "calibration_share": 0.2}
     kept = text_data(source, **fields)
     kept.setup()
     assert kept.removed == dict.fromkeys(("test", "val", "calibration", "train"), 0)
@@ -213,7 +213,7 @@ def test_topics_of_python(tmp_path):
 
 def test_mistakes_are_named(tmp_path):
     with pytest.raises(ValidationError, match=r"add up to 1.1: leave a part for training"):
-        TextData.Config(val_fraction=0.5, test_fraction=0.6, calibration_fraction=0)
+        TextData.Config(val_share=0.5, test_share=0.6, calibration_share=0)
     short = text_data(write_lines(tmp_path / "short.jsonl", ["abc"] * 8), sequence_length=100)
     with pytest.raises(ValueError, match=r"test: .*32 tokens in 8 documents.*sequence_length=100"):
         short.setup()

@@ -66,7 +66,7 @@ def test_chunks_are_disjoint_and_the_same_for_all_seeds(source: Path) -> None:
     assert (parts["test"] < 800).any()
     sets = []
     for seed in (0, 1):
-        data = config(source, seed=seed, split_by="chunk", test_fraction=0.3).build()
+        data = config(source, seed=seed, split_by="chunk", test_share=0.3).build()
         data.setup()
         sets.append(data.test_dataset.tokens)
     assert torch.equal(*sets)

@@ -21,10 +21,11 @@ STAGE = Stage(
 )
 PROGRAM = Program(name="toy", call="python toy.py", title="A toy.")
 OLD = {
+    "module": {"optimizer": {"warmup_fraction": 0.25}},
     "callbacks": {
         "distill": {"lambda_kd": 0.5, "lambda_ce": 0.25, "teacher": "smollm2"},
-        "binarize": {"onebit": {"method": "ste", "init": "none"}, "measure": False},
-    }
+        "binarize": {"onebit": {"method": "ste", "init": "none", "tail_fraction": 0.02}, "measure": False},
+    },
 }
 
 
@@ -43,4 +44,6 @@ def test_a_config_file_with_old_names_is_read(tmp_path: Path, staged: bool) -> N
     assert stage.callbacks["distill"].plain()["method"]["lambda_ce"] == 0.25
     assert stage.callbacks["binarize"].plain()["method"]["method"] == "ste"
     assert stage.callbacks["binarize"].plain()["measure"] is False
-    assert len(said) == 3
+    assert stage.callbacks["binarize"].plain()["method"]["tail_share"] == 0.02
+    assert stage.module.plain()["optimizer"]["warmup_share"] == 0.25
+    assert len(said) == 5

@@ -24,7 +24,9 @@ from pangu_modules.simulator.layout import Workload
 from pangu_modules.simulator.model_shape import DENSE_32B, PANGU_PRO_MOE
 
 A2 = CARDS["ascend_800i_a2"]
-SPACE = DesignSpace(num_experts=(32, 64), top_k=(4, 8), num_groups=(1, 4), expert_intermediate=(1344, 2688), devices=4)
+SPACE = DesignSpace(
+    num_experts=(32, 64), num_experts_per_tok=(4, 8), num_groups=(1, 4), moe_intermediate_size=(1344, 2688), devices=4
+)
 WORKLOAD = Workload(decode_batch=64)
 
 
@@ -35,11 +37,14 @@ def test_shapes_keep_the_budget() -> None:
     assert "N64 K8 M1 I1344" in names
     assert "N64 K4 M8 I1344" not in names  # K is not divisible by M
     for shape in found:
-        assert shape.top_k * shape.expert_intermediate + shape.shared_intermediate == 8 * 1344 + 5376
+        assert (
+            shape.num_experts_per_tok * shape.moe_intermediate_size + shape.shared_expert_intermediate_size
+            == 8 * 1344 + 5376
+        )
         for active in (False, True):
             budget = PANGU_PRO_MOE.parameters(active=active)
             assert abs(shape.parameters(active=active) - budget) <= 0.02 * budget
-    wide = DesignSpace(num_experts=(64,), top_k=(16,), num_groups=(1,), expert_intermediate=(1344,))
+    wide = DesignSpace(num_experts=(64,), num_experts_per_tok=(16,), num_groups=(1,), moe_intermediate_size=(1344,))
     assert not list(shapes(wide, PANGU_PRO_MOE))  # 16 * 1344 is more than the active width
 
 
@@ -79,7 +84,7 @@ def test_best_rows_and_figure() -> None:
 def test_what_cannot_be_searched() -> None:
     with pytest.raises(UsageError, match="has no routed experts to vary"):
         search(SPACE, DENSE_32B, A2)
-    none = DesignSpace(num_experts=(8,), expert_intermediate=(1344,))
+    none = DesignSpace(num_experts=(8,), moe_intermediate_size=(1344,))
     with pytest.raises(UsageError, match="no shape of the space is within parameter_tolerance"):
         search(none, PANGU_PRO_MOE, A2)
     with pytest.raises(UsageError, match="GB more than"):

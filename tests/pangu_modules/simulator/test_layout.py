@@ -28,7 +28,7 @@ from pangu_modules.simulator.model_shape import DENSE_32B, PANGU_PRO_MOE
         ("attention_tp=4,expert_ep=4,shared_tp=3", r"shared_tp 3 must divide the 4 devices: \[1, 2, 4\]"),
         ("attention_tp=4,expert_ep=2", r"expert_tp \* expert_ep = 1 \* 2 must equal .* = 1 \* 4"),
         ("attention_dp=16,expert_ep=16", r"expert_ep 16 must divide num_groups 8 .*: \[1, 2, 4, 8\]"),
-        ("attention_dp=5,expert_tp=5", "expert_tp 5 must divide expert_intermediate 1344"),
+        ("attention_dp=5,expert_tp=5", "expert_tp 5 must divide moe_intermediate_size 1344"),
         ("attention_dp=3,expert_ep=3", r"expert_ep 3 must divide num_experts 64"),
     ],
 )
@@ -88,7 +88,7 @@ def test_bad_values_name_the_field() -> None:
 def test_all_layouts_of_a_node() -> None:
     found = list(layouts(PANGU_PRO_MOE, 4))
     assert len(found) == len(set(map(str, found))) == 3 * 3 * 3  # attention TP, shared TP and EP, each 1, 2 or 4
-    coarse = PANGU_PRO_MOE.derive(top_k=2, num_groups=1)
+    coarse = PANGU_PRO_MOE.derive(num_experts_per_tok=2, num_groups=1)
     exchanged = [layout for layout in layouts(coarse, 4) if layout.dispatch == "all_to_all"]
     assert [layout.expert_ep for layout in exchanged] == [4] * 9  # a token visits at most two of four parts
     assert len(list(layouts(DENSE_32B, 4))) == 3 * 3

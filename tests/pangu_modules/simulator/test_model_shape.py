@@ -121,10 +121,13 @@ def test_what_cannot_be_described_is_refused() -> None:
     ("changes", "message"),
     [
         ({"num_kv_heads": 3}, "num_heads 40 must be divisible by num_kv_heads 3"),
-        ({"num_groups": 3}, r"num_experts \(N\) 64 and top_k \(K\) 8 must be divisible by num_groups \(M\) 3"),
-        ({"top_k": 72}, "0 < top_k <= num_experts"),
-        ({"num_experts": 0}, "dense_intermediate must be positive"),
-        ({"dense_layers": 1}, "they need dense_intermediate > 0"),
+        (
+            {"num_groups": 3},
+            r"num_experts \(N\) 64 and num_experts_per_tok \(K\) 8 must be divisible by num_groups \(M\) 3",
+        ),
+        ({"num_experts_per_tok": 72}, "0 < num_experts_per_tok <= num_experts"),
+        ({"num_experts": 0}, "intermediate_size must be positive"),
+        ({"dense_layers": 1}, "they need intermediate_size > 0"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(changes: dict[str, int], message: str) -> None:

@@ -32,7 +32,7 @@ TINY = ModelShape(
     num_kv_heads=2,
     head_dim=16,
     vocab_size=128,
-    dense_intermediate=256,
+    intermediate_size=256,
 )
 
 
@@ -139,7 +139,7 @@ def test_ranked_layouts_are_all_that_fit_fastest_first() -> None:
     with pytest.raises(UsageError, match="GB more than"):
         rank_layouts(PANGU_PRO_MOE, A2, 1)
     with pytest.raises(UsageError, match="no layout of 3 devices divides tiny"):
-        rank_layouts(TINY.derive(num_experts=5, top_k=1, expert_intermediate=7), A2, 3)
+        rank_layouts(TINY.derive(num_experts=5, num_experts_per_tok=1, moe_intermediate_size=7), A2, 3)
 
 
 def test_rows_of_a_plan() -> None:

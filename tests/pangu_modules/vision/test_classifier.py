@@ -270,7 +270,7 @@ def test_training_the_adapters_leaves_the_pretrained_weights(tmp_path):
 
 
 def test_backbone_lr_scale_is_the_ratio_of_the_learning_rates(tmp_path):
-    optimizer = OptimizerConfig(lr=0.01, schedule="cosine", warmup_fraction=0.5)
+    optimizer = OptimizerConfig(lr=0.01, schedule="cosine", warmup_share=0.5)
     module = ScaleNetClassifier.Config(**EXPANDED, backbone_lr_scale=0.1, optimizer=optimizer).build(num_classes=10)
     fit = trainer(tmp_path, max_epochs=2, enable_checkpointing=False)
     fit.fit(module, data())

@@ -31,10 +31,12 @@ class ClapConfig(Config):
 class PanguLightConfig(Config):
     """Width, FFN, head and depth pruning with re-initialisation of what stays (arXiv:2505.20155)."""
 
+    renamed = {"calib": "calibration"}
+
     target: TargetShape | None = Field(None, description="Sizes to prune to; exclusive with target_params.")
     target_params: PositiveFloat | None = Field(
         None,
-        description="Parameter budget, up to 1 a fraction of the model: width, FFN and depth shrink by one ratio.",
+        description="Parameter budget, up to 1 a share of the model: width, FFN and depth shrink by one ratio.",
     )
     round_to: PositiveInt = Field(1, description="Multiple for hidden and FFN sizes, e.g. 128 for matrix units.")
     depth_criterion: Literal["bi", "ppl"] = Field(
@@ -59,7 +61,7 @@ class PanguLightConfig(Config):
         "score", description="Keep the best channels, heads and groups, or random ones (control)."
     )
     selection_seed: NonNegativeInt = Field(0, description="Seed of the random selection.")
-    calib: CalibrationConfig = Field(CalibrationConfig(n_samples=1024), description="Calibration text.")
+    calibration: CalibrationConfig = Field(CalibrationConfig(num_samples=1024), description="Calibration text.")
     absorb: AbsorbConfig = Field(AbsorbConfig(), description="Removal of a sandwich model's post-norms.")
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ from pangu_modules.training.objectives import Batch
 class PanguLightReport(PruneReport):
     """Result of Pangu Light; every layer has the same sizes.
 
-    A layer's `kept_heads` are those of its own that stayed, `ratio` is the share of its attention and FFN parameters
+    A layer's `kept_heads` are those of its own that stayed, `share` is that of its attention and FFN parameters
     that went with heads and channels (width aside).
 
     Attributes:
@@ -64,11 +64,11 @@ def report_of(
     scores = enumerate(selection.layer_scores)
     after = shape_of_model(model)
     head_dim = decoder.layer_shape(decoder.decoder_layers(model)[0]).head_dim
-    ratio = 1 - _block_parameters(after, head_dim) / _block_parameters(before, head_dim)
+    share = 1 - _block_parameters(after, head_dim) / _block_parameters(before, head_dim)
     return PanguLightReport(
         method="pangu_light",
         layers=tuple(
-            _layer_report(layer, position, selection, before, ratio) for position, layer in enumerate(selection.layers)
+            _layer_report(layer, position, selection, before, share) for position, layer in enumerate(selection.layers)
         ),
         kept_layers=selection.layers,
         parameters_before=parameters_before,
@@ -108,14 +108,14 @@ def _block_parameters(shape: ModelShape, head_dim: int) -> int:
 
 
 def _layer_report(
-    layer: int, position: int, selection: PanguLightSelection, before: ModelShape, ratio: float
+    layer: int, position: int, selection: PanguLightSelection, before: ModelShape, share: float
 ) -> LayerReport:
     own = {group for donor, group in selection.groups[position] if donor == layer}
     foreign = len(selection.groups[position]) - len(own)
     return LayerReport(
         index=layer,
         similarity=1 - selection.block_influence[layer],
-        ratio=ratio,
+        share=share,
         kept_heads=tuple(head for head in selection.query_heads[layer] if head // before.queries_per_group in own),
         num_heads=before.num_attention_heads,
         kept_channels=selection.channels[position],

@@ -90,7 +90,7 @@ def shape_for_parameters(config: Any, target_params: float, *, round_to: int = 1
 
     Args:
         config: transformers configuration of the unpruned model.
-        target_params: parameters; a number up to 1 is a fraction of the model's.
+        target_params: parameters; a number up to 1 is a share of the model's.
         round_to: multiple for hidden and FFN sizes.
 
     Raises:
@@ -103,7 +103,7 @@ def shape_for_parameters(config: Any, target_params: float, *, round_to: int = 1
     if not smallest <= budget <= whole:
         raise ValueError(
             f"target_params={target_params:g} must be between the smallest shape's {smallest} and the model's {whole} "
-            f"parameters (or a fraction up to 1); round_to={round_to}"
+            f"parameters (or a share up to 1); round_to={round_to}"
         )
     steps = 4096
     low, high = 0, steps + 1  # the parameters rise with the ratio: bisect for the largest that fits

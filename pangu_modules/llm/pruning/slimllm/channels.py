@@ -1,7 +1,7 @@
 """Pruning the channels of one FFN on the stream of the already pruned layers below (SlimLLM, arXiv:2505.22689).
 
 The whole output is a sum over channels, ``y = u + r``, of what the kept and what the removed ones add. Once y is known,
-the pruned output u needs only the smaller of both parts: at SlimLLM's ratios a quarter of the FFN. Besides the stream
+the pruned output u needs only the smaller of both parts: at SlimLLM's shares a quarter of the FFN. Besides the stream
 one more copy of its size is held: y, then u.
 """
 
@@ -40,7 +40,7 @@ def prune_channels(visit: LayerVisit, config: SlimLLMConfig, num_keep: int) -> l
     layer, stream, criterion = visit.layer, visit.stream, channel_criterion(config)
     outputs, statistics = _observe(visit, needs_covariance=criterion == "feature_space")
     scores = channel_scores(criterion, layer.mlp, statistics)
-    kept = select_channels(scores, num_keep, config.keep_least_fraction)
+    kept = select_channels(scores, num_keep, config.keep_least_share)
     del statistics  # a covariance, which nobody needs any more
     if config.recovery == "full_ridge":
         surgery.keep_channels(layer, kept)
@@ -63,16 +63,16 @@ def channel_criterion(config: SlimLLMConfig) -> ChannelCriterion:
     return config.ffn_criterion
 
 
-def select_channels(scores: Tensor, num_keep: int, keep_least_fraction: float) -> list[int]:
-    """Return the kept channels, ascending: the lowest fraction stays, the next ones go, the rest stays.
+def select_channels(scores: Tensor, num_keep: int, keep_least_share: float) -> list[int]:
+    """Return the kept channels, ascending: the lowest share stays, the next ones go, the rest stays.
 
     Args:
         scores: (channels,), larger is more important.
         num_keep: how many stay in all.
-        keep_least_fraction: fraction of all channels kept at the low end.
+        keep_least_share: share of all channels kept at the low end.
     """
     order = torch.sort(scores, stable=True).indices
-    lowest = min(num_keep, round(keep_least_fraction * len(scores)))
+    lowest = min(num_keep, round(keep_least_share * len(scores)))
     removed = len(scores) - num_keep
     return sorted(torch.cat([order[:lowest], order[lowest + removed :]]).tolist())
 

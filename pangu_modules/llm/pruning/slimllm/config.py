@@ -15,16 +15,23 @@ from pangu_modules.llm.pruning.slimllm.regression import Recovery
 class SlimLLMConfig(Config):
     """How much to prune, by which importance, and how to repair; the defaults are the paper's 20 % setting."""
 
-    base_ratio: float = Field(
-        0.25, ge=0, lt=0.95, description="Mean fraction of heads and channels removed from the pruned layers."
+    renamed = {
+        "base_ratio": "base_share",
+        "max_layer_ratio": "max_layer_share",
+        "keep_least_fraction": "keep_least_share",
+        "calib": "calibration",
+    }
+
+    base_share: float = Field(
+        0.25, ge=0, lt=0.95, description="Mean share of heads and channels removed from the pruned layers."
     )
     pruned_layers: PositiveInt | None = Field(
         None, description="How many layers are pruned, those that change their input least (n); null is 26/32 of all."
     )
     alpha: NonNegativeFloat = Field(
-        10.0, description="Sharpness of the softmax over layer similarities; 0 gives every pruned layer base_ratio."
+        10.0, description="Sharpness of the softmax over layer similarities; 0 gives every pruned layer base_share."
     )
-    max_layer_ratio: float = Field(0.9, gt=0, lt=1, description="Largest fraction removed from one layer.")
+    max_layer_share: float = Field(0.9, gt=0, lt=1, description="Largest share removed from one layer.")
     head_unit: Literal["kv_group", "query", "none"] = Field(
         "kv_group",
         description="What is removed from attention: whole KV groups, the same number of query heads from every "
@@ -37,8 +44,8 @@ class SlimLLMConfig(Config):
     pca_weighting: bool = Field(
         True, description="Weight output directions by their variance; off turns feature_space into three_term."
     )
-    keep_least_fraction: float = Field(
-        0.01, ge=0, le=0.1, description="Fraction of FFN channels, those of lowest importance, that is kept anyway."
+    keep_least_share: float = Field(
+        0.01, ge=0, le=0.1, description="Share of FFN channels, those of lowest importance, that is kept anyway."
     )
     recovery: Recovery = Field(
         "affine",
@@ -50,11 +57,11 @@ class SlimLLMConfig(Config):
         True, description="Move what whole heads remove too little or too much to the FFN of the same layer."
     )
     seed: NonNegativeInt = Field(42, description="Seed of the random criteria.")
-    calib: CalibrationConfig = Field(CalibrationConfig(), description="Calibration text.")
+    calibration: CalibrationConfig = Field(CalibrationConfig(), description="Calibration text.")
 
 
-# Baselines of the paper and its neighbours in the same walk: changes to SlimLLMConfig, with uniform ratios.
-_PLAIN: dict[str, Any] = {"alpha": 0.0, "greedy": False, "keep_least_fraction": 0.0, "recovery": "none"}
+# Baselines of the paper and its neighbours in the same walk: changes to SlimLLMConfig, with uniform shares.
+_PLAIN: dict[str, Any] = {"alpha": 0.0, "greedy": False, "keep_least_share": 0.0, "recovery": "none"}
 BASELINES: dict[str, dict[str, Any]] = {
     "random": _PLAIN | {"head_criterion": "random", "ffn_criterion": "random"},
     "magnitude": _PLAIN | {"head_criterion": "magnitude", "ffn_criterion": "magnitude"},

@@ -26,7 +26,7 @@ from pangu_modules.llm.pruning.report import LayerReport, PruneReport
 from pangu_modules.llm.pruning.slimllm.channels import channel_criterion
 from pangu_modules.llm.pruning.slimllm.config import SlimLLMConfig
 from pangu_modules.llm.pruning.slimllm.layer import Kept, prune_sublayers
-from pangu_modules.llm.pruning.slimllm.layer_ratios import layer_ratios, rounded
+from pangu_modules.llm.pruning.slimllm.layer_shares import layer_shares, rounded
 from pangu_modules.llm.pruning.slimllm.taylor import LayerTaylor, taylor_scores
 from pangu_modules.llm.pruning.slimllm.visit import LayerVisit
 from pangu_modules.training.objectives import Batch
@@ -45,7 +45,7 @@ def prune_slimllm(
 
     Args:
         model: a transformers causal language model of a supported architecture, on the device to calibrate on.
-        config: ratios, criteria and repair.
+        config: shares, criteria and repair.
         batches: calibration tokens: ``input_ids`` (batch, seq) and, where padded, ``attention_mask`` (batch, seq).
         progress_folder: where finished layers are kept, so that the same call continues after a kill; removed at the
             end. None keeps nothing.
@@ -54,7 +54,7 @@ def prune_slimllm(
         What was kept, per layer.
 
     Raises:
-        ValueError: unsupported or already pruned model, no calibration tokens, ratios that leave nothing, an activation
+        ValueError: unsupported or already pruned model, no calibration tokens, shares that leave nothing, an activation
             that is not finite.
         TypeError: the model is quantised.
     """
@@ -92,7 +92,7 @@ class _Walk:
     stream: Stream
     taylor: list[LayerTaylor] | None
     similarities: list[float] | None
-    ratios: list[float]
+    shares: list[float]
 
 
 def _walk(
@@ -105,8 +105,8 @@ def _walk(
     """Prune layer after layer, from the first one that an earlier run did not finish."""
     layers = decoder.decoder_layers(model)
     similarities, finished = _similarities(model, config, stream, progress)
-    ratios = _ratios(similarities or [0.0] * len(layers), config)
-    walk = _Walk(config, stream, taylor, similarities, ratios)
+    shares = _shares(similarities or [0.0] * len(layers), config)
+    walk = _Walk(config, stream, taylor, similarities, shares)
     reports = [LayerReport.from_plain(record) for record in finished]
     for index in range(len(reports), len(layers)):
         report = _prune_layer(layers[index], index, walk)
@@ -128,7 +128,7 @@ def _similarities(
         return records[0]["similarities"], [record["report"] for record in records]
     if _same_everywhere(config, len(decoder.decoder_layers(model))):
         return None, []
-    first = lambda similarities: _pruned_layers(_ratios(similarities, config)).start  # noqa: E731
+    first = lambda similarities: _pruned_layers(_shares(similarities, config)).start  # noqa: E731
     return layer_similarities(model, stream, first), []
 
 
@@ -137,7 +137,7 @@ def _reshape(layer: nn.Module, record: dict[str, Any]) -> None:
 
 
 def _same_everywhere(config: SlimLLMConfig, num_layers: int) -> bool:
-    """Whether every layer is pruned by the base ratio, so that a pass through the dense model would tell nothing."""
+    """Whether every layer is pruned by the base share, so that a pass through the dense model would tell nothing."""
     return config.alpha == 0 and _num_pruned(config, num_layers) == num_layers
 
 
@@ -145,14 +145,14 @@ def _num_pruned(config: SlimLLMConfig, num_layers: int) -> int:
     return config.pruned_layers or max(1, rounded(26 / 32 * num_layers))
 
 
-def _ratios(similarities: list[float], config: SlimLLMConfig) -> list[float]:
+def _shares(similarities: list[float], config: SlimLLMConfig) -> list[float]:
     num_pruned = _num_pruned(config, len(similarities))
-    return layer_ratios(similarities, config.base_ratio, num_pruned, config.alpha, config.max_layer_ratio)
+    return layer_shares(similarities, config.base_share, num_pruned, config.alpha, config.max_layer_share)
 
 
-def _pruned_layers(ratios: list[float]) -> range:
+def _pruned_layers(shares: list[float]) -> range:
     """Return the layers from the first to the last one that is pruned."""
-    pruned = [index for index, ratio in enumerate(ratios) if ratio > 0]
+    pruned = [index for index, share in enumerate(shares) if share > 0]
     return range(pruned[0], pruned[-1] + 1) if pruned else range(0)
 
 
@@ -161,14 +161,14 @@ def _prune_layer(layer: nn.Module, index: int, walk: _Walk) -> LayerReport:
     shape = decoder.layer_shape(layer)
     kept = Kept(tuple(range(shape.num_heads)), tuple(range(shape.intermediate_size)))
     # The stream stands in front of the first pruned layer; nobody needs what leaves the last one.
-    if index in _pruned_layers(walk.ratios):
+    if index in _pruned_layers(walk.shares):
         generator = torch.Generator().manual_seed(walk.config.seed + 7919 * index)
         visit = LayerVisit(layer, index, walk.stream, walk.taylor[index] if walk.taylor else None, generator)
-        kept = prune_sublayers(visit, walk.config, walk.ratios[index])
+        kept = prune_sublayers(visit, walk.config, walk.shares[index])
     return LayerReport(
         index=index,
         similarity=walk.similarities[index] if walk.similarities else None,
-        ratio=walk.ratios[index],
+        share=walk.shares[index],
         kept_heads=kept.heads,
         num_heads=shape.num_heads,
         kept_channels=kept.channels,
@@ -189,7 +189,7 @@ def _check_model(model: nn.Module) -> None:
         method = getattr(config, "pruned_with", None) or "another method"
         raise ValueError(
             f"the model was already pruned (by {method}): scores of a pruned model are not those of the paper; prune "
-            "the original model with a larger base_ratio"
+            "the original model with a larger base_share"
         )
     for index, layer in enumerate(decoder.decoder_layers(model)):
         extra = {name for name, _ in layer.named_children()} - PRE_NORM_PARTS

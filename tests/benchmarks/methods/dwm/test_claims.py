@@ -10,15 +10,15 @@ from benchmarks.harness.running import fingerprint
 from benchmarks.methods.dwm.claims import GATES, benchmark
 from benchmarks.methods.dwm.curves import draw, series
 from benchmarks.methods.dwm.rows import NOISE
-from benchmarks.methods.dwm.task import WeighedRun, ess_by_stage, interleaved, noise_weight, shift
-from callbacks.weighting.preferences import DomainWeights, Preferences, StageSummary
+from benchmarks.methods.dwm.task import WeighedRun, ess_by_round, interleaved, noise_weight, shift
+from callbacks.weighting.preferences import DomainWeights, Preferences, RoundSummary
 from recipes.dwm_text import DOMAINS
 
 PROSE = DomainWeights(domain="prose", tokens=60, means={0: 1.0, 1: 1.4, 2: 1.6}, errors={0: 0.0, 1: 0.03, 2: 0.04})
 CODE = DomainWeights(domain="code", tokens=40, means={0: 1.0, 1: 0.6, 2: 0.4}, errors={0: 0.0, 1: 0.02, 2: 0.02})
-STAGES = tuple(
-    StageSummary(stage=stage, updates=1, effective_batch=share, last_loss=loss)
-    for stage, share, loss in ((0, 1.0, 6.0), (1, 0.8, 5.5), (2, 0.6, None))
+ROUNDS = tuple(
+    RoundSummary(round=number, updates=1, effective_batch=share, last_loss=loss)
+    for number, share, loss in ((0, 1.0, 6.0), (1, 0.8, 5.5), (2, 0.6, None))
 )
 
 
@@ -42,16 +42,16 @@ def test_arms_differ_in_the_weights_alone():
     assert recipes["dwm"]["module"]["model_args"]["num_hidden_layers"] == 4
     assert recipes["dwm"]["module"]["model_args"]["hidden_size"] == 128
     assert recipes["wide_transfer"]["module"]["model_args"]["hidden_size"] == 256
-    assert recipes["static"]["callbacks"]["dwm"]["freeze_after_stage"] == 1
-    assert recipes["per_sample"]["callbacks"]["dwm"]["method"]["model"]["n_mix"] == 0
+    assert recipes["static"]["callbacks"]["dwm"]["freeze_after_round"] == 1
+    assert recipes["per_sample"]["callbacks"]["dwm"]["method"]["model"]["num_mix"] == 0
     assert recipes["uniform"]["callbacks"]["dwm"] is None
 
 
-def test_baselines_are_told_by_the_stages_of_dwm():
+def test_baselines_are_told_by_the_rounds_of_dwm():
     recipes = recipes_of(benchmark())
     for name, baseline in (("dwm", "uniform"), ("dwm", "influence"), ("smollm2_dwm", "smollm2_uniform")):
-        stages = recipes[name]["callbacks"]["dwm"]["n_stages"]
-        assert recipes[baseline]["callbacks"]["weighting"]["n_stages"] == stages
+        rounds = recipes[name]["callbacks"]["dwm"]["num_rounds"]
+        assert recipes[baseline]["callbacks"]["weighting"]["num_rounds"] == rounds
 
 
 def test_half_of_the_mixture_is_clean_and_the_oracle_is_all_clean():
@@ -71,26 +71,26 @@ def test_the_seed_reaches_run_data_and_weights():
 
 
 def test_random_and_transfer_take_over_from_dwm(tmp_path):
-    inputs = {"dwm": ArmInput(tmp_path, {"ess_stage1": 0.75, "ess_stage0": 1.0000001})}
+    inputs = {"dwm": ArmInput(tmp_path, {"ess_round1": 0.75, "ess_round0": 1.0000001})}
     method = benchmark()
     random = method.arm("random").run.derived(0, inputs).plain()["callbacks"]["weighting"]
     assert random["method"]["ess"] == [1.0, 0.75]
     transfer = method.arm("wide_transfer").run.derived(0, inputs).plain()["callbacks"]["dwm"]
     assert transfer["frozen"] == str(tmp_path / "run")
     assert method.arm("random").needs == method.arm("wide_transfer").needs == ("dwm",)
-    assert ess_by_stage({"ess_stage10": 0.2, "ess_stage9": 0.5, "ess": 0.1}) == (0.5, 0.2)
+    assert ess_by_round({"ess_round10": 0.2, "ess_round9": 0.5, "ess": 0.1}) == (0.5, 0.2)
 
 
 def test_numbers_from_the_reports_tables():
     values = WeighedRun("recipe", noise=("code",), followed="prose").numbers(
-        Preferences(domains=(PROSE, CODE), stages=STAGES)
+        Preferences(domains=(PROSE, CODE), rounds=ROUNDS)
     )
     assert values["ess"] == 0.6
-    assert values["ess_stage1"] == 0.8
-    assert values["target_loss_stage0"] == 6.0
-    assert "target_loss_stage2" not in values
+    assert values["ess_round1"] == 0.8
+    assert values["target_loss_round0"] == 6.0
+    assert "target_loss_round2" not in values
     assert values["tokens_code"] == 40
-    assert values["weight_code_stage1"] == 0.6
+    assert values["weight_code_round1"] == 0.6
     assert values["noise_weight"] == noise_weight([CODE]) == 0.4
     assert values["shift"] == shift(PROSE) == pytest.approx(0.2 / 0.05)
 
@@ -118,7 +118,7 @@ def test_all_arms_run_in_miniature(tmp_path):
 
 def test_curves_compare_arms_on_the_seeds_that_all_have():
     arms = {
-        name: {"results": {str(seed): {"ess_stage0": 1.0, "target_loss_stage0": 5.0 + seed, "weight_prose_stage0": 1.0}
+        name: {"results": {str(seed): {"ess_round0": 1.0, "target_loss_round0": 5.0 + seed, "weight_prose_round0": 1.0}
                            for seed in range(seeds)}}
         for name, seeds in (("uniform", 3), ("dwm", 3), ("dsir", 1))
     }  # fmt: skip

@@ -36,7 +36,7 @@ def test_a_group_is_stale_when_any_of_its_variants_changes(name):
         assert stored == [leader, *picked]
 
 
-def test_every_baseline_is_compared_at_both_ratios():
+def test_every_baseline_is_compared_at_both_shares():
     method = slimllm.benchmark()
     names = {arm.name for arm in method.arms}
     for baseline in ("random", "magnitude", "minitron", "wanda_sp", "flap", "llm_pruner", "shortgpt"):

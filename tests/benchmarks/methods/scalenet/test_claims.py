@@ -24,7 +24,7 @@ def test_arms_train_as_the_method_describes():
     for stage in stages.values():
         epochs, optimizer = stage["trainer"]["max_epochs"], stage["module"]["optimizer"]
         assert stage["trainer"]["gradient_clip_val"] == 1
-        assert optimizer["warmup_fraction"] == pytest.approx(1 / epochs)
+        assert optimizer["warmup_share"] == pytest.approx(1 / epochs)
         assert (optimizer["lr"], optimizer["weight_decay"], optimizer["schedule"]) == (2e-3, 0.05, "cosine")
         assert (stage["data"]["train_size"], stage["data"]["test_size"], stage["data"]["batch_size"]) == (
             2000,

@@ -15,9 +15,9 @@ from pangu_modules.llm.moge.block import MoGEBlock, moge_blocks, recorded_routin
 
 def block(**fields: object) -> MoGEBlock:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 8, "num_experts": 6, "num_groups": 3, "experts_per_token": 3}
+    sizes = {"hidden_size": 8, "num_experts": 6, "num_groups": 3, "num_experts_per_tok": 3}
     config = MoGEBlock.Config(
-        **{**sizes, "expert_intermediate_size": 4, "shared_intermediate_size": 5, **fields}  # type: ignore[arg-type]
+        **{**sizes, "moe_intermediate_size": 4, "shared_expert_intermediate_size": 5, **fields}  # type: ignore[arg-type]
     )
     module: MoGEBlock = config.build(layer_idx=3).double()
     for parameter in module.parameters():
@@ -40,7 +40,7 @@ def by_hand(module: MoGEBlock, token: Tensor) -> Tensor:
     return total
 
 
-@pytest.mark.parametrize("fields", [{}, {"router_scale": False}, {"shared_intermediate_size": 0}])
+@pytest.mark.parametrize("fields", [{}, {"router_scale": False}, {"shared_expert_intermediate_size": 0}])
 def test_equals_one_token_by_hand(fields: dict[str, object]) -> None:
     module = block(**fields)
     x = torch.randn(2, 5, 8, dtype=torch.float64)

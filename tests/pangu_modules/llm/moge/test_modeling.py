@@ -233,7 +233,7 @@ def test_the_72b_configuration_has_the_released_sizes() -> None:
         ({"sandwich_norm": True, "qk_rope_dim": 64}, r"Pangu Pro MoE V2 \(it has qk_rope_dim, sandwich_norm\)"),
         ({"routed_scaling_factor": 2.5}, r"V2 \(it has routed_scaling_factor\)"),
         ({"num_experts": 9}, r"num_experts \(N\) must be divisible by num_groups \(M\): 9"),
-        ({"num_experts_per_tok": 3}, r"experts_per_token \(K\) = 3 must be a multiple"),
+        ({"num_experts_per_tok": 3}, r"num_experts_per_tok \(K\) = 3 must be a multiple"),
         ({"num_key_value_heads": 3}, "num_attention_heads=4 must be a multiple of num_key_value_heads=3"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
     ],

@@ -14,13 +14,13 @@ from pangu_modules.llm.moge.routing import route_moge
 SIZES = [(8, 2, 2), (8, 4, 4), (16, 4, 8), (12, 3, 6), (16, 1, 3), (8, 8, 8)]
 
 
-def router(num_experts: int = 8, num_groups: int = 4, experts_per_token: int = 4, **fields: object) -> Router:
+def router(num_experts: int = 8, num_groups: int = 4, num_experts_per_tok: int = 4, **fields: object) -> Router:
     torch.manual_seed(0)
     config = Router.Config(
         hidden_size=16,
         num_experts=num_experts,
         num_groups=num_groups,
-        experts_per_token=experts_per_token,
+        num_experts_per_tok=num_experts_per_tok,
         router_dtype="float64",
         **fields,
     )
@@ -43,9 +43,9 @@ def best(candidates: list[int], values: list[float], number: int) -> list[int]:
     return sorted(candidates, key=lambda expert: -values[expert])[:number]
 
 
-@pytest.mark.parametrize(("num_experts", "num_groups", "experts_per_token"), SIZES)
-def test_moge_equals_one_token_at_a_time(num_experts: int, num_groups: int, experts_per_token: int) -> None:
-    module = router(num_experts, num_groups, experts_per_token)
+@pytest.mark.parametrize(("num_experts", "num_groups", "num_experts_per_tok"), SIZES)
+def test_moge_equals_one_token_at_a_time(num_experts: int, num_groups: int, num_experts_per_tok: int) -> None:
+    module = router(num_experts, num_groups, num_experts_per_tok)
     scale = torch.rand(1, num_experts, dtype=torch.float64) + 0.5
     x = tokens()
     got = module(x, scale)
@@ -54,7 +54,7 @@ def test_moge_equals_one_token_at_a_time(num_experts: int, num_groups: int, expe
         scores = softmax_of(module, token)
         ids = []
         for group in range(num_groups):
-            ids += best(list(range(group * size, (group + 1) * size)), scores, experts_per_token // num_groups)
+            ids += best(list(range(group * size, (group + 1) * size)), scores, num_experts_per_tok // num_groups)
         assert got.expert_ids[row].tolist() == ids
         want = torch.tensor([scores[expert] * scale[0, expert].item() for expert in ids], dtype=torch.float64)
         torch.testing.assert_close(got.weights[row], want, rtol=0, atol=1e-14)  # values to 1.4; seen 1e-15
@@ -115,12 +115,12 @@ def peer_weights(peer: torch.nn.Module, x: Tensor) -> Tensor:
     return torch.zeros(len(x), 16).scatter(1, ids, weights.float())
 
 
-@pytest.mark.parametrize(("num_experts", "num_groups", "experts_per_token"), SIZES)
-def test_every_row_has_as_many_ids_of_each_group(num_experts: int, num_groups: int, experts_per_token: int) -> None:
-    module = router(num_experts, num_groups, experts_per_token)
+@pytest.mark.parametrize(("num_experts", "num_groups", "num_experts_per_tok"), SIZES)
+def test_every_row_has_as_many_ids_of_each_group(num_experts: int, num_groups: int, num_experts_per_tok: int) -> None:
+    module = router(num_experts, num_groups, num_experts_per_tok)
     groups = module(tokens(50)).expert_ids // (num_experts // num_groups)
     counts = torch.stack([(groups == group).sum(-1) for group in range(num_groups)], -1)
-    assert (counts == experts_per_token // num_groups).all()
+    assert (counts == num_experts_per_tok // num_groups).all()
 
 
 def test_a_constant_on_all_logits_changes_nothing_and_one_on_a_group_changes_gates_only() -> None:
@@ -208,7 +208,7 @@ def test_the_bias_moves_towards_balance() -> None:
 
 
 def test_logits_are_float32_under_autocast() -> None:
-    module = Router.Config(hidden_size=16, num_experts=8, num_groups=4, experts_per_token=4).build()
+    module = Router.Config(hidden_size=16, num_experts=8, num_groups=4, num_experts_per_tok=4).build()
     x = torch.randn(5, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = module(x)
@@ -218,7 +218,7 @@ def test_logits_are_float32_under_autocast() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_unusable_logits_name_the_layer(value: float) -> None:
-    config = Router.Config(hidden_size=16, num_experts=8, num_groups=4, experts_per_token=4)
+    config = Router.Config(hidden_size=16, num_experts=8, num_groups=4, num_experts_per_tok=4)
     x = torch.randn(5, 16)
     x[3, 2] = value
     with pytest.raises(ValueError, match="router of layer 7: logits are NaN"):
@@ -230,10 +230,10 @@ def test_unusable_logits_name_the_layer(value: float) -> None:
     ("fields", "message"),
     [
         ({"num_experts": 10}, r"num_experts \(N\) must be divisible by num_groups \(M\): 10 .* 4 .* such as 12"),
-        ({"experts_per_token": 6}, r"experts_per_token \(K\) = 6 .* num_groups \(M\) = 4.* nearby values: 4 or 8"),
-        ({"experts_per_token": 12}, r"experts_per_token \(K\) = 12 .* at most num_experts \(N\) = 8"),
-        ({"experts_per_token": 2}, r"nearby values: 4"),
-        ({"router": "topk", "experts_per_token": 9}, r"\(K\) = 9 must not exceed num_experts \(N\) = 8"),
+        ({"num_experts_per_tok": 6}, r"num_experts_per_tok \(K\) = 6 .* num_groups \(M\) = 4.* nearby values: 4 or 8"),
+        ({"num_experts_per_tok": 12}, r"num_experts_per_tok \(K\) = 12 .* at most num_experts \(N\) = 8"),
+        ({"num_experts_per_tok": 2}, r"nearby values: 4"),
+        ({"router": "topk", "num_experts_per_tok": 9}, r"\(K\) = 9 must not exceed num_experts \(N\) = 8"),
         ({"router": "deepseek", "kept_groups": 5}, r"kept_groups=5 must not exceed num_groups \(M\) = 4"),
         ({"router": "deepseek", "kept_groups": 1}, r"more than the 2 experts of kept_groups=1"),
         ({"num_voted_experts": 3}, r"num_voted_experts=3 must lie between K/M = 1.* and N/M = 2"),
@@ -244,4 +244,4 @@ def test_unusable_logits_name_the_layer(value: float) -> None:
 )
 def test_bad_sizes(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Router.Config(**{"hidden_size": 16, "num_experts": 8, "num_groups": 4, "experts_per_token": 4, **fields})
+        Router.Config(**{"hidden_size": 16, "num_experts": 8, "num_groups": 4, "num_experts_per_tok": 4, **fields})

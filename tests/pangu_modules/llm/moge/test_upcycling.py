@@ -15,7 +15,12 @@ from pangu_modules.llm.moge.modeling import PanguProMoEForCausalLM
 from pangu_modules.llm.moge.upcycling import UpcycleConfig, UpcyclePlan, assign_channels, balanced_assignment
 
 # The tiny Llama has 64 FFN channels: 16 shared, 8 experts of 6.
-SIZES: dict[str, Any] = {"num_experts": 8, "num_groups": 4, "experts_per_token": 4, "shared_intermediate_size": 16}
+SIZES: dict[str, Any] = {
+    "num_experts": 8,
+    "num_groups": 4,
+    "num_experts_per_tok": 4,
+    "shared_expert_intermediate_size": 16,
+}
 
 
 def upcycled(structure: tuple[UpcyclePlan, ...] | None = None, **fields: Any) -> CausalLM:
@@ -25,7 +30,7 @@ def upcycled(structure: tuple[UpcyclePlan, ...] | None = None, **fields: Any) ->
 
 @pytest.mark.parametrize("shared", [16, 0])
 def test_with_all_experts_and_even_gates_it_is_the_dense_model(shared: int) -> None:
-    module = upcycled(experts_per_token=8, shared_intermediate_size=shared, router_start=0)
+    module = upcycled(num_experts_per_tok=8, shared_expert_intermediate_size=shared, router_start=0)
     tokens = token_batch()["input_ids"]
     ours, dense = module.model(tokens).logits, tiny_module().eval().model(tokens).logits
     # channels are summed in another order; logits are of size 2, the difference measured 1e-6
@@ -160,9 +165,9 @@ def test_parameters_stay_and_active_ones_go() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_experts": 7, "num_groups": 7, "experts_per_token": 7}, r"leaves 48 channels.*=22 would do"),
-        ({"shared_intermediate_size": 64}, "leaves 0 channels"),
-        ({"experts_per_token": 3}, "must be a multiple of num_groups"),
+        ({"num_experts": 7, "num_groups": 7, "num_experts_per_tok": 7}, r"leaves 48 channels.*=22 would do"),
+        ({"shared_expert_intermediate_size": 64}, "leaves 0 channels"),
+        ({"num_experts_per_tok": 3}, "must be a multiple of num_groups"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(fields: dict[str, Any], message: str) -> None:

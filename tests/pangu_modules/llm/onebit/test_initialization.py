@@ -84,7 +84,7 @@ def test_scales_per_layer_keep_both_functions():
     set_input_scales(module.model, kept)
     assert (logits(module) - before).abs().max() / before.abs().max() < 1e-5
     for layer in binary_layers(module.model).values():
-        layer.set_stage(104.6, hard=True)
+        layer.set_phase(104.6, hard=True)
     assert (logits(module, batch) - trained).abs().max() / trained.abs().max() < 1e-5
 
 

@@ -42,7 +42,7 @@ def plain_weight(layer, weight, scale, *, differentiate):
 @pytest.mark.parametrize("t", [0.32, 2.6, 34.0])
 def test_backward_equals_autograd(t, scale_grad):
     layer = binary(scale_grad=scale_grad)
-    layer.set_stage(t)
+    layer.set_phase(t)
     with torch.no_grad():
         layer.scale.copy_(torch.linspace(0.5, 1.5, 6))
     gradient = torch.randn(6, 10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -71,7 +71,7 @@ def test_the_learned_scale_has_a_frozen_base():
     with torch.no_grad():
         layer.weight.mul_(2)
     torch.testing.assert_close(layer.base, start)
-    layer.set_stage(50.0)
+    layer.set_phase(50.0)
     gradient = torch.randn(6, 10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     ours = torch.autograd.grad((layer.effective_weight() * gradient).sum(), layer.weight)[0]
     z = layer.weight / start[:, None]
@@ -83,7 +83,7 @@ def test_the_learned_scale_has_a_frozen_base():
 @pytest.mark.parametrize("method", ["ste", "lambda", "bitnet_b1", "bitnet_b158"])
 def test_straight_through_gradients_are_those_of_the_effective_weight(method):
     layer = binary(method=method, scales="analytic")
-    layer.set_stage(0.4)
+    layer.set_phase(0.4)
     gradient = torch.randn(6, 10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     (ours,) = torch.autograd.grad((layer.effective_weight() * gradient).sum(), layer.weight)
     assert torch.equal(ours, gradient)
@@ -120,13 +120,13 @@ def test_at_t_zero_the_layer_is_the_dense_one_bit_for_bit():
     expected = linear(x)
     for fields in ({}, {"scales": "learned"}, {"scales": "analytic"}, {"method": "lambda"}, {"scale_lr_mult": 3.0}):
         layer = binary(linear, **fields)
-        layer.set_stage(0.0)
+        layer.set_phase(0.0)
         assert torch.equal(layer(x), expected)
 
 
 def test_only_tanh_is_saved_beside_the_weight():
     layer = binary(dense(64, 64))
-    layer.set_stage(2.0)
+    layer.set_phase(2.0)
     stored: dict[int, int] = {}
 
     def pack(tensor):
@@ -147,7 +147,7 @@ def test_finalized_rows_hold_two_values_and_compute_the_tail(method):
     layer = binary(linear, method=method)
     with torch.no_grad():
         layer.scale.mul_(torch.linspace(0.5, 1.5, 6))
-    layer.set_stage(0.3, hard=True)
+    layer.set_phase(0.3, hard=True)
     expected = layer(x)
     weight, bias = layer.weight, layer.bias
     final = layer.finalize()
@@ -166,9 +166,9 @@ def test_the_sign_changes_little_only_after_a_large_t():
     changes = []
     for t in (10.0, 104.6):
         layer = binary(dense(64, 256))
-        layer.set_stage(t)
+        layer.set_phase(t)
         soft = layer.effective_weight().detach()
-        layer.set_stage(t, hard=True)
+        layer.set_phase(t, hard=True)
         changes.append(float((soft - layer.effective_weight().detach()).abs().sum() / soft.abs().sum()))
     assert 0.02 < changes[0] < 0.05  # uniform weights, |z| to 2: ln 2 / (2 t) = 0.035
     assert changes[1] < 0.005  # 0.0033
@@ -201,7 +201,7 @@ def test_a_row_of_zeros_stays_zero_without_nan():
     with torch.no_grad():
         linear.weight[2] = 0
     layer = binary(linear)
-    layer.set_stage(5.0)
+    layer.set_phase(5.0)
     layer(torch.ones(1, 10, dtype=torch.float64)).sum().backward()
     assert layer.weight.grad.isfinite().all()
     assert (layer.finalize().weight[2] == 0).all()
@@ -210,7 +210,7 @@ def test_a_row_of_zeros_stays_zero_without_nan():
 @pytest.mark.parametrize("method", ROW_METHODS)
 def test_the_tail_gives_latent_weights_a_zero_gradient_and_scales_theirs(method):
     layer = binary(method=method)
-    layer.set_stage(104.6, hard=True)
+    layer.set_phase(104.6, hard=True)
     layer(torch.linspace(0.1, 1, 10, dtype=torch.float64)).sum().backward()
     assert layer.weight.grad is not None
     assert not layer.weight.grad.any()
@@ -220,7 +220,7 @@ def test_the_tail_gives_latent_weights_a_zero_gradient_and_scales_theirs(method)
 
 def test_the_straight_through_tail_trains_latent_weights():
     layer = binary(hard_tail="ste")
-    layer.set_stage(104.6, hard=True)
+    layer.set_phase(104.6, hard=True)
     layer(torch.ones(2, 10, dtype=torch.float64)).sum().backward()
     assert layer.weight.grad.abs().min() > 0
     assert not layer.weights_rest
@@ -231,7 +231,7 @@ def test_the_scales_learning_rate_is_a_multiple():
     moved = []
     for factor in (1.0, 4.0):
         layer = binary(scale_lr_mult=factor)
-        layer.set_stage(1.0)
+        layer.set_phase(1.0)
         optimizer = torch.optim.Adam([layer.scale], lr=1e-3)
         layer(torch.ones(2, 10, dtype=torch.float64)).sum().backward()
         optimizer.step()
@@ -239,9 +239,9 @@ def test_the_scales_learning_rate_is_a_multiple():
     torch.testing.assert_close(moved[1], 4 * moved[0], rtol=1e-4, atol=0)  # Adam's eps: 1e-8 of gradients near 1
 
 
-def test_state_and_copies_keep_the_stage():
+def test_state_and_copies_keep_the_phase():
     layer = binary(dense(dtype=torch.float32))
-    layer.set_stage(7.0, hard=True)
+    layer.set_phase(7.0, hard=True)
     other = binary(dense(seed=1, dtype=torch.float32))
     other.load_state_dict(layer.state_dict())
     x = torch.randn(4, 10, generator=torch.Generator().manual_seed(2))
@@ -254,7 +254,7 @@ def test_state_and_copies_keep_the_stage():
 
 def test_autocast_computes_weights_in_float32():
     layer = binary(dense(dtype=torch.float32))
-    layer.set_stage(3.0)
+    layer.set_phase(3.0)
     with torch.autocast("cpu", torch.bfloat16):
         y = layer(torch.ones(2, 10))
         assert layer.effective_weight().dtype == torch.float32

@@ -48,7 +48,7 @@ def test_final_layers_are_plain_and_hold_two_values():
     module = binarized()
     batch = token_batch()
     for layer in binary_layers(module.model).values():
-        layer.set_stage(104.6, hard=True)
+        layer.set_phase(104.6, hard=True)
     with torch.no_grad():
         before = module.compute_outputs(batch)["logits"]
     names = finalize_module(module)
@@ -79,7 +79,7 @@ def test_a_checkpoint_rebuilds_the_structure(tmp_path, fields, final):
 
     module = binarized(**fields)
     for layer in binary_layers(module.model).values():
-        layer.set_stage(2.5)
+        layer.set_phase(2.5)
     if final:
         finalize_module(module)
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path)

@@ -70,7 +70,7 @@ def test_the_other_methods_have_no_knob():
 
 
 def test_the_tail_is_the_last_part():
-    config = OneBitConfig(init="none", schedule_steps=0.9, tail_fraction=0.1)
+    config = OneBitConfig(init="none", schedule_steps=0.9, tail_share=0.1)
     parts = timeline(config, 200)
     assert (parts.schedule_steps, parts.tail_start, parts.total_steps) == (180, 180, 200)
     assert [moment(config, parts, step).hard for step in (0, 179, 180, 199)] == [False, False, True, True]
@@ -79,7 +79,7 @@ def test_the_tail_is_the_last_part():
 
 
 @pytest.mark.parametrize("total", [1, 2, 7, 19, 20, 21, 1000])
-def test_fractions_fit_into_any_run(total):
+def test_shares_fit_into_any_run(total):
     parts = timeline(OneBitConfig(), total)
     assert 1 <= parts.schedule_steps <= parts.tail_start <= total
     if total == 20:
@@ -113,7 +113,7 @@ def test_a_schedule_that_does_not_fit_is_refused():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"schedule_steps": 0.98}, "schedule_steps=0.98 and tail_fraction=0.05 add up to more than 1"),
+        ({"schedule_steps": 0.98}, "schedule_steps=0.98 and tail_share=0.05 add up to more than 1"),
         ({"method": "bitnet_b1"}, "init='learned' needs a method scaled by row means"),
         (
             {"method": "onebit", "init": "none", "scale_grad": True},

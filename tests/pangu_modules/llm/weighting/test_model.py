@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -10,12 +11,19 @@ import torch
 from pydantic import ValidationError
 
 from pangu_modules.llm.weighting.model import DataWeightingModel, MixingLayer, effective_batch_size, positions, weights
-from pangu_modules.llm.weighting.saving import load_stages, load_weighting_model, save_weighting_model, stage_file
+from pangu_modules.llm.weighting.saving import (
+    encoder_folder,
+    find_encoder,
+    load_rounds,
+    load_weighting_model,
+    round_file,
+    save_weighting_model,
+)
 
 
 def model(seed=0, **fields):
     torch.manual_seed(seed)
-    fields = {"d_model": 16, "n_heads": 2, "vocab_size": 50, **fields}
+    fields = {"hidden_size": 16, "num_heads": 2, "vocab_size": 50, **fields}
     built = DataWeightingModel.Config(**fields).build()
     torch.nn.init.normal_(built.output.weight)
     return built.double()
@@ -42,7 +50,7 @@ def test_weights_are_a_softmax_with_temperature_and_floor():
 
 def test_bounded_scores_bound_the_ratio_of_weights():
     ids = tokens()
-    free, bounded = (model(n_mix=0, score_limit=limit) for limit in (None, 0.5))
+    free, bounded = (model(num_mix=0, score_limit=limit) for limit in (None, 0.5))
     for network in (free, bounded):
         network.output.weight.data *= 20
     scores = free(ids)
@@ -67,9 +75,9 @@ def test_sequences_without_targets_get_nothing():
         weights(logits[:1])
 
 
-@pytest.mark.parametrize("n_mix", [0, 1, 2])
-def test_order_in_the_batch_does_not_matter(n_mix):
-    network, ids = model(n_mix=n_mix), tokens()
+@pytest.mark.parametrize("num_mix", [0, 1, 2])
+def test_order_in_the_batch_does_not_matter(num_mix):
+    network, ids = model(num_mix=num_mix), tokens()
     order = torch.tensor([3, 0, 4, 1, 2])
     torch.testing.assert_close(network(ids[order]), network(ids)[order], rtol=1e-12, atol=1e-13)
 
@@ -77,7 +85,7 @@ def test_order_in_the_batch_does_not_matter(n_mix):
 def test_mixing_makes_scores_depend_on_the_others():
     ids = tokens()
     other = torch.cat([ids[:1], tokens(4, seed=1)])
-    alone, mixed = model(n_mix=0), model(n_mix=1)
+    alone, mixed = model(num_mix=0), model(num_mix=1)
     torch.testing.assert_close(alone(ids)[0], alone(other)[0], rtol=1e-12, atol=1e-13)
     assert (mixed(ids)[0] - mixed(other)[0]).abs() > 1e-3
     # those without targets are not seen
@@ -135,7 +143,9 @@ def test_order_of_tokens_matters_and_padding_does_not():
     first, second = network(ids, mask), network(changed, mask)
     assert first.isfinite().all()
     torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-13)
-    torch.testing.assert_close(model(n_mix=0)(ids, mask)[1], model(n_mix=0)(ids[1:2, :6])[0], rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(
+        model(num_mix=0)(ids, mask)[1], model(num_mix=0)(ids[1:2, :6])[0], rtol=1e-12, atol=1e-13
+    )
 
 
 def test_positions_are_sinusoids():
@@ -160,8 +170,8 @@ def test_features_take_the_place_of_tokens():
 
 
 def test_what_is_missing_is_named():
-    with pytest.raises(ValidationError, match="n_heads=3 does not divide d_model=16"):
-        DataWeightingModel.Config(d_model=16, n_heads=3)
+    with pytest.raises(ValidationError, match="num_heads=3 does not divide hidden_size=16"):
+        DataWeightingModel.Config(hidden_size=16, num_heads=3)
     with pytest.raises(ValidationError, match="encoder='features' needs feature_size"):
         DataWeightingModel.Config(encoder="features")
     with pytest.raises(ValueError, match="give vocab_size"):
@@ -171,24 +181,49 @@ def test_what_is_missing_is_named():
 
 
 def test_saved_models_load_in_a_new_process(tmp_path):
-    networks = {stage: model(seed=stage).float() for stage in (1, 3)}
-    for stage, network in networks.items():
-        save_weighting_model(network, stage_file(tmp_path, stage))
+    networks = {number: model(seed=number).float() for number in (1, 3)}
+    for number, network in networks.items():
+        save_weighting_model(network, round_file(tmp_path, number))
     code = (
         "import sys, torch\n"
-        "from pangu_modules.llm.weighting.saving import load_stages\n"
-        "stages = load_stages(sys.argv[1])\n"
+        "from pangu_modules.llm.weighting.saving import load_rounds\n"
+        "rounds = load_rounds(sys.argv[1])\n"
         "ids = torch.arange(20).view(4, 5)\n"
-        "print({stage: model(ids).tolist() for stage, model in stages.items()})\n"
-        "assert not any(value.requires_grad for model in stages.values() for value in model.parameters())\n"
+        "print({round: model(ids).tolist() for round, model in rounds.items()})\n"
+        "assert not any(value.requires_grad for model in rounds.values() for value in model.parameters())\n"
         "assert 'lightning' not in sys.modules and 'transformers' not in sys.modules"
     )
     run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
-    expected = {stage: network(torch.arange(20).view(4, 5)).tolist() for stage, network in networks.items()}
+    expected = {number: network(torch.arange(20).view(4, 5)).tolist() for number, network in networks.items()}
     assert run.stdout.strip() == str(expected), run.stderr
-    assert save_weighting_model(load_stages(tmp_path)[3], tmp_path / "again").read_bytes() == (
-        stage_file(tmp_path, 3).read_bytes()
+    assert save_weighting_model(load_rounds(tmp_path)[3], tmp_path / "again").read_bytes() == (
+        round_file(tmp_path, 3).read_bytes()
     )
+
+
+@pytest.mark.filterwarnings("ignore:.*is now")
+def test_files_of_a_run_whose_rounds_were_called_stages_are_read(tmp_path):
+    from safetensors.torch import save_file
+
+    networks = {number: model(seed=number).float() for number in (1, 2)}
+    present = {"hidden_size": "d_model", "num_heads": "n_heads", "num_layers": "n_layers", "num_mix": "n_mix"}
+    for number, network in networks.items():
+        stored = {present.get(name, name): value for name, value in network.config.plain().items()}
+        save_file(
+            network.state_dict(),
+            tmp_path / f"dwm_stage{number}.safetensors",
+            {"data_weighting_model": json.dumps(stored)},
+        )
+    newer = model(seed=3).float()
+    save_weighting_model(newer, round_file(tmp_path, 2))  # resumed by newer code: its file counts
+    (tmp_path / "dwm_stage1_encoder").mkdir()
+    rounds, ids = load_rounds(tmp_path), torch.arange(20).view(4, 5)
+    assert list(rounds) == [1, 2]
+    assert torch.equal(rounds[1](ids), networks[1](ids))
+    assert torch.equal(rounds[2](ids), newer(ids))
+    assert find_encoder(tmp_path, 1).name == "dwm_stage1_encoder"
+    encoder_folder(tmp_path, 1).mkdir()
+    assert find_encoder(tmp_path, 1) == encoder_folder(tmp_path, 1)
 
 
 def test_other_files_are_refused(tmp_path):
@@ -197,7 +232,7 @@ def test_other_files_are_refused(tmp_path):
     save_file({"x": torch.ones(2)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="is no weighting model"):
         load_weighting_model(tmp_path / "x.safetensors")
-    with pytest.raises(ValueError, match=r"give a dwm_stage\*.safetensors file"):
-        load_weighting_model(tmp_path / "dwm_stage1.safetensors")
-    with pytest.raises(ValueError, match=r"holds no dwm_stage\*.safetensors"):
-        load_stages(tmp_path)
+    with pytest.raises(ValueError, match=r"give a dwm_round\*.safetensors file"):
+        load_weighting_model(tmp_path / "dwm_round1.safetensors")
+    with pytest.raises(ValueError, match=r"holds no dwm_round\*.safetensors"):
+        load_rounds(tmp_path)

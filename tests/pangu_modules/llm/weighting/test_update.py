@@ -28,7 +28,7 @@ STEP = NextStep(0.05, None, uses_moments=False)
 
 def weighting_model(**fields):
     torch.manual_seed(1)
-    fields = {"d_model": 8, "n_layers": 1, "n_heads": 2, "vocab_size": 128, **fields}
+    fields = {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 128, **fields}
     model = DataWeightingModel.Config(**fields).build()
     nn.init.normal_(model.output.weight)
     return model
@@ -176,7 +176,7 @@ def test_updates_make_the_target_better_than_uniform_weights_do():
     losses_of, parameters = trained()
     train, target = token_batch(6, seed=1), token_batch(3, seed=2)
     train["input_ids"][:2] = target["input_ids"][:2]  # two sequences help
-    model = DataWeightingModel.Config(d_model=16, n_heads=2, vocab_size=128).build()
+    model = DataWeightingModel.Config(hidden_size=16, num_heads=2, vocab_size=128).build()
     adam = torch.optim.AdamW(model.parameters(), lr=1e-2)
     results = [update(model, adam, losses_of, parameters, train, target, STEP) for _ in range(15)]
     assert results[-1].target_loss < results[0].target_loss

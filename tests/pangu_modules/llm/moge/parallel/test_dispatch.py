@@ -20,10 +20,10 @@ from pangu_modules.llm.moge.router import Router
 
 HIDDEN, EXPERTS, GROUPS = 8, 8, 4
 ROUTERS: dict[str, dict[str, Any]] = {
-    "moge": {"experts_per_token": 4},
-    "moge, two of each group": {"experts_per_token": 8},
-    "topk": {"experts_per_token": 3, "router": "topk"},
-    "deepseek": {"experts_per_token": 3, "router": "deepseek", "kept_groups": 2},
+    "moge": {"num_experts_per_tok": 4},
+    "moge, two of each group": {"num_experts_per_tok": 8},
+    "topk": {"num_experts_per_tok": 3, "router": "topk"},
+    "deepseek": {"num_experts_per_tok": 3, "router": "deepseek", "kept_groups": 2},
 }
 
 
@@ -52,7 +52,7 @@ def block(case: Case) -> MoGEBlock:
     """Return a whole block in float64, the same on every rank."""
     torch.manual_seed(0)
     sizes = {"hidden_size": HIDDEN, "num_experts": EXPERTS, "num_groups": GROUPS}
-    widths = {"expert_intermediate_size": 4, "shared_intermediate_size": 0}
+    widths = {"moe_intermediate_size": 4, "shared_expert_intermediate_size": 0}
     module: MoGEBlock = MoGEBlock.Config.model_validate({**sizes, **widths, **ROUTERS[case.router]}).build().double()
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.5)
@@ -174,7 +174,7 @@ def test_static_splits() -> None:
     ],
 )
 def test_ep_size_must_leave_whole_groups(fields: dict[str, Any], ep_size: int, message: str | None) -> None:
-    config = Router.Config(num_experts=8, num_groups=4, experts_per_token=4, **fields)
+    config = Router.Config(num_experts=8, num_groups=4, num_experts_per_tok=4, **fields)
     if message is None:
         check_ep_size(config, ep_size)
     else:

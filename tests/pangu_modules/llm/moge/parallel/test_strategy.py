@@ -41,7 +41,7 @@ CLIP = 0.5
 
 def module() -> CausalLM:
     torch.manual_seed(0 if not dist.is_initialized() else dist.get_rank())  # the first process's weights count
-    optimizer: Any = {"lr": 0.01, "schedule": "constant", "warmup_fraction": 0.0}
+    optimizer: Any = {"lr": 0.01, "schedule": "constant", "warmup_share": 0.0}
     config = CausalLM.Config(architecture="PanguProMoE", model_args=MODEL, optimizer=optimizer)
     built: CausalLM = config.build().double()
     built.objectives["balance"] = auxiliary_objective(0.1)

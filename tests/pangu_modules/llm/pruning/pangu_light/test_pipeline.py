@@ -47,7 +47,7 @@ def test_a_target_of_the_present_shape_changes_no_bit(tiny_model, family, slnp):
     assert torch.equal(logits_of(model), before)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     assert report.parameters_before == report.parameters_after
-    assert report.removed_fraction == 0
+    assert report.removed_share == 0
     assert report.norm_factors == (1.0, 1.0, 1.0)
     assert report.kept_layers == (0, 1, 2, 3)
 
@@ -87,7 +87,7 @@ def test_joint_target_is_met_and_generates(tiny_model, family):
     assert report.shape_after == ModelShape(18, 20, 4, 2, 3)
     assert report.calibration_tokens == 36
     # per hidden channel: heads of 8 in q, k, v, o and three FFN matrices
-    assert report.layers[0].ratio == pytest.approx(1 - (8 * 2 * (4 + 2) + 3 * 20) / (8 * 2 * (6 + 3) + 3 * 28))
+    assert report.layers[0].share == pytest.approx(1 - (8 * 2 * (4 + 2) + 3 * 20) / (8 * 2 * (6 + 3) + 3 * 28))
     assert (plan.kind, plan.source, plan.hidden_size) == ("shape", "pruning", 18)
     options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
     cached, plain = (model.generate(IDS, use_cache=use, **options) for use in (True, False))

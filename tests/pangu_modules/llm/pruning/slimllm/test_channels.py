@@ -37,7 +37,7 @@ def tokens_of(stream):
 def outcome(model, num_keep, recovery):
     """Prune layer 0's FFN; return the kept channels, `down_proj` and the real tokens behind the layer."""
     layer, stream = before_the_ffn(model)
-    config = SlimLLMConfig(ffn_criterion="feature_space", keep_least_fraction=0.05, ridge=1e-6, recovery=recovery)
+    config = SlimLLMConfig(ffn_criterion="feature_space", keep_least_share=0.05, ridge=1e-6, recovery=recovery)
     kept = prune_channels(LayerVisit(layer, 0, stream), config, num_keep)
     return kept, layer.mlp.down_proj, tokens_of(stream)
 

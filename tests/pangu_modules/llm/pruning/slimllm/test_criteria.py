@@ -176,7 +176,7 @@ def test_taylor_scores_are_the_slope_of_the_loss_when_a_structure_is_scaled(tiny
         assert float(got) == pytest.approx(want, rel=2e-3, abs=1e-4)
 
 
-def test_the_lowest_fraction_stays():
+def test_the_lowest_share_stays():
     scores = torch.tensor([5.0, 1.0, 9.0, 2.0, 7.0, 3.0, 8.0, 4.0, 6.0, 0.0])
     assert select_channels(scores, 6, 0.0) == [0, 2, 4, 6, 7, 8]
     # the lowest, index 9, stays; 1, 3, 5 and 7 go

@@ -103,13 +103,13 @@ def slow_slimllm(model, batches, config):
         if index not in chosen:
             kept.append((list(range(HEADS)), list(range(CHANNELS))))
             continue
-        ratio = config.base_ratio * len(chosen) * exponentials[index] / sum(exponentials.values())
+        share = config.base_share * len(chosen) * exponentials[index] / sum(exponentials.values())
         output = layer.self_attn.o_proj
         z = captured(reference, output, True, batches)
         num_groups = decoder.layer_shape(layer).num_kv_heads
         blocks = np.split(np.arange(HEADS * HEAD_DIM), num_groups)
         weight = output.weight.detach().numpy()
-        groups = choose_units([z[:, b] @ weight[:, b].T for b in blocks], int(ratio * num_groups + 0.5))
+        groups = choose_units([z[:, b] @ weight[:, b].T for b in blocks], int(share * num_groups + 0.5))
         mask_and_refit(output, np.concatenate([blocks[g] for g in groups]), z, config.recovery == "affine")
         down, mlp = layer.mlp.down_proj, layer.mlp
         x, z, y = (
@@ -118,7 +118,7 @@ def slow_slimllm(model, batches, config):
         )
         scores = channel_importance(mlp, x, z, y)
         order = sorted(range(CHANNELS), key=lambda j: scores[j])
-        gone = order[int(0.05 * CHANNELS + 0.5) :][: int(ratio * CHANNELS + 0.5)]
+        gone = order[int(0.05 * CHANNELS + 0.5) :][: int(share * CHANNELS + 0.5)]
         channels = [j for j in range(CHANNELS) if j not in gone]
         mask_and_refit(down, channels, z, config.recovery == "affine")
         size = HEADS // num_groups
@@ -141,7 +141,7 @@ def channel_importance(mlp, x, z, y):
 
 
 CONFIG = SlimLLMConfig(
-    base_ratio=0.4, pruned_layers=3, alpha=2, keep_least_fraction=0.05, balance_to_target=False, max_layer_ratio=0.9
+    base_share=0.4, pruned_layers=3, alpha=2, keep_least_share=0.05, balance_to_target=False, max_layer_share=0.9
 )
 
 
@@ -173,7 +173,7 @@ def test_the_report_counts_parameters_and_layers(tiny_model):
     assert report.parameters_before == before
     assert report.parameters_after == sum(parameter.numel() for parameter in model.parameters())
     assert report.calibration_tokens == 3 * 16 + 9 + 13
-    untouched = [entry for entry in report.layers if entry.ratio == 0]
+    untouched = [entry for entry in report.layers if entry.share == 0]
     assert len(untouched) == 1
     assert untouched[0].similarity == min(entry.similarity for entry in report.layers)
     assert all(0 < entry.head_similarity <= 1 for entry in report.layers if len(entry.kept_heads) < HEADS)
@@ -196,21 +196,21 @@ def test_padding_does_not_enter_the_statistics(tiny_model):
 def test_ratio_zero_changes_nothing(tiny_model):
     model = tiny_model("llama")
     before = logits_of(model)
-    report = prune_slimllm(model, CONFIG.derive(base_ratio=0), calibration())
+    report = prune_slimllm(model, CONFIG.derive(base_share=0), calibration())
     assert torch.equal(logits_of(model), before)
-    assert report.removed_fraction == 0
+    assert report.removed_share == 0
 
 
 @pytest.mark.parametrize("recovery", ["bias", "full_ridge"])
 def test_other_repairs_lower_the_error_of_every_sublayer(tiny_model, recovery):
     """On the calibration tokens a repair can only help the sub-layer it repairs; the last FFN shows it at the end."""
-    config = CONFIG.derive(head_unit="none", pruned_layers=1, base_ratio=0.5, alpha=0, ridge=1e-9)
+    config = CONFIG.derive(head_unit="none", pruned_layers=1, base_share=0.5, alpha=0, ridge=1e-9)
     errors = {}
     dense = tiny_model("llama")
     for name in ("none", "affine", recovery):
         model = copy.deepcopy(dense)
         report = prune_slimllm(model, config.derive(recovery=name), calibration())
-        index = next(entry.index for entry in report.layers if entry.ratio > 0)
+        index = next(entry.index for entry in report.layers if entry.share > 0)
         error = captured(model, model.model.layers[index], False, calibration())
         error = error - captured(dense, dense.model.layers[index], False, calibration())
         errors[name] = (error**2).sum()
@@ -244,21 +244,21 @@ def test_one_ratio_for_all_layers_needs_no_dense_pass(tiny_model, monkeypatch):
     model = tiny_model("llama")
     report = prune_slimllm(model, config, calibration())
     assert [(list(entry.kept_heads), list(entry.kept_channels)) for entry in report.layers] == kept
-    assert {(entry.similarity, entry.ratio) for entry in report.layers} == {(None, config.base_ratio)}
+    assert {(entry.similarity, entry.share) for entry in report.layers} == {(None, config.base_share)}
     torch.testing.assert_close(logits_of(model), logits_of(reference), rtol=0, atol=1e-6)  # measured below 1e-9
 
 
 def test_query_heads_go_in_equal_numbers_from_every_group(tiny_model):
     model = tiny_model("llama")
-    report = prune_slimllm(model, CONFIG.derive(head_unit="query", base_ratio=0.5, alpha=0), calibration())
+    report = prune_slimllm(model, CONFIG.derive(head_unit="query", base_share=0.5, alpha=0), calibration())
     for entry, layer in zip(report.layers, model.model.layers, strict=True):
-        if entry.ratio:
+        if entry.share:
             assert [head // 2 for head in entry.kept_heads] == [0, 1, 2]
             assert decoder.layer_shape(layer) == decoder.LayerShape(3, 3, HEAD_DIM, len(entry.kept_channels))
 
 
 def test_balance_moves_the_rounding_of_groups_to_the_ffn(tiny_model):
-    config = CONFIG.derive(balance_to_target=True, base_ratio=0.25, alpha=0, pruned_layers=4, recovery="none")
+    config = CONFIG.derive(balance_to_target=True, base_share=0.25, alpha=0, pruned_layers=4, recovery="none")
     model = tiny_model("llama")
     dense = sum(p.numel() for n, p in model.model.layers.named_parameters() if "norm" not in n)
     prune_slimllm(model, config, calibration())
@@ -274,7 +274,7 @@ def test_every_baseline_runs_in_the_same_walk(tiny_model, name):
     report = prune_slimllm(model, config, calibration())
     again = tiny_model("qwen3")
     assert prune_slimllm(again, config, calibration()) == report
-    assert report.removed_fraction > 0
+    assert report.removed_share > 0
     assert bool(torch.isfinite(logits_of(model)).all())
     assert torch.equal(logits_of(model), logits_of(again))
     assert decoder.output_biases(model.model.layers[report.layers[-1].index])[0] is False or name == "flap"
@@ -321,7 +321,7 @@ def test_progress_of_another_run_is_not_taken_up(tiny_model, tmp_path, monkeypat
     with pytest.raises(Killed):
         prune_slimllm(tiny_model("llama"), CONFIG, calibration(), tmp_path)
     monkeypatch.setattr(slimllm, "_prune_layer", original)
-    other = CONFIG.derive(base_ratio=0.3)
+    other = CONFIG.derive(base_share=0.3)
     want = prune_slimllm(tiny_model("llama"), other, calibration())
     assert prune_slimllm(tiny_model("llama"), other, calibration(), tmp_path) == want
 
@@ -345,7 +345,7 @@ def nan_in_layer_2(model):
         (None, {"pruned_layers": 9}, calibration(), "pruned_layers=9, but the model has only 4 layers"),
         (None, {}, [], "no calibration batch: is the calibration text shorter than one window"),
         (nan_in_layer_2, {}, calibration(), "layer 2: the output has NaN or infinite values"),
-        (None, {"base_ratio": 0.93}, calibration(), "base_ratio=0.93 exceeds max_layer_ratio=0.9"),
+        (None, {"base_share": 0.93}, calibration(), "base_share=0.93 exceeds max_layer_share=0.9"),
         (
             None,
             {},
@@ -370,18 +370,18 @@ def test_bad_input_is_named(tiny_model, prepare, changes, batches, message):
 
 def test_ratios_that_leave_nothing_name_the_layer(tiny_model):
     plain = tiny_model("llama", num_key_value_heads=6)
-    config = CONFIG.derive(base_ratio=0.93, max_layer_ratio=0.95, alpha=0, pruned_layers=4)
-    with pytest.raises(ValueError, match=r"layer 0: ratio 0.930 leaves none of 6 heads, at least 1 must stay"):
+    config = CONFIG.derive(base_share=0.93, max_layer_share=0.95, alpha=0, pruned_layers=4)
+    with pytest.raises(ValueError, match=r"layer 0: a share of 0.930 leaves none of 6 heads, at least 1 must stay"):
         prune_slimllm(plain, config, calibration())
     narrow = tiny_model("llama", intermediate_size=3)
-    with pytest.raises(ValueError, match=r"layer 0: ratio 0.930 leaves none of 3 FFN channels"):
+    with pytest.raises(ValueError, match=r"layer 0: a share of 0.930 leaves none of 3 FFN channels"):
         prune_slimllm(narrow, config.derive(balance_to_target=False), calibration())
 
 
 def test_a_pruned_model_is_refused(tiny_model):
     model = tiny_model("llama")
-    prune_slimllm(model, CONFIG.derive(base_ratio=0.0), calibration())
-    with pytest.raises(ValueError, match=r"already pruned \(by slimllm\).*larger base_ratio"):
+    prune_slimllm(model, CONFIG.derive(base_share=0.0), calibration())
+    with pytest.raises(ValueError, match=r"already pruned \(by slimllm\).*larger base_share"):
         prune_slimllm(model, CONFIG, calibration())
 
 
@@ -390,7 +390,7 @@ def test_few_tokens_for_the_feature_space_are_warned_about(tiny_model):
         prune_slimllm(tiny_model("llama"), CONFIG, [{"input_ids": calibration()[0]["input_ids"][:2]}])
 
 
-@pytest.mark.parametrize("field", ["base_ratio", "alpha", "keep_least_fraction", "max_layer_ratio", "ridge"])
+@pytest.mark.parametrize("field", ["base_share", "alpha", "keep_least_share", "max_layer_share", "ridge"])
 def test_the_configuration_refuses_impossible_numbers(field):
     with pytest.raises(ValueError, match=field):
         SlimLLMConfig(**{field: -0.5})

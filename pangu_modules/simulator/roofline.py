@@ -127,9 +127,8 @@ def sparse_costs(shape: ModelShape, layout: Layout, workload: Workload, step: St
         moved = [Collective("all_gather", step.tokens * hidden * element, devices)]
         back = [Collective("reduce_scatter", step.tokens * hidden * element, devices)]
     else:
-        copies = (
-            min(shape.num_experts_per_tok, layout.expert_ep) * layout.expert_tp
-        )  # one copy per device that the token visits
+        # One copy per device that the token visits.
+        copies = min(shape.num_experts_per_tok, layout.expert_ep) * layout.expert_tp
         sent = own_rows * copies * hidden * element * load_imbalance(shape, layout, workload, step)
         gathered = shared_tokens * hidden * element if shape.shared_expert_intermediate_size else 0.0
         exchange, tp = Collective("all_to_all", sent, devices), layout.shared_tp

@@ -37,7 +37,7 @@ def decoder(folder: Path, architecture: str = "llama", **fields: Any) -> CausalL
 
 def slimllm(model: Any, batch: dict[str, torch.Tensor], **fields: Any) -> tuple[int, ...]:
     """Prune heads and channels; by default the sizes of the layers differ then. Return the kept layers."""
-    config = SlimLLMConfig(**{"base_ratio": 0.5, "pruned_layers": 2, **fields})
+    config = SlimLLMConfig(**{"base_share": 0.5, "pruned_layers": 2, **fields})
     return prune_slimllm(model, config, [batch]).kept_layers
 
 

@@ -105,8 +105,8 @@ def write(path, rows):
 
 def chat_data(tokenizer, source, template, **fields):
     tokenizer.chat_template = template
-    fractions = {"val_fraction": 0.2, "test_fraction": 0.2, "calibration_fraction": 0.0, "overlap_ngram": 0}
-    return ChatData.Config(source=source, **fractions, **fields).build(tokenizer=tokenizer)
+    shares = {"val_share": 0.2, "test_share": 0.2, "calibration_share": 0.0, "overlap_ngram": 0}
+    return ChatData.Config(source=source, **shares, **fields).build(tokenizer=tokenizer)
 
 
 def test_a_template_that_refuses_a_conversation_is_an_error_with_its_number(tokenizer, tmp_path):

@@ -49,7 +49,7 @@ def test_with_all_experts_and_even_gates_it_is_the_dense_model(shared: int) -> N
 def test_qwen2_and_mistral_start_as_the_dense_model_and_reload(
     architecture: str, fields: dict[str, Any], biased: bool, tmp_path: Any
 ) -> None:
-    plan = UpcyclePlan(upcycle=UpcycleConfig(**{**SIZES, "experts_per_token": 8, "router_start": 0}))
+    plan = UpcyclePlan(upcycle=UpcycleConfig(**{**SIZES, "num_experts_per_tok": 8, "router_start": 0}))
     dense = decoder(architecture, fields)
     tokens = token_batch()["input_ids"]
     expected = dense.model(tokens).logits.detach()

@@ -37,7 +37,7 @@ def stage(schedule: str, start_from: str | None = None) -> Stage:
 
 
 CONSTANT = Recipe(
-    module=ToyModule.Config(optimizer=OptimizerConfig(schedule="constant", warmup_fraction=0)),
+    module=ToyModule.Config(optimizer=OptimizerConfig(schedule="constant", warmup_share=0)),
     data=ToyData.Config(batch_size=8, eval_batch_size=8),
     callbacks={"widen": Widen.Config()},
     trainer={**PLAIN, "log_every_n_steps": 1, "max_epochs": 2},

@@ -276,7 +276,7 @@ def test_another_schedule_than_the_interrupted_runs_is_refused(tmp_path):
 def test_what_does_not_compose_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"averages of latent weights .* remove callback 'ema'"):
         fit(tmp_path, binarization(), WeightAverage.Config().build(name="ema"))
-    with pytest.raises(ValueError, match="binarized once; remove callback 'second'"):
+    with pytest.raises(ValueError, match="binarized once: remove callback 'second'"):
         fit(tmp_path, binarization(), binarization(name="second"))
     with pytest.raises(ValueError, match=r"precision='bf16-true' cannot take small steps.*bf16-mixed"):
         fit(tmp_path, binarization(), precision="bf16-true")

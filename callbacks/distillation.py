@@ -11,7 +11,9 @@ from pydantic import Field
 from torch import nn
 
 from pangu_modules.common.config import Config as BaseConfig
+from pangu_modules.common.names import check_source
 from pangu_modules.llm.distillation.teacher import DistillationConfig, distillation_objective
+from pangu_modules.llm.models.loading import EMBEDDED_PACKAGES
 from pangu_modules.training.callback import RecipeCallback, run_folder
 from pangu_modules.training.fingerprint import fingerprint
 from pangu_modules.training.module import PanguModule
@@ -48,6 +50,7 @@ class Distillation(RecipeCallback):
 
     def __init__(self, config: Config, *, name: str = "distillation") -> None:
         super().__init__(config, name=name)
+        check_source(config.teacher, "teacher", (SELF, *EMBEDDED_PACKAGES))
         if config.teacher != SELF:
             self.needs = frozenset()
         self._fingerprint = ""  # of the teacher

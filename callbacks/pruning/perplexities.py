@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 from lightning.pytorch import Trainer
 from pydantic import Field
@@ -25,6 +26,8 @@ COLUMNS = {"model": Column("model"), "perplexity": Column("perplexity", "per tok
 
 class Perplexities(Config):
     """Perplexities per token on the test set, by stage of the work."""
+
+    measured: ClassVar[bool] = True
 
     before: float = Field(description="Of the model before pruning.")
     unrepaired: float | None = Field(None, description="Of the cut model before its outputs are repaired, if they are.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -15,6 +15,8 @@ from pangu_modules.common.files import write_atomically
 
 class DomainWeights(Config):
     """Mean weight of a domain's sequences (1 is uniform) by round; None where the round saw none of them."""
+
+    measured: ClassVar[bool] = True
 
     domain: str = Field(description="Name or number.")
     tokens: int = Field(description="Target tokens of all rounds.")
@@ -33,6 +35,7 @@ class RoundSummary(Config):
     """What a round did."""
 
     renamed = {"stage": "round"}
+    measured: ClassVar[bool] = True
 
     round: int = Field(description="From 0.")
     updates: int = Field(description="Of the weighting model.")
@@ -57,6 +60,8 @@ class Preferences(Config):
     """All of a run's rounds."""
 
     renamed = {"stages": "rounds"}
+
+    measured: ClassVar[bool] = True
 
     domains: tuple[DomainWeights, ...] = Field(description="In the order of their numbers.")
     rounds: tuple[RoundSummary, ...] = Field(description="In order.")

@@ -47,6 +47,10 @@ class ChatData(TokenData):
         """Conversations left out because they have more than `sequence_length` tokens; known after `setup()`."""
         self.collate_fn = self._collate
 
+    def source_names(self) -> list[str]:
+        """Return the source."""
+        return [self.config.source]
+
     def prepare_data(self) -> None:
         """Download a dataset of the hub."""
         download(self.config.source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -108,11 +108,16 @@ class MixtureData(TokenData):
             return self
 
     config: Config
+    own_sources: ClassVar[tuple[str, ...]] = (PYTHON_CODE,)
 
     @property
     def domains(self) -> list[str]:
         """Names of the domains, in the order of their numbers."""
         return list(self.config.domains)
+
+    def source_names(self) -> list[str]:
+        """Return the sources of the domains."""
+        return [domain.source for domain in self.config.domains.values()]
 
     def prepare_data(self) -> None:
         """Download datasets of the hub."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from datamodules.text.files import read_text, text_lines
 from datamodules.text.rows import BadRows, OnBad, checked_row, row_text, shown
+from pangu_modules.common.names import check_source
 
 PYTHON_TOPICS = "python_topics"
 BIBLE = "bible_"
@@ -89,6 +90,21 @@ def located_rows(source: str, field: str) -> Iterator[tuple[str, Any]]:
         yield from _rows_of_dataset(source)
 
 
+def check_text_source(source: str, own: Iterable[str] = ()) -> None:
+    """Refuse a name that is none of ours, nothing here, and no hub id, before the hub is asked.
+
+    Args:
+        source: see `read_texts`.
+        own: further names that the datamodule knows.
+
+    Raises:
+        ValueError: it names what is nearest.
+    """
+    if not source.startswith(BIBLE) and not _looks_like_a_path(source):
+        name = source if Path(source).expanduser().exists() else source.partition(":")[0]
+        check_source(name, "source", (PYTHON_TOPICS, f"{BIBLE}kjv", *own))
+
+
 def download(source: str) -> None:
     """Download a dataset of the hub, if the source is one; the datasets library keeps it."""
     path = Path(source).expanduser()
@@ -141,6 +157,7 @@ def _load_dataset(source: str) -> Any:
         if isinstance(saved, dict) and "train" not in saved:
             raise ValueError(f"source={source!r} has no split 'train', only: {', '.join(saved)}; name a split's folder")
         return saved["train"] if isinstance(saved, dict) else saved
+    check_text_source(source)
     name, _, configuration = source.partition(":")
     try:
         return load_dataset(name, configuration or None, split="train")

@@ -51,6 +51,10 @@ class TextData(TokenData):
         """Names of the domains, in the order of their numbers; empty for a single source."""
         return [] if isinstance(self.config.source, str) else list(self.config.source)
 
+    def source_names(self) -> list[str]:
+        """Return the sources."""
+        return list(self.sources.values())
+
     def prepare_data(self) -> None:
         """Download datasets of the hub."""
         for source in self.sources.values():

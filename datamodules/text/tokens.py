@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch.utils.data import Dataset
 
 from datamodules.base import DataModule
-from datamodules.text.reading import download, read_texts
+from datamodules.text.reading import check_text_source, download, read_texts
 from datamodules.text.rows import OnBad
+from pangu_modules.common.names import check_source
+from pangu_modules.llm.models.loading import EMBEDDED_PACKAGES
 
 SPLITS = ("test", "val", "calibration", "train")
 """In the order of precedence: what a split shares with an earlier one is taken from the later one."""
@@ -24,6 +26,9 @@ class TokenData(DataModule):
     Args:
         config: the configuration.
         tokenizer: a tokenizer in place of the one the configuration names.
+
+    Raises:
+        ValueError: a source or the tokenizer has a name that is none of ours, no path, and no hub id.
     """
 
     class Config(DataModule.Config):
@@ -62,15 +67,24 @@ class TokenData(DataModule):
             return {split: share for split, share in shares.items() if share > 0}
 
     config: Config
+    own_sources: ClassVar[tuple[str, ...]] = ()  # names of sources that this class alone knows
 
     def __init__(self, config: Config, *, tokenizer: Any = None) -> None:
         super().__init__(config)
+        for source in self.source_names():
+            check_text_source(source, self.own_sources)
+        if tokenizer is None:
+            check_source(config.tokenizer, "tokenizer", EMBEDDED_PACKAGES)
         self.calibration_dataset: Dataset[Any] | None = None
         self._calibration_sources: dict[str, Dataset[Any]] = {}
         self.removed: dict[str, int] = {}
         """Sequences left out of each split because an earlier split holds parts of them; known after `setup()`."""
         if tokenizer is not None:
             self.tokenizer = tokenizer
+
+    def source_names(self) -> list[str]:
+        """Return what the text is read from, as the configuration names it."""
+        return []
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
 from pangu_modules.common.names import nearest
+from pangu_modules.common.values import check_free_value, check_value
+
+
+def caller_only(instead: Any = None) -> dict[str, Any]:
+    """Return ``json_schema_extra`` of a field that opens a file, asks a network or runs code.
+
+    A checkpoint may come from anybody: what it says of such a field gives way to `instead`, see `Config.from_stored`.
+    """
+    return {"caller_only": True, "instead": instead}
+
+
+PLAIN_NAME: dict[str, Any] = {"plain_name": True}
+"""``json_schema_extra`` of a field that may name a place beside a known thing: stored data names known things alone."""
 
 
 class Config(BaseModel):
@@ -27,6 +41,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
     owner: ClassVar[type | None] = None
+    measured: ClassVar[bool] = False  # whether the fields hold what a run has measured, which may be any number
     renamed: ClassVar[dict[str, str]] = {}
     """Old names of fields and their present ones, dotted where a field moved into another; stored data may hold either.
 
@@ -63,6 +78,39 @@ class Config(BaseModel):
             warnings.warn(f"{cls.__qualname__}: field {old!r} is now {new!r}; write the new name", stacklevel=2)
         return current
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _can_be_meant(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse, in every field of every configuration, what no field can mean."""
+        field = cls.model_fields[str(info.field_name)]
+        if _is_free(field.annotation):
+            check_free_value(value)
+        elif not cls.measured:
+            check_value(value, may_be_empty=field.default == "")
+        return value
+
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """Return plain data of a checkpoint or exported folder as far as they may count.
+
+        What they say is computed with; which files are opened, which servers are asked and whose code runs is for the
+        caller to say: fields marked `caller_only` take the value written there, those marked `PLAIN_NAME` are checked.
+
+        Raises:
+            ValueError: a field that names a known thing holds a path or an address.
+        """
+        kept = cls.current_names(stored)
+        for name, field in cls.model_fields.items():
+            mark = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+            inner = _config_of(field.annotation)
+            if "caller_only" in mark:
+                kept[name] = mark["instead"]
+            elif "plain_name" in mark and re.search(r"[/\\:]|^[.~]", str(kept.get(name, ""))):
+                raise ValueError(f"{name}={kept[name]!r} is a place, and only the caller may say what is opened or run")
+            elif inner is not None and isinstance(kept.get(name), Mapping):
+                kept[name] = inner.from_stored(kept[name])
+        return kept
+
     def build(self, **runtime: Any) -> Any:
         """Build the object this configuration describes.
 
@@ -88,6 +136,17 @@ class Config(BaseModel):
     def plain(self) -> dict[str, Any]:
         """Return the configuration as plain JSON data, the form stored in checkpoints and `config.yaml`."""
         return self.model_dump(mode="json")
+
+
+def _is_free(annotation: Any) -> bool:
+    """Whether a field holds another library's arguments, ``dict[str, Any]``."""
+    return get_origin(annotation) is dict and get_args(annotation)[1] is Any
+
+
+def _config_of(annotation: Any) -> type[Config] | None:
+    """Return the configuration class of a field that holds one, or one or nothing."""
+    candidates = (annotation, *get_args(annotation))
+    return next((type_ for type_ in candidates if isinstance(type_, type) and issubclass(type_, Config)), None)
 
 
 def _is_inside(old: str, new: str) -> bool:

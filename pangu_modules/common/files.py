@@ -102,3 +102,40 @@ def _finish(written: Path) -> None:
         if path.is_file():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
+
+
+def safe_name(name: str, source: str) -> str:
+    """Return a file's name that was read from a file, if it is no more than a name.
+
+    Args:
+        name: as read; folders are allowed, ``additional_chat_templates/tools.jinja``.
+        source: what held it, for the message.
+
+    Raises:
+        ValueError: it leads out of the folder it belongs in, or is none that every system takes.
+    """
+    parts = name.split("/")
+    wrong = any(part in ("", ".", "..") or part != part.strip() for part in parts)
+    if wrong or len(name) > 255 or not name.isprintable() or any(character in name for character in '\\:*?"<>|'):
+        raise ValueError(f"{source} holds a file named {name[:80]!r}: a name inside its folder is wanted, no path")
+    return name
+
+
+def check_new(path: str | Path, option: str) -> Path:
+    """Return a place to write to, if nothing is there but, maybe, an empty folder.
+
+    Args:
+        path: of the file or folder to be written.
+        option: how the user named it, for the message.
+
+    Raises:
+        FileExistsError: something is there, a link without a target included; it stays as it is.
+    """
+    path = Path(path)
+    is_empty_folder = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+    if os.path.lexists(path) and not is_empty_folder:
+        kind = "a folder that is not empty" if path.is_dir() else "a link" if path.is_symlink() else "a file"
+        raise FileExistsError(
+            f"{option}: {path} is {kind}, and nothing is overwritten: give another place, or remove it first"
+        )
+    return path

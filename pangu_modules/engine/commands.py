@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_modules.common.errors import UsageError, usage_errors
-from pangu_modules.common.files import write_atomically
+from pangu_modules.common.files import check_new, write_atomically
 from pangu_modules.engine.checkpoint_io import read_checkpoint, save_atomically
 from pangu_modules.engine.folder import RunFolder, to_yaml, versions
 from pangu_modules.engine.launch import leads
@@ -159,6 +159,14 @@ def _rebuilt(request: Request) -> tuple[Stage, Path, RunFolder, Any]:
     return stage, path, folder, load_module(stage, path)
 
 
+def _new_output(request: Request, default: Path) -> Path:
+    """Return the place to write to; it is looked at before the work, and nothing that is there is overwritten."""
+    try:
+        return check_new(request.options.get("output") or default, "--output")
+    except OSError as error:
+        raise UsageError(str(error)) from error
+
+
 def evaluate(request: Request) -> None:
     """Evaluate a checkpoint on the validation or test set and print the metrics as a table."""
     stage, path, folder, module = _rebuilt(request)
@@ -170,34 +178,37 @@ def evaluate(request: Request) -> None:
 
 
 def predict(request: Request) -> None:
-    """Write a checkpoint's predictions, a list with one entry per batch, to a file."""
-    stage, path, folder, module = _rebuilt(request)
+    """Write a checkpoint's predictions, a list with one entry per batch, to a new file."""
+    stage, path, folder = _checkpoint(request)
+    output = _new_output(request, folder.path / "predictions.pt")
+    module = load_module(stage, path)
     data = build_data(stage)
     trainer = build_trainer(stage.derive(trainer={"logger": False}), StageRun(folder), module)
     with usage_errors_until_start(trainer, data):
         predictions = trainer.predict(module, datamodule=data, ckpt_path=path, weights_only=True)
-    output = Path(request.options.get("output") or folder.path / "predictions.pt")
     with usage_errors("output"):
         save_atomically(predictions, output)
     print(f"predictions: {output}")
 
 
 def export(request: Request) -> None:
-    """Write a checkpoint in one of the module's export formats."""
-    _, path, folder, module = _rebuilt(request)
-    with usage_errors("ckpt_path"):
-        load_weights(module, read_checkpoint(path)["state_dict"], source=str(path))
-    formats = module.export_formats
+    """Write a checkpoint in one of the module's export formats to a new folder."""
+    stage, path, folder = _checkpoint(request)
+    owner: Any = stage.module.owner
+    formats = owner.export_formats
     kind = request.options.get("format") or (formats[0] if formats else "")
     if kind not in formats:
         offered = ", ".join(formats) or "none"
-        raise UsageError(f"--format: unknown format {kind!r}; {type(module).__name__} offers: {offered}")
+        raise UsageError(f"--format: unknown format {kind!r}; {owner.__name__} offers: {offered}")
     given = {name: request.options.get(name) for name in ("dtype", "layout")}
     chosen = {name: value for name, value in given.items() if value is not None}
     for name in chosen:
-        if name not in module.export_options:
-            raise UsageError(f"--{name}: exports of {type(module).__name__} have no such choice; leave it out")
-    output = Path(request.options.get("output") or folder.path / "export" / kind)
+        if name not in owner.export_options:
+            raise UsageError(f"--{name}: exports of {owner.__name__} have no such choice; leave it out")
+    output = _new_output(request, folder.path / "export" / kind)
+    module = load_module(stage, path)
+    with usage_errors("ckpt_path"):
+        load_weights(module, read_checkpoint(path)["state_dict"], source=str(path))
     with usage_errors("export"):
         module.eval().export(output, kind, **chosen)
     print(f"export ({kind}): {output}")

@@ -162,8 +162,9 @@ def build_module(stage: Stage, data: LightningDataModule) -> PanguModule:
 def load_module(stage: Stage, ckpt_path: Path) -> PanguModule:
     """Build the module that a checkpoint describes; its weights are still to be loaded.
 
-    What shapes, weights or loss depend on comes from the checkpoint's own configuration, what
-    `resuming.changeable_fields` names from the stage.
+    What shapes, weights or loss depend on comes from the checkpoint's own configuration; what
+    `resuming.changeable_fields` names comes from the stage, as does what a checkpoint may not say (see
+    `PanguModule.from_stored`).
 
     Raises:
         UsageError: the file is damaged, was not written by a recipe, or by one with another module.
@@ -172,10 +173,10 @@ def load_module(stage: Stage, ckpt_path: Path) -> PanguModule:
     stored = read_checkpoint(ckpt_path)["hyper_parameters"]
     # Built from the checkpoint, not from the recipe: callbacks may have changed the structure since the recipe's start.
     ours = stage.module.plain()
-    config = stored["config"] | {name: ours[name] for name in changeable_fields(stage) if name in ours}
+    said = {name: ours[name] for name in changeable_fields(stage) if name in ours}
     try:
-        with usage_errors("module"):
-            module: PanguModule = owner(**{**stored, "config": config})
+        with usage_errors(f"--ckpt_path {ckpt_path}"):
+            module: PanguModule = owner.from_stored(stored, **said)
     except TypeError as error:  # it was built with other things known at run time
         raise other_module(ckpt_path, stage, str(error)) from error
     return module

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pangu_modules.common.masking import mask_command, mask_secrets
 from pangu_modules.engine.folder import RunFolder, to_yaml
 from pangu_modules.engine.request import Request
 from pangu_modules.engine.run import StageResult
-from pangu_modules.report.masking import mask_command, mask_secrets
 from pangu_modules.report.origin import Origin, collect_machine, commit_of
 from pangu_modules.report.parts import add_parts
 from pangu_modules.report.run_report import Column, RunReport, collect_versions, learning_curves, terminal_table

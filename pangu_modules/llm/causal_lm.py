@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from pangu_modules.common import registry
 from pangu_modules.common.batches import IGNORE_INDEX
+from pangu_modules.common.config import PLAIN_NAME, caller_only
+from pangu_modules.common.files import check_new
+from pangu_modules.common.names import check_source
 from pangu_modules.llm.export.options import ExportOptions
 from pangu_modules.llm.export.transformers import GENERATION_FILE
 from pangu_modules.llm.generation.engine import GenerationEngine
@@ -23,6 +26,7 @@ from pangu_modules.llm.lora import LoRAConfig, LoRAPlan, merge_adapters
 from pangu_modules.llm.losses import labels_of, per_sequence_loss
 from pangu_modules.llm.models.gguf.tokenizer import holds_tokenizer
 from pangu_modules.llm.models.loading import (
+    EMBEDDED_PACKAGES,
     is_gguf,
     load_causal_lm,
     load_tokenizer,
@@ -31,7 +35,7 @@ from pangu_modules.llm.models.loading import (
     stored_dtype,
 )
 from pangu_modules.llm.models.perplexity import MeanLoss
-from pangu_modules.llm.tokenizers import tokenizer_files, tokenizer_from_files
+from pangu_modules.llm.tokenizers import stored_files, tokenizer_files, tokenizer_from_files
 from pangu_modules.training.module import PanguModule
 from pangu_modules.training.objectives import Batch, Objective, Outputs
 from pangu_modules.training.structure import Plan, find_plan
@@ -61,16 +65,24 @@ class CausalLM(PanguModule):
         """What to load or build, and how to train it."""
 
         model: str | None = Field(
-            None, description="Hub id, folder, .gguf file, or 'smollm2' (embedded); empty: from scratch."
+            None,
+            description="Hub id, folder, .gguf file, or 'smollm2' (embedded); empty: from scratch.",
+            json_schema_extra=caller_only(),
         )
         architecture: str | None = Field(None, description="transformers' model type of a model from scratch: 'llama'.")
         model_args: dict[str, Any] = Field(
             {}, description="Fields of that architecture's configuration, e.g. hidden_size; others have its defaults."
         )
         tokenizer: str | None = Field(
-            None, description="Hub id or folder of the tokenizer; empty: the data's, otherwise the model's own."
+            None,
+            description="Hub id or folder of the tokenizer; empty: the data's, otherwise the model's own.",
+            json_schema_extra=caller_only(),
         )
-        attn_implementation: str = Field("sdpa", description="Attention kernel of transformers: sdpa, eager, ...")
+        attn_implementation: str = Field(
+            "sdpa",
+            description="Attention kernel of transformers: sdpa, eager, ...; 'owner/name' runs the hub's code.",
+            json_schema_extra=PLAIN_NAME,
+        )
         gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
         lora: LoRAConfig | None = Field(
             None, description="Train low-rank adapters and freeze all else; empty: train all."
@@ -78,7 +90,9 @@ class CausalLM(PanguModule):
         generation: GenerationEngine.Config = Field(
             GenerationEngine.Config(), description="How `predict` continues the prompts."
         )
-        trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
+        trust_remote_code: bool = Field(
+            False, description="Run Python code that comes with the model.", json_schema_extra=caller_only(False)
+        )
 
         @model_validator(mode="after")
         def _check_source(self) -> Self:
@@ -92,7 +106,13 @@ class CausalLM(PanguModule):
     config: Config
     export_formats: ClassVar[tuple[str, ...]] = registry.names("export format")
     export_options: ClassVar[tuple[str, ...]] = ("dtype", "layout")
-    free_fields: ClassVar[tuple[str, ...]] = ("generation", "attn_implementation", "gradient_checkpointing")
+    free_fields: ClassVar[tuple[str, ...]] = (
+        "generation",
+        "attn_implementation",
+        "gradient_checkpointing",
+        "trust_remote_code",
+    )
+    caller_arguments: ClassVar[tuple[str, ...]] = ("tokenizer",)
 
     def __init__(
         self,
@@ -102,10 +122,32 @@ class CausalLM(PanguModule):
         files: Mapping[str, str] | None = None,
         dtype: str | None = None,
     ) -> None:
-        given = {"tokenizer": tokenizer, "files": None if files is None else dict(files), "dtype": dtype}
+        if not isinstance(config, Mapping):
+            check_names(config)
+        trusted = not isinstance(config, Mapping) and config.trust_remote_code
+        taken = None if files is None else stored_files(files, trust_remote_code=trusted)
+        given = {"tokenizer": tokenizer, "files": taken, "dtype": dtype}
         super().__init__(config, **{name: value for name, value in given.items() if value is not None})
         self.objectives["language_modelling"] = Objective(language_modelling_loss)
         self._evaluated = MeanLoss()
+
+    @classmethod
+    def stored_config(cls, stored: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> Any:
+        """Return the configuration that a checkpoint holds; where a model's code is outside it, the caller must agree.
+
+        Raises:
+            ValueError: the model comes with Python code, and ``trust_remote_code`` is not among what is given.
+        """
+        fields = dict(given or {})
+        if stored.get("architecture") is None and stored.get("model") is not None:
+            if not fields.get("trust_remote_code"):
+                raise ValueError(
+                    f"the checkpoint's model is built by Python code at {stored['model']!r}, and a checkpoint does not "
+                    "say what is run: if you trust that code, pass trust_remote_code=True (on the command line "
+                    "--module.trust_remote_code true)"
+                )
+            fields.setdefault("model", stored["model"])
+        return super().stored_config(stored, fields)
 
     # Building.
 
@@ -205,7 +247,7 @@ class CausalLM(PanguModule):
     def tokenizer(self) -> Any:
         """The transformers tokenizer, or None for a model of bare token ids."""
         files = {name: text for name, text in self.runtime.get("files", {}).items() if name != GENERATION_FILE}
-        return tokenizer_from_files(files) if files else None
+        return tokenizer_from_files(files, trust_remote_code=self.config.trust_remote_code) if files else None
 
     # Training and evaluation.
 
@@ -273,7 +315,9 @@ class CausalLM(PanguModule):
 
         Raises:
             ValueError: the kind or an option is unknown, or the model does not fit it.
+            FileExistsError: something is in the folder already.
         """
+        check_new(folder, "export")
         registry.load("export format", kind)(self, folder, ExportOptions(dtype=dtype, layout=layout))
 
     def merge_lora(self) -> None:
@@ -320,6 +364,17 @@ class CausalLM(PanguModule):
 def language_modelling_loss(module: CausalLM, batch: Batch, outputs: Outputs) -> Tensor:
     """Return each sequence's mean next-token cross-entropy, (batch,); 0 for one without targets."""
     return per_sequence_loss(outputs["logits"], labels_of(batch))
+
+
+def check_names(config: CausalLM.Config) -> None:
+    """Refuse misspelt names at once, also those that would be looked up much later.
+
+    Raises:
+        ValueError: a name is none of ours, no path here and no hub id.
+    """
+    for what, name in (("tokenizer", config.tokenizer), ("generation.assistant", config.generation.assistant)):
+        if name is not None:
+            check_source(name, what, EMBEDDED_PACKAGES)
 
 
 def check_vocabulary(tokens: int, vocabulary: int) -> None:

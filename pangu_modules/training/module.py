@@ -6,17 +6,19 @@ rebuilds base model and plans from its own hyper-parameters, with `weights_only=
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from pydantic import Field
 from torch import Tensor, nn
 
 from pangu_modules.common.config import Config as BaseConfig
-from pangu_modules.common.config import Configurable
+from pangu_modules.common.config import Configurable, caller_only
 from pangu_modules.common.parameters import count_parameters
 from pangu_modules.training import objectives as objective_functions
 from pangu_modules.training.objectives import Batch, Objective, Outputs
@@ -31,7 +33,7 @@ class PanguModule(Configurable, LightningModule):
     plans of its own from `initial_plans`. The model is `self.model`.
 
     Args:
-        config: the configuration, or its plain data as stored in a checkpoint.
+        config: the configuration, or its plain data as stored in a checkpoint (see `from_stored`).
         **runtime: plain values known only at run time (e.g. ``num_classes``); they are stored in checkpoints.
     """
 
@@ -40,7 +42,9 @@ class PanguModule(Configurable, LightningModule):
 
         optimizer: OptimizerConfig = Field(OptimizerConfig(), description="Optimizer and learning-rate schedule.")
         init_checkpoint: str | None = Field(
-            None, description="Checkpoint whose structure and weights training starts from (set by start_from)."
+            None,
+            description="Checkpoint whose structure and weights training starts from (set by start_from).",
+            json_schema_extra=caller_only(),
         )
         structure: Structure = Field((), description="Plans applied to the base model, in order.")
 
@@ -50,10 +54,12 @@ class PanguModule(Configurable, LightningModule):
     export_options: ClassVar[tuple[str, ...]] = ()  # keywords of `export` that a command line may give
     # Config fields that neither shapes, weights nor the loss depend on: with a checkpoint, the recipe's values count.
     free_fields: ClassVar[tuple[str, ...]] = ()
+    # Arguments of the constructor that a checkpoint may not bring, as the fields marked `caller_only`.
+    caller_arguments: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Config | Mapping[str, Any], **runtime: Any) -> None:
         super().__init__()
-        self.config = config if isinstance(config, BaseConfig) else type(self).Config.model_validate(config)
+        self.config = config if isinstance(config, BaseConfig) else self.stored_config(config)
         self.runtime = runtime
         self.objectives: dict[str, Objective] = {}
         # 1. Read the checkpoint to start from, if any, before building: its plans become this module's structure.
@@ -164,6 +170,78 @@ class PanguModule(Configurable, LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # Checkpoints.
+
+    @classmethod
+    def stored_config(cls, stored: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> Any:
+        """Return the configuration that a checkpoint holds: without what only the caller may say, with what is `given`.
+
+        Raises:
+            ValueError: the checkpoint is of no use without what only the caller may say.
+        """
+        return cls.Config.model_validate({**cls.Config.from_stored(stored), **(given or {})})
+
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any], **given: Any) -> Self:
+        """Build what a checkpoint's hyper-parameters describe; its weights are still to be loaded.
+
+        A checkpoint may come from anybody, so it opens no file, asks no server and runs no code that it names.
+
+        Args:
+            stored: ``checkpoint["hyper_parameters"]``.
+            **given: fields of the configuration and arguments of the constructor in place of the stored ones.
+
+        Raises:
+            ValueError: there is no configuration, or it is of no use without what only the caller may say.
+        """
+        if not isinstance(stored.get("config"), Mapping):
+            raise ValueError("the checkpoint holds no configuration: give a .ckpt file that fit has written")
+        fields = {name: value for name, value in given.items() if name in cls.Config.model_fields}
+        parameters = inspect.signature(cls.__init__).parameters
+        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        runtime = {
+            name: value
+            for name, value in stored.items()
+            if (takes_all or name in parameters) and name not in ("config", *cls.caller_arguments) and name[0] != "_"
+        }
+        runtime |= {name: value for name, value in given.items() if name not in fields}
+        return cls(cls.stored_config(stored["config"], fields), **runtime)
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **given: Any,
+    ) -> Self:
+        """Build the module that a checkpoint describes and load its weights, as `from_stored` says.
+
+        Lightning's own would call the class and the function that a checkpoint names.
+
+        Args:
+            checkpoint_path: file or address.
+            map_location: as of ``torch.load``.
+            hparams_file: not used here: the configuration is in the checkpoint.
+            strict: whether the weights must be all there.
+            weights_only: False unpickles anything, so that a checkpoint of a stranger runs his code; never needed here.
+            **given: see `from_stored`.
+
+        Raises:
+            ValueError: see `from_stored`; or its weights do not fit.
+        """
+        if hparams_file is not None:
+            raise ValueError("hparams_file: a checkpoint holds its configuration; give other values as keywords")
+        reader = TorchCheckpointIO()
+        options = {} if map_location is None else {"map_location": map_location}
+        checkpoint = reader.load_checkpoint(checkpoint_path, weights_only=weights_only is not False, **options)
+        module = cls.from_stored(checkpoint.get("hyper_parameters", {}), **given)
+        module.configure_model()
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading if strict is None else strict)
+        tensors = (value for value in checkpoint["state_dict"].values() if isinstance(value, Tensor))
+        return module.to(next((tensor.device for tensor in tensors), torch.device("cpu")))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose structure is not this module's, before any tensor is copied."""

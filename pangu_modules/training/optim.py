@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat
@@ -13,6 +13,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from pangu_modules.common.config import Config
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Config):
@@ -27,7 +29,7 @@ class OptimizerConfig(Config):
         description="Leave out of the decay what a model's no_weight_decay() names, too: in timm, position embeddings "
         "and class tokens.",
     )
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's decay rates of the two moments.")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="AdamW's decay rates of the two moments.")
     eps: PositiveFloat = Field(1e-8, description="AdamW's term in the denominator.")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning rate after the warm-up.")
     warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of all optimizer steps spent warming up.")

@@ -75,10 +75,16 @@ def _overlay(name: str, file: str) -> dict[str, Any]:
 
 
 def without_folder(backbone: str, model_args: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return timm's name and arguments for a backbone given as a folder; others as they are."""
-    if not Path(backbone).is_dir():
+    """Return timm's name and arguments for a backbone given as a folder or hub id; others as they are."""
+    if backbone.startswith("hf-hub:"):
+        import timm
+
+        _, architecture, stored_args = timm.models.load_model_config_from_hf(backbone.removeprefix("hf-hub:"))
+        return architecture, {**(stored_args or {}), **model_args}
+    folder = Path(backbone.removeprefix("local-dir:"))
+    if not folder.is_dir():
         return backbone, dict(model_args)
-    stored = json.loads((Path(backbone) / "config.json").read_text(encoding="utf-8"))
+    stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return stored["architecture"], {**stored.get("model_args", {}), **model_args}
 
 

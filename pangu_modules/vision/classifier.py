@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pangu_modules.common.config import PLAIN_NAME, caller_only
 from pangu_modules.training.module import PanguModule
 from pangu_modules.training.objectives import Batch, Objective, Outputs
 from pangu_modules.vision.backbones import agreed, create_backbone, input_size, without_folder
@@ -29,6 +30,9 @@ FIELD_OF_ARGUMENT = {
     "drop_rate": "drop_rate",
     "drop_path_rate": "drop_path",
 }
+
+PLACES_OF_WEIGHTS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+"""Arguments of timm.create_model that say what it reads, and how: it would unpickle anything."""
 
 
 class ImageClassifier(PanguModule):
@@ -53,13 +57,17 @@ class ImageClassifier(PanguModule):
         """Backbone and training of a classifier."""
 
         backbone: str = Field(
-            "deit_base_patch16_224", description="timm model name, hf-hub:..., or a folder exported in timm's format."
+            "deit_base_patch16_224",
+            description="timm model name, hf-hub:..., or a folder exported in timm's format.",
+            json_schema_extra=PLAIN_NAME,
         )
         model_args: dict[str, Any] = Field(
             {}, description="Further arguments of timm.create_model, e.g. img_size, patch_size, depth, weight_init."
         )
         pretrained: bool | str = Field(
-            False, description="true: timm's weights of that name; a path: .safetensors or .pth; false: from scratch."
+            False,
+            description="true: timm's weights of that name; a path: .safetensors or .pth; false: from scratch.",
+            json_schema_extra=caller_only(False),
         )
         num_classes: PositiveInt | None = Field(None, description="Classes; null takes the number from the data.")
         label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all classes.")
@@ -76,6 +84,9 @@ class ImageClassifier(PanguModule):
             for argument, field in FIELD_OF_ARGUMENT.items():
                 if argument in value:
                     raise ValueError(f"model_args holds {argument!r}, which is the field {field!r}; set it there")
+            for argument in PLACES_OF_WEIGHTS:
+                if argument in value:
+                    raise ValueError(f"model_args holds {argument!r}: name a file of weights in pretrained")
             return value
 
     config: Config

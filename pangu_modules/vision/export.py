@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from pangu_modules.common.files import atomic_files
+from pangu_modules.common.files import atomic_files, check_new
 from pangu_modules.common.names import nearest
 from pangu_modules.training.module import load_weights
 from pangu_modules.vision.preprocessing import FIELDS
@@ -50,7 +50,9 @@ def write(module: ImageClassifier, folder: Path, kind: str) -> None:
     Raises:
         ValueError: the format is unknown, or the model has no counterpart in it.
         ImportError: onnx or onnxruntime is not installed.
+        FileExistsError: something is in the folder already.
     """
+    check_new(folder, "export")
     writers = {"timm": _write_timm, "safetensors": _write_safetensors, "onnx": _write_onnx}
     if kind not in writers:
         raise ValueError(f"no export format {kind!r}.{nearest(kind, writers)} Formats: {', '.join(writers)}")
@@ -72,7 +74,7 @@ def read_safetensors(cls: type[Module], folder: Path) -> Module:
     stored = json.loads((folder / "pangu_config.json").read_text(encoding="utf-8"))
     if stored["class"] != cls.__name__:
         raise ValueError(f"{folder} holds a {stored['class']}: load it with {stored['class']}.load_exported")
-    module = cls(stored["config"], **stored["runtime"])
+    module = cls.from_stored({**stored["runtime"], "config": stored["config"]})
     load_weights(module, load_file(folder / "model.safetensors"), source=str(folder))
     return module.eval()
 

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from pangu_modules.common import registry
-from pangu_modules.common.files import atomic_folder
+from pangu_modules.common.files import atomic_folder, check_new
 from pangu_modules.llm.export.options import ExportOptions
 from pangu_modules.llm.lora import has_adapters, merge_adapters
 from pangu_modules.llm.models.loading import MODEL_FILE, quiet_transformers
+from pangu_modules.llm.tokenizers import write_files
 
 if TYPE_CHECKING:
     from pangu_modules.llm.causal_lm import CausalLM
@@ -46,7 +47,7 @@ def export(module: CausalLM, folder: str | Path, options: ExportOptions | None =
     """Write weights, configuration, generation settings, tokenizer and chat template as a transformers folder.
 
     Weights are written in ``options.dtype``, by default the type that the model was loaded from. The folder appears
-    when it is complete, and replaces a model that was there. LoRA adapters are merged in a copy.
+    when it is complete. LoRA adapters are merged in a copy.
 
     Returns:
         The folder.
@@ -54,8 +55,9 @@ def export(module: CausalLM, folder: str | Path, options: ExportOptions | None =
     Raises:
         ValueError: the model's shapes are not those of its configuration, and no plan can write it, or not in the
             layout that the options ask for.
-        FileExistsError: the folder holds something that is not a model.
+        FileExistsError: the folder holds something already.
     """
+    check_new(folder, "export")
     options = options or ExportOptions()
     model = in_dtype(without_adapters(module.model), options.dtype_of(module))
     writer = _writer(module, options.layout)
@@ -64,9 +66,8 @@ def export(module: CausalLM, folder: str | Path, options: ExportOptions | None =
             writer.write_model(model, temporary)
         else:
             write_plain_model(model, temporary)
-        for name, text in module.runtime.get("files", {}).items():
-            if name != GENERATION_FILE:
-                (temporary / name).write_text(text, encoding="utf-8")
+        files = module.runtime.get("files", {})
+        write_files({name: text for name, text in files.items() if name != GENERATION_FILE}, temporary)
     return Path(folder)
 
 

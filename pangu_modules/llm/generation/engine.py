@@ -8,11 +8,20 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 from torch import Tensor, nn
 
 from pangu_modules.common.config import Config as BaseConfig
-from pangu_modules.common.config import Configurable
+from pangu_modules.common.config import Configurable, caller_only
+from pangu_modules.common.values import check_address
 from pangu_modules.llm.generation.prompts import Completion, Prompt, chat_tokens
 from pangu_modules.llm.generation.server import complete_on_server
 from pangu_modules.llm.generation.speculation import Speculation, check_assistant, load_assistant, reading_lengths
@@ -47,19 +56,40 @@ class GenerationEngine(Configurable):
             None,
             description="Drafter of speculative decoding, with the same tokenizer: hub id, folder or 'smollm2'; empty: "
             "none. Prompts are then continued one at a time.",
+            json_schema_extra=caller_only(),
         )
         assistant_tokens: PositiveInt = Field(5, description="Tokens drafted at most before the model looks at them.")
         assistant_confidence: float = Field(
             0.4, ge=0, lt=1, description="Stop drafting after a token of lower probability than this; 0: never."
         )
         base_url: str | None = Field(
-            None, description="OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1; empty: transformers, here."
+            None,
+            description="OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1; empty: transformers, here.",
+            json_schema_extra=caller_only(),
         )
-        model: str | None = Field(None, description="Name of the model on that server.")
+        model: str | None = Field(
+            None, description="Name of the model on that server.", json_schema_extra=caller_only()
+        )
         timeout: PositiveFloat = Field(120.0, description="Seconds a request to the server may take.")
         api_key_variable: str | None = Field(
-            None, description="Environment variable that holds the server's key; empty: none is sent."
+            None,
+            description="Environment variable that holds the server's key; empty: none is sent.",
+            json_schema_extra=caller_only(),
         )
+
+        @field_validator("base_url")
+        @classmethod
+        def _check_address(cls, value: str | None) -> str | None:
+            if value is not None:
+                check_address(value, remedy="the server's key is read from the variable that api_key_variable names")
+            return value
+
+        @field_validator("api_key_variable")
+        @classmethod
+        def _check_variable(cls, value: str | None) -> str | None:
+            if value is not None and not value.isidentifier():
+                raise ValueError("is the name of an environment variable, e.g. SERVER_KEY, which holds the key")
+            return value
 
         @model_validator(mode="after")
         def _check_server(self) -> Self:

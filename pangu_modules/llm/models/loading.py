@@ -16,7 +16,7 @@ from torch import nn
 from pangu_modules.common import registry
 from pangu_modules.common.cache import beside_training, cache_folder, locked
 from pangu_modules.common.files import atomic_folder
-from pangu_modules.common.names import nearest
+from pangu_modules.common.names import check_source, nearest
 
 MODEL_FILE = "config.json"
 """What every folder of a transformers model has."""
@@ -229,10 +229,11 @@ def resolve(name_or_path: str, what: str = "model") -> str:
     path = Path(name_or_path).expanduser()
     if path.exists():
         return str(path)
-    if path.is_absolute() or name_or_path.startswith((".", "~")) or path.suffix == ".gguf":
+    if path.suffix == ".gguf":
         raise ValueError(
             f"{what}={name_or_path!r}: nothing at {path.absolute()}; give a folder, a .gguf file or a hub id"
         )
+    check_source(name_or_path, what, EMBEDDED_PACKAGES)
     return name_or_path
 
 

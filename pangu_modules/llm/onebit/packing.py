@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pangu_modules.common.files import atomic_folder
+from pangu_modules.common.files import atomic_folder, check_new
 from pangu_modules.llm.models.loading import MODEL_FILE, load_config
 from pangu_modules.llm.onebit.packed_linear import PackedBinaryLinear
+from pangu_modules.llm.tokenizers import write_files
 
 if TYPE_CHECKING:
     from pangu_modules.llm.causal_lm import CausalLM
@@ -104,6 +105,7 @@ def save_packed(model: Any, folder: str | Path, files: Mapping[str, str] | None 
         for name, layer in layers.items()
     }
     _check_skeleton(model, records)
+    check_new(folder, "folder")
     tensors = _tensors(model)
     weight_bytes = 0
     for name in layers:
@@ -115,8 +117,7 @@ def save_packed(model: Any, folder: str | Path, files: Mapping[str, str] | None 
         save_file(tensors, temporary / WEIGHTS_FILE, metadata=metadata)
         model.config.save_pretrained(temporary)
         model.generation_config.save_pretrained(temporary)
-        for name, text in (files or {}).items():
-            (temporary / name).write_text(text, encoding="utf-8")
+        write_files(files or {}, temporary)
         file_bytes = (temporary / WEIGHTS_FILE).stat().st_size
     weights = sum(layer.in_features * layer.out_features for layer in layers.values())
     return PackedSize(weights, weight_bytes, file_bytes)

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
+from pangu_modules.common.config import caller_only
 from pangu_modules.training.optim import build_optimizer
 from pangu_modules.training.structure import Plan, find_plan
 from pangu_modules.vision.classifier import ImageClassifier
@@ -26,7 +27,9 @@ class ScaleNetClassifier(ImageClassifier):
         """The classifier's fields and the expansion's."""
 
         pretrained: bool | str = Field(
-            True, description="true: timm's weights of that name; a path: .safetensors or .pth; false: from scratch."
+            True,
+            description="true: timm's weights of that name; a path: .safetensors or .pth; false: from scratch.",
+            json_schema_extra=caller_only(False),
         )
 
     config: Config

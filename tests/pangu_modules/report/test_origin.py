@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pangu_modules.report.masking import mask_command, mask_secrets
+from pangu_modules.common.masking import mask_command, mask_secrets
 from pangu_modules.report.origin import collect_machine, commit_of
 
 

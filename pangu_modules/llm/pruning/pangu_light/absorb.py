@@ -16,7 +16,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat
@@ -56,6 +56,8 @@ class AbsorbConfig(Config):
 
 class PostNormStatistics(Config):
     """RMS(u) before one post-norm, over the tokens that entered its constant."""
+
+    measured: ClassVar[bool] = True
 
     sigma: float = Field(description="Constant that replaces RMS(u).")
     variation: float = Field(description="Standard deviation of RMS(u) divided by its mean.")

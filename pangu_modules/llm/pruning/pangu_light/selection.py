@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -14,6 +15,8 @@ from pangu_modules.llm.pruning.pangu_light.importance import Importance
 
 class PanguLightSelection(Config):
     """What stays of one model: indices per axis and the norms' factors; bound to the weights it was made for."""
+
+    measured: ClassVar[bool] = True
 
     fingerprint: str = Field(description="Hash of the weights the selection was made for.")
     layers: tuple[int, ...] = Field(description="Kept layers.")

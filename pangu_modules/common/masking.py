@@ -50,3 +50,13 @@ def mask_command(words: Sequence[str]) -> str:
             masked.append(mask_secrets(word))
         value_follows = is_secret and not equals
     return shlex.join(masked)
+
+
+def holds_secret(text: str) -> bool:
+    """Whether `mask_secrets` would change a text."""
+    return mask_secrets(text) != text
+
+
+def names_secret(field: str) -> bool:
+    """Whether a field of this name holds a secret, e.g. ``api_key``."""
+    return re.fullmatch(_FIELD, field, re.IGNORECASE) is not None

@@ -36,4 +36,4 @@ def usage_errors(part: str) -> Iterator[None]:
     except ValidationError as error:
         raise UsageError(readable(error, part)) from error
     except (ValueError, OSError, MisconfigurationException, ImportError) as error:
-        raise UsageError(f"{part}: {error}") from error
+        raise UsageError(f"{part}: {error}" if part else str(error)) from error

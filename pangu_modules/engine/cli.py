@@ -10,7 +10,9 @@ from typing import Any
 
 from pydantic import NonNegativeInt, ValidationError
 
-from pangu_modules.common.errors import UsageError, readable
+from pangu_modules.common.config import Config
+from pangu_modules.common.errors import UsageError, readable, usage_errors
+from pangu_modules.common.masking import mask_secrets
 from pangu_modules.common.names import nearest
 from pangu_modules.engine.messages import short_message
 from pangu_modules.engine.old_names import with_present_names
@@ -45,7 +47,7 @@ def answer(load: Callable[[], RecipeSpec], words: list[str], program: Program) -
 
             run(request)
     except (UsageError, ValidationError) as error:
-        message = readable(error) if isinstance(error, ValidationError) else str(error)
+        message = mask_secrets(readable(error) if isinstance(error, ValidationError) else str(error))
         command = f" {words[0]}" if words and words[0] in COMMANDS else ""
         print(f"error: {message}\nSee: {program.call}{command} --help", file=sys.stderr)
         raise SystemExit(2) from None
@@ -82,6 +84,7 @@ def parse(recipe: RecipeSpec, words: list[str], program: Program) -> Request | N
 
         print(to_yaml(changed.plain()), end="")
         return None
+    check_stage(recipe, values.get("stage"))
     options = {key: values[key] for key in ("stage", *map(_option_key, OPTIONS[command])) if key in values}
     return Request(command=command, recipe=changed, program=program, options=options, given=given_names(rest))
 
@@ -96,6 +99,13 @@ def _dotted(content: Any, prefix: str = "") -> set[str]:
     if not isinstance(content, dict) or not content:
         return {prefix.removesuffix(".")} if prefix else set()
     return set().union(*(_dotted(value, f"{prefix}{name}.") for name, value in content.items()))
+
+
+def check_stage(recipe: RecipeSpec, chosen: str | None) -> None:
+    """Raise a UsageError unless the stage chosen is one of the recipe's, or none is chosen."""
+    if chosen is not None and chosen not in recipe.stages:
+        known = ", ".join(recipe.stages)
+        raise UsageError(f"--stage: no stage {chosen!r}.{nearest(chosen, recipe.stages)} Stages: {known}")
 
 
 def removed_callbacks(recipe: RecipeSpec, words: list[str]) -> set[str]:
@@ -121,11 +131,21 @@ def _config_files(words: list[str]) -> list[Any]:
     contents = []
     for path in paths:
         try:
-            contents.append(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise UsageError(f"--config: cannot read {path}: {error.strerror}") from error
-        except yaml.YAMLError as error:
-            raise UsageError(f"--config: {path} is not valid YAML: {error}") from error
+            raise UsageError(f"--config: cannot read {path!r}: {error.strerror}") from error
+        except (
+            yaml.YAMLError,
+            ValueError,
+            RecursionError,
+        ) as error:  # also of bytes that are no text, and of odd dates
+            raise UsageError(f"--config: {path} is not valid YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            held = "nothing" if content is None else repr(content)[:40]
+            raise UsageError(f"--config: {path} holds {held}, not options by name as --print_config prints them")
+        if "config" in content:
+            raise UsageError(f"--config: {path} names another file in 'config': give both, each with --config")
+        contents.append(content)
     return contents
 
 
@@ -197,8 +217,10 @@ def _parse(parser: Any, words: list[str]) -> dict[str, Any]:
         namespace.pop("config", None)
         values: dict[str, Any] = namespace.as_dict()
         return values
-    except ArgumentError as error:
-        raise UsageError(short_message(str(error), known_options(parser))) from error
+    except (ArgumentError, TypeError, ValueError, KeyError, AttributeError, OSError, RecursionError) as error:
+        # The parser's own errors, and those that it does not catch: of a file with odd contents, of an odd path.
+        reason = "--config: a value holds itself" if isinstance(error, RecursionError) else str(error)
+        raise UsageError(short_message(reason, known_options(parser))) from error
 
 
 def known_options(parser: Any) -> list[str]:
@@ -213,28 +235,44 @@ def overridden(recipe: RecipeSpec, values: dict[str, Any], removed: set[str]) ->
         UsageError: a value or a combination of values does not validate.
     """
     stages = {}
-    for name, stage in recipe.stages.items():
-        prefix = f"{name}." if name else ""
-        try:
-            part = values[name] if name else values
-            seed = part["seed"] if values["seed"] is None else values["seed"]
+    for prefix, stage in _prefixed(recipe):
+        name = prefix.removesuffix(".")
+        part = fields_of(values[name], name) if name else values
+        seed = part["seed"] if values["seed"] is None else values["seed"]
+        with usage_errors(name):
             stages[name] = _overridden_stage(stage, {**part, "seed": seed}, prefix, removed)
-        except ValidationError as error:
-            raise UsageError(readable(error, name)) from error
-    return recipe.with_stages(stages)
+    try:
+        return recipe.with_stages(stages)
+    except ValueError as error:  # start_from names no earlier stage
+        raise UsageError(str(error)) from error
 
 
 def _overridden_stage(stage: Stage, values: dict[str, Any], prefix: str, removed: set[str]) -> Stage:
-    fields = values.get("callbacks", {})  # a callback without fields has no entry
+    def derived(config: Config, given: Any, where: str) -> Config:
+        with usage_errors(prefix + where):
+            return config.derive(**fields_of(given, prefix + where))
+
+    # Callbacks without any field have no entry.
+    callbacks = fields_of(values.get("callbacks", {}), f"{prefix}callbacks")
     return stage.derive(
-        module=values["module"],
-        data=values["data"],
+        module=derived(stage.module, values["module"], "module"),
+        data=derived(stage.data, values["data"], "data"),
         callbacks={
-            name: None if f"{prefix}callbacks.{name}" in removed else fields.get(name, {}) for name in stage.callbacks
+            name: None
+            if config is None or f"{prefix}callbacks.{name}" in removed
+            else derived(config, callbacks.get(name, {}), f"callbacks.{name}")
+            for name, config in stage.callbacks.items()
         },
-        trainer=_given_trainer_arguments(values["trainer"], stage.trainer),
+        trainer=_given_trainer_arguments(fields_of(values["trainer"], f"{prefix}trainer"), stage.trainer),
         **{name: values[name] for name in Stage.model_fields if name not in OWN_FIELDS},
     )
+
+
+def fields_of(given: Any, part: str) -> dict[str, Any]:
+    """Return what is given for a part of the recipe, if it is fields by name; a file may hold anything in its place."""
+    if not isinstance(given, dict):
+        raise UsageError(f"{part}: expected its fields by name, got {given!r}; leave {part} out to keep the recipe's")
+    return given
 
 
 def _given_trainer_arguments(values: dict[str, Any], recipe_values: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,13 @@ def short_message(text: str, options: Sequence[str]) -> str:
         flag = unknown["flag"] or "--" + (unknown["option"] or f"{unknown['group']}.{unknown['key']}")
         return f"unknown option {flag}.{nearest(flag, options)}"
     key = _key(text)
+    if "Unable to load config" in text:
+        got = re.search(r"Unable to load config (.*)", text)
+        return (
+            f"--{key}: expected a YAML file of its fields, or the fields one by one (--{key}.NAME VALUE), got {got[1]}"  # type: ignore[index]
+        )
+    if "Subclasses are disabled" in text:
+        return "class_path: classes are the recipe's, written in Python; give the fields alone"
     name = f"--{key}: " if key else ""
     value = re.search(r"(?:Got value|Given value): (.*)", text)
     got = f", got {value[1].strip()!r}" if value else ""
@@ -40,7 +47,8 @@ def _key(text: str) -> str:
     deepest = -1
     for indentation, key in re.findall(r'^( *).*?[Kk]ey "([^"]+)"', text, flags=re.MULTILINE):
         if len(indentation) > deepest:
-            parts.append(key)
+            if ".".join(parts) != key:  # one that is named twice
+                parts.append(key)
             deepest = len(indentation)
     return ".".join(parts)
 

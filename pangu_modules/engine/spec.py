@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, SerializeAsAny, field_validator
 
 from pangu_modules.common.config import Config
 from pangu_modules.common.names import nearest
+from pangu_modules.common.values import check_value
 
 
 class Stage(Config):
@@ -36,6 +37,12 @@ class Stage(Config):
     def _keep_callbacks_apart(cls, trainer: dict[str, Any]) -> dict[str, Any]:
         if "callbacks" in trainer:
             raise ValueError("trainer.callbacks: give callbacks by name in `callbacks`, so that they can be overridden")
+        for name, value in trainer.items():
+            if not isinstance(value, Mapping):  # a class with its own arguments
+                try:
+                    check_value(value)
+                except ValueError as error:
+                    raise ValueError(f"{name}: {error}") from error
         return trainer
 
     def derive(self, **changes: Any) -> Self:
@@ -99,8 +106,9 @@ class RecipeSpec:
         earlier: list[str] = []
         for name, stage in self.stages.items():
             if stage.start_from is not None and stage.start_from not in earlier:
+                where = f"stage {name!r}: " if name else ""
                 raise ValueError(
-                    f"stage {name!r}: start_from={stage.start_from!r} names no earlier stage; "
+                    f"{where}start_from={stage.start_from!r} names no earlier stage; "
                     f"earlier stages: {', '.join(earlier) or 'none'}"
                 )
             earlier.append(name)

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
-from pangu_modules.common.errors import usage_errors
+from pangu_modules.common.errors import UsageError, usage_errors
 from pangu_modules.engine.checkpoint_io import write_checkpoints_atomically
 from pangu_modules.engine.clock import RunClock
 from pangu_modules.engine.exact_resume import ExactResume
@@ -75,8 +75,10 @@ def build_trainer(stage: Stage, run: StageRun, module: PanguModule, clock: RunCl
     # The recipe's come first: what they draw at random at the start is drawn before exact resume restores the states.
     callbacks += [clock or RunClock(), *standard_callbacks(run, module, arguments), StartMark(run.begin)]
     _silence_advice(run.quiet)
-    with usage_errors("trainer"):
+    try:
         trainer = Trainer(**arguments, callbacks=callbacks)
+    except Exception as error:  # Lightning answers values that it does not expect with errors of many kinds
+        raise UsageError(f"trainer: {error}") from error
     setattr(trainer, RECIPE_FOLDER, arguments["default_root_dir"])
     write_checkpoints_atomically(trainer)
     return trainer

@@ -51,6 +51,10 @@ def plan_from(data: Plan | Mapping[str, Any]) -> Plan:
     """
     if isinstance(data, Plan):
         return data
+    if not isinstance(data, Mapping):
+        raise ValueError(
+            f"structure holds {data!r}: a plan is a mapping with its kind and fields, as checkpoints have them"
+        )
     kind = str(data.get("kind"))
     if kind not in Plan.kinds and kind in registry.names("plan"):
         registry.load("plan", kind)  # importing the module that defines it registers it here

@@ -39,7 +39,7 @@ def create_backbone(backbone: str, *, pretrained: bool | str, **arguments: Any) 
     overlay = _overlay(name, pretrained) if isinstance(pretrained, str) else None
     try:
         model: nn.Module = timm.create_model(name, bool(pretrained), pretrained_cfg_overlay=overlay, **arguments)
-    except (TypeError, AssertionError) as error:
+    except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"model_args: {backbone} cannot be created with {arguments}: {error}") from error
     except OSError as error:
         raise FileNotFoundError(
@@ -47,6 +47,8 @@ def create_backbone(backbone: str, *, pretrained: bool | str, **arguments: Any) 
             "pretrained=PATH, or train from scratch with pretrained=False"
         ) from error
     except RuntimeError as error:
+        if not pretrained:
+            raise ValueError(f"model_args: {backbone} cannot be created with {arguments}: {error}") from error
         raise ValueError(
             f"pretrained={pretrained}: no weights that fit {backbone} with {arguments}: {error}"
         ) from error

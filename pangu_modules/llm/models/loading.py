@@ -100,7 +100,10 @@ def new_causal_lm(
     config = new_config(architecture, model_args)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"architecture={architecture!r} is no causal language model of transformers")
-    return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
+    try:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, RuntimeError) as error:
+        raise ValueError(f"model_args: {architecture!r} cannot be built with {dict(model_args)}: {error!r}") from error
 
 
 def new_config(architecture: str, model_args: Mapping[str, Any]) -> Any:

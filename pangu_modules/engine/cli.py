@@ -138,7 +138,7 @@ def _config_files(words: list[str]) -> list[Any]:
             yaml.YAMLError,
             ValueError,
             RecursionError,
-        ) as error:  # also of bytes that are no text, and of odd dates
+        ) as error:  # bytes that are no text, too
             raise UsageError(f"--config: {path} is not valid YAML: {' '.join(str(error).split())}") from error
         if not isinstance(content, dict):
             held = "nothing" if content is None else repr(content)[:40]

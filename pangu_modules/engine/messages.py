@@ -29,7 +29,7 @@ def short_message(text: str, options: Sequence[str]) -> str:
         return f"unknown option {flag}.{nearest(flag, options)}"
     key = _key(text)
     if "Unable to load config" in text:
-        got = re.search(r"Unable to load config (.*)", text)
+        wrong = text.partition("Unable to load config ")[2].splitlines()[0]
         return (
             f"--{key}: expected a YAML file of its fields, or the fields one by one (--{key}.NAME VALUE), got {got[1]}"  # type: ignore[index]
         )

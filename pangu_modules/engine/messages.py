@@ -31,7 +31,7 @@ def short_message(text: str, options: Sequence[str]) -> str:
     if "Unable to load config" in text:
         wrong = text.partition("Unable to load config ")[2].splitlines()[0]
         return (
-            f"--{key}: expected a YAML file of its fields, or the fields one by one (--{key}.NAME VALUE), got {got[1]}"  # type: ignore[index]
+            f"--{key}: expected a YAML file of its fields, or the fields one by one (--{key}.NAME VALUE), got {wrong}"
         )
     if "Subclasses are disabled" in text:
         return "class_path: classes are the recipe's, written in Python; give the fields alone"

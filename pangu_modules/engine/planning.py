@@ -99,7 +99,10 @@ def forward_flops(module: PanguModule) -> tuple[int, int, int]:
     with torch.device("meta"):
         batch = module.example_batch(1)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module.eval().compute_outputs(batch)
+        try:
+            module.eval().compute_outputs(batch)
+        except RuntimeError as error:
+            raise UsageError(f"module: the model cannot compute a batch of its own shapes: {error}") from error
     tokens = batch["input_ids"].numel() if "input_ids" in batch else 0
     return counter.get_total_flops(), batch_size(batch), tokens
 

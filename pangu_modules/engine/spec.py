@@ -11,6 +11,17 @@ from pangu_modules.common.config import Config
 from pangu_modules.common.names import nearest
 from pangu_modules.common.values import check_value
 
+SMALLEST = {
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "gradient_clip_val": 0,
+    "log_every_n_steps": 0,
+    "min_epochs": 0,
+    "min_steps": 0,
+    "num_sanity_val_steps": -1,
+}
+"""Arguments of the Trainer that it takes at any value, and divides by or ignores later."""
+
 
 class Stage(Config):
     """One training run: what `Recipe` holds once, or by name for a pipeline."""
@@ -38,11 +49,14 @@ class Stage(Config):
         if "callbacks" in trainer:
             raise ValueError("trainer.callbacks: give callbacks by name in `callbacks`, so that they can be overridden")
         for name, value in trainer.items():
-            if not isinstance(value, Mapping):  # a class with its own arguments
-                try:
-                    check_value(value)
-                except ValueError as error:
-                    raise ValueError(f"{name}: {error}") from error
+            if isinstance(value, Mapping):  # a class with its own arguments
+                continue
+            try:
+                check_value(value)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+            if name in SMALLEST and value is not None and value < SMALLEST[name]:
+                raise ValueError(f"{name}: must be at least {SMALLEST[name]}, got {value}")
         return trainer
 
     def derive(self, **changes: Any) -> Self:

@@ -52,9 +52,7 @@ def plan_from(data: Plan | Mapping[str, Any]) -> Plan:
     if isinstance(data, Plan):
         return data
     if not isinstance(data, Mapping):
-        raise ValueError(
-            f"structure holds {data!r}: a plan is a mapping with its kind and fields, as checkpoints have them"
-        )
+        raise ValueError(f"structure holds {data!r}: a plan is a mapping with its kind and its fields")
     kind = str(data.get("kind"))
     if kind not in Plan.kinds and kind in registry.names("plan"):
         registry.load("plan", kind)  # importing the module that defines it registers it here

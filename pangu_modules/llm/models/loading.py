@@ -15,7 +15,7 @@ from torch import nn
 
 from pangu_modules.common import registry
 from pangu_modules.common.cache import beside_training, cache_folder, locked
-from pangu_modules.common.files import atomic_folder
+from pangu_modules.common.files import atomic_folder, safe_name
 from pangu_modules.common.names import check_source, nearest
 
 MODEL_FILE = "config.json"
@@ -62,6 +62,7 @@ def load_causal_lm(
                 source, dtype=dtype, attn_implementation=attn_implementation, weights=not from_config_only
             ).train()
     _register_architecture_of(source)
+    _check_shards(Path(source))
     if from_config_only:
         config = load_config(name_or_path, trust_remote_code=trust_remote_code)
         options = {"dtype": dtype, "attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
@@ -250,6 +251,14 @@ def _register_architecture_of(source: str) -> None:
     config_file = Path(source) / MODEL_FILE
     if config_file.is_file():
         register_architecture(str(json.loads(config_file.read_text(encoding="utf-8")).get("model_type")))
+
+
+def _check_shards(folder: Path) -> None:
+    """Refuse an index whose parts lie outside the folder."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        for name in set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values()):
+            safe_name(str(name), str(index))
 
 
 def is_gguf(source: str) -> bool:

@@ -50,7 +50,8 @@ class Distillation(RecipeCallback):
 
     def __init__(self, config: Config, *, name: str = "distillation") -> None:
         super().__init__(config, name=name)
-        check_source(config.teacher, "teacher", (SELF, *EMBEDDED_PACKAGES))
+        if config.method.lambda_kd > 0:
+            check_source(config.teacher, "teacher", (SELF, *EMBEDDED_PACKAGES))
         if config.teacher != SELF:
             self.needs = frozenset()
         self._fingerprint = ""  # of the teacher

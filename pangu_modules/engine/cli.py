@@ -133,7 +133,7 @@ def _config_files(words: list[str]) -> list[Any]:
         try:
             content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise UsageError(f"--config: cannot read {path!r}: {error.strerror}") from error
+            raise UsageError(f"--config: cannot read {path}: {error.strerror}") from error
         except (yaml.YAMLError, ValueError, RecursionError) as error:  # bytes that are no text, too
             raise UsageError(f"--config: {path} is not valid YAML: {' '.join(str(error).split())}") from error
         if not isinstance(content, dict):

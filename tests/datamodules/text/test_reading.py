@@ -66,5 +66,10 @@ def test_unknown_datasets_are_explained(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError, match="source='no-such-text' is no file or folder here, and no dataset"):
-        read_texts("no-such-text", "text")
+    with pytest.raises(FileNotFoundError, match="source='no-such/text' is no file or folder here, and no dataset"):
+        read_texts("no-such/text", "text")
+
+
+def test_a_misspelt_name_is_not_asked_of_the_hub():
+    with pytest.raises(ValueError, match=r"source='python_topic' is no name known here .*'python_topics'"):
+        read_texts("python_topic", "text")

@@ -60,9 +60,10 @@ print(tokenizer("he")["input_ids"], tokenizer.chat_template[:6])
     assert tokenizer_line == "[258] {% for"
 
 
-def test_export_leaves_the_module_as_it_is_and_replaces_an_earlier_one(module, tmp_path):
+def test_export_leaves_the_module_as_it_is_and_overwrites_nothing(module, tmp_path):
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    for _ in range(2):
+    export(module, tmp_path / "model")
+    with pytest.raises(FileExistsError, match="nothing is overwritten"):
         export(module, tmp_path / "model")
     assert module.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())

@@ -152,11 +152,11 @@ def _checkpoint(request: Request) -> tuple[Stage, Path, RunFolder]:
     return stage, path, folder
 
 
-def _rebuilt(request: Request) -> tuple[Stage, Path, RunFolder, Any]:
-    stage, path, folder = _checkpoint(request)
+def _module_of(request: Request, stage: Stage, path: Path) -> Any:
+    """Build the module of a checkpoint, unless the user wants of it what cannot change."""
     name = next(name for name, candidate in request.recipe.stages.items() if candidate is stage)
     check_given(stage, path, Given(request.given, f"{name}." if name else ""))
-    return stage, path, folder, load_module(stage, path)
+    return load_module(stage, path)
 
 
 def _new_output(request: Request, default: Path) -> Path:
@@ -169,7 +169,8 @@ def _new_output(request: Request, default: Path) -> Path:
 
 def evaluate(request: Request) -> None:
     """Evaluate a checkpoint on the validation or test set and print the metrics as a table."""
-    stage, path, folder, module = _rebuilt(request)
+    stage, path, folder = _checkpoint(request)
+    module = _module_of(request, stage, path)
     data = build_data(stage)
     trainer = build_trainer(stage.derive(trainer={"logger": False}), StageRun(folder), module)
     run_loop = trainer.validate if request.command == "validate" else trainer.test
@@ -181,7 +182,7 @@ def predict(request: Request) -> None:
     """Write a checkpoint's predictions, a list with one entry per batch, to a new file."""
     stage, path, folder = _checkpoint(request)
     output = _new_output(request, folder.path / "predictions.pt")
-    module = load_module(stage, path)
+    module = _module_of(request, stage, path)
     data = build_data(stage)
     trainer = build_trainer(stage.derive(trainer={"logger": False}), StageRun(folder), module)
     with usage_errors_until_start(trainer, data):
@@ -206,7 +207,7 @@ def export(request: Request) -> None:
         if name not in owner.export_options:
             raise UsageError(f"--{name}: exports of {owner.__name__} have no such choice; leave it out")
     output = _new_output(request, folder.path / "export" / kind)
-    module = load_module(stage, path)
+    module = _module_of(request, stage, path)
     with usage_errors("ckpt_path"):
         load_weights(module, read_checkpoint(path)["state_dict"], source=str(path))
     with usage_errors("export"):

@@ -31,7 +31,9 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
 
 def test_generation_follows_the_command_line_and_shapes_the_checkpoint(recipe: Recipe) -> None:
     words = ["--module.generation.max_new_tokens", "5", "--module.attn_implementation", "eager"]
-    main(recipe, ["predict", *words, "--module.model_args", '{"hidden_size": 64}'])  # the checkpoint's 32 stay
+    with pytest.raises(SystemExit, match="2"):  # the checkpoint has 32
+        main(recipe, ["predict", *words, "--module.model_args", '{"hidden_size": 64}'])
+    main(recipe, ["predict", *words])
     predictions = torch.load("runs/tiny/version_0/predictions.pt", weights_only=True)
     assert {len(written["token_ids"]) for batch in predictions for written in batch} == {5}
     main(recipe, ["predict", "--module.generation.max_new_tokens", "2", "--output", "two.pt"])
@@ -42,7 +44,9 @@ def test_generation_follows_the_command_line_and_shapes_the_checkpoint(recipe: R
 def test_free_fields_exist_and_do_not_change_the_model(recipe: Recipe) -> None:
     assert set(CausalLM.free_fields) <= set(CausalLM.Config.model_fields)
     plain, other = CausalLM.Config(architecture="llama", model_args=TINY_LLAMA), {"attn_implementation": "eager"}
-    changed = plain.derive(gradient_checkpointing=True, generation={"temperature": 1.0}, **other)
+    changed = plain.derive(
+        gradient_checkpointing=True, generation={"temperature": 1.0}, trust_remote_code=True, **other
+    )
     differing = [name for name, value in plain.plain().items() if changed.plain()[name] != value]
     assert sorted(differing) == sorted(CausalLM.free_fields)  # each is tried here
     state = torch.load("runs/tiny/version_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]

@@ -14,6 +14,8 @@ from pangu_modules.common.config import Config
 from pangu_modules.common.errors import UsageError, readable, usage_errors
 from pangu_modules.common.masking import mask_secrets
 from pangu_modules.common.names import nearest
+from pangu_modules.engine.added_callbacks import check_lightning_callbacks, split_callbacks, with_added_callbacks
+from pangu_modules.engine.lightning_callback import LightningCallback
 from pangu_modules.engine.messages import short_message
 from pangu_modules.engine.old_names import with_present_names
 from pangu_modules.engine.request import COMMANDS, HELP, OPTIONS, Program, Request
@@ -73,12 +75,14 @@ def parse(recipe: RecipeSpec, words: list[str], program: Program) -> Request | N
     Raises:
         UsageError: an unknown option or stage, or a value that does not validate.
     """
-    command, *rest = words
+    command, rest = words[0], split_callbacks(words[1:])
+    recipe = with_added_callbacks(recipe, rest, _config_files(rest))
     removed = removed_callbacks(recipe, rest)
     parser = build_parser(recipe, command, removed, program)
     # jsonargparse's own --print_config (it stays in the help) prints before later words are read and drops nulls.
     values = _parse(parser, with_present_names(recipe, [word for word in rest if word != PRINT_CONFIG]))
     changed = overridden(recipe, values, removed)
+    check_lightning_callbacks(changed)
     if PRINT_CONFIG in rest:
         from pangu_modules.engine.folder import to_yaml
 
@@ -179,6 +183,10 @@ def build_parser(recipe: RecipeSpec, command: str, removed: set[str], program: P
             dotted = f"{prefix}callbacks.{name}"
             if config is None or dotted in removed:
                 parser.add_argument(f"--{dotted}", type=str, help="Removed (null).")
+            elif isinstance(config, LightningCallback):
+                # Not as a class: the parser reserves `class_path` for subclasses of a class it knows.
+                for field, info in LightningCallback.model_fields.items():
+                    parser.add_argument(f"--{dotted}.{field}", type=info.annotation, help=info.description)
             else:
                 parser.add_class_arguments(type(config), dotted, fail_untyped=False)
         parser.add_class_arguments(Trainer, f"{prefix}trainer", skip={"callbacks"}, fail_untyped=False)
@@ -251,8 +259,8 @@ def _overridden_stage(stage: Stage, values: dict[str, Any], prefix: str, removed
     # Callbacks without any field have no entry.
     callbacks = fields_of(values.get("callbacks", {}), f"{prefix}callbacks")
     return stage.derive(
-        module=derived(stage.module, values["module"], "module"),
-        data=derived(stage.data, values["data"], "data"),
+        module=derived(stage.module, values.get("module", {}), "module"),
+        data=derived(stage.data, values.get("data", {}), "data"),
         callbacks={
             name: None
             if config is None or f"{prefix}callbacks.{name}" in removed

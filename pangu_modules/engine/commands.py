@@ -13,10 +13,12 @@ from typing import Any
 
 from pangu_modules.common.errors import UsageError, usage_errors
 from pangu_modules.common.files import check_new, write_atomically
-from pangu_modules.engine.checkpoint_io import read_checkpoint, save_atomically
+from pangu_modules.engine.checkpoint_io import read_checkpoint
 from pangu_modules.engine.folder import RunFolder, to_yaml, versions
 from pangu_modules.engine.launch import leads
+from pangu_modules.engine.own_modules import check_predicts, started_from
 from pangu_modules.engine.place import Place, taken
+from pangu_modules.engine.predicting import PredictionRows, check_format, continue_prompts, write_predictions
 from pangu_modules.engine.request import Request
 from pangu_modules.engine.resuming import Given, check_given, resumed_stage
 from pangu_modules.engine.run import StageResult, build_data, fit_stage, load_module
@@ -127,7 +129,7 @@ def _started(stage: Stage, place: Place) -> Stage:
         checkpoint = RunFolder(place.earlier / stage.start_from).last
     if not checkpoint.is_file():
         raise UsageError(f"start_from: stage {stage.start_from!r} has no checkpoint {checkpoint}; run it first")
-    return stage.derive(module={"init_checkpoint": str(checkpoint)})
+    return started_from(stage, checkpoint)
 
 
 def _checkpoint(request: Request) -> tuple[Stage, Path, RunFolder]:
@@ -167,6 +169,11 @@ def _new_output(request: Request, default: Path) -> Path:
         raise UsageError(str(error)) from error
 
 
+def _load_weights(module: Any, path: Path) -> None:
+    with usage_errors("ckpt_path"):
+        load_weights(module, read_checkpoint(path)["state_dict"], source=str(path))
+
+
 def evaluate(request: Request) -> None:
     """Evaluate a checkpoint on the validation or test set and print the metrics as a table."""
     stage, path, folder = _checkpoint(request)
@@ -179,16 +186,32 @@ def evaluate(request: Request) -> None:
 
 
 def predict(request: Request) -> None:
-    """Write a checkpoint's predictions, a list with one entry per batch, to a new file."""
+    """Write a checkpoint's predictions of the data to a new file, or print its continuations of the prompts given."""
     stage, path, folder = _checkpoint(request)
-    output = _new_output(request, folder.path / "predictions.pt")
+    given, prompts = request.options.get("output"), request.options.get("prompt")
+    output = check_format(Path(given or folder.path / "predictions.pt"))
+    if given or not prompts:  # without --output, continuations are printed alone
+        output = _new_output(request, output)
     module = _module_of(request, stage, path)
+    if prompts:
+        _load_weights(module, path)
+        rows = continue_prompts(module, prompts)
+        print("\n".join(f"{row['prompt']}{row['text']}" for row in rows))
+        if given:
+            with usage_errors("output"):
+                write_predictions(output, [rows], [rows])
+            print(f"predictions: {output}")
+        return
+    check_predicts(module)
     data = build_data(stage)
     trainer = build_trainer(stage.derive(trainer={"logger": False}), StageRun(folder), module)
+    collected, own_rows = PredictionRows(), hasattr(module, "prediction_rows")
+    if own_rows or output.suffix != ".pt":
+        trainer.callbacks.append(collected)  # type: ignore[attr-defined]
     with usage_errors_until_start(trainer, data):
-        predictions = trainer.predict(module, datamodule=data, ckpt_path=path, weights_only=True)
+        batches = trainer.predict(module, datamodule=data, ckpt_path=path, weights_only=True)
     with usage_errors("output"):
-        save_atomically(predictions, output)
+        write_predictions(output, collected.rows if own_rows else batches or [], collected.rows)
     print(f"predictions: {output}")
 
 
@@ -196,7 +219,7 @@ def export(request: Request) -> None:
     """Write a checkpoint in one of the module's export formats to a new folder."""
     stage, path, folder = _checkpoint(request)
     owner: Any = stage.module.owner
-    formats = owner.export_formats
+    formats = getattr(owner, "export_formats", ())
     kind = request.options.get("format") or (formats[0] if formats else "")
     if kind not in formats:
         offered = ", ".join(formats) or "none"
@@ -208,8 +231,7 @@ def export(request: Request) -> None:
             raise UsageError(f"--{name}: exports of {owner.__name__} have no such choice; leave it out")
     output = _new_output(request, folder.path / "export" / kind)
     module = _module_of(request, stage, path)
-    with usage_errors("ckpt_path"):
-        load_weights(module, read_checkpoint(path)["state_dict"], source=str(path))
+    _load_weights(module, path)
     with usage_errors("export"):
         module.eval().export(output, kind, **chosen)
     print(f"export ({kind}): {output}")
@@ -217,7 +239,8 @@ def export(request: Request) -> None:
 
 def plan(request: Request) -> None:
     """Print sizes and costs, as a table or one JSON object."""
-    from pangu_modules.engine.planning import plan_recipe, plan_rows, throughput_rows
+    from pangu_modules.engine.plan_tables import print_plan, print_throughput
+    from pangu_modules.engine.planning import plan_recipe, throughput_rows
 
     figures = plan_recipe(request.recipe)
     hardware, layout = request.options.get("hardware"), request.options.get("layout")
@@ -228,9 +251,6 @@ def plan(request: Request) -> None:
     if request.options.get("json"):
         print(json.dumps(figures))
         return
-    from pangu_modules.report.run_report import terminal_table
-
-    terminal_table(plan_rows(figures), title=request.program.title)
+    print_plan(figures, request.program.title)
     if hardware:
-        headings = {key: key.replace("_", " ") for key in figures["throughput"][0]}
-        terminal_table(figures["throughput"], headings, title=f"Upper estimate of tokens/s per card: {hardware}")
+        print_throughput(figures["throughput"], hardware)

@@ -19,6 +19,8 @@ from pangu_modules.engine.recipe import Recipe
 from pangu_modules.engine.request import HELP, Program
 
 USAGE = """usage: pangu list                       every recipe with its description and cost
+       pangu compare RUN RUN            results, settings and curves of runs as one HTML page
+       pangu completion bash|zsh        a script that completes names, commands and options
        pangu NAME COMMAND [options]     run a recipe, e.g. pangu scalenet_digits fit
        pangu NAME --help                the commands of a recipe
        pangu NAME fit --help            every option with its default"""
@@ -39,6 +41,16 @@ def main(arguments: list[str] | None = None) -> None:
     if words == ["list"]:
         catalogue.main([str(HOME / "recipes")])
         return
+    if words[0] == "compare":
+        from pangu_modules.engine import compare
+
+        compare.main(words[1:])
+        return
+    if words[0] == "completion":
+        from pangu_modules.engine import completion
+
+        completion.main(words[1:])
+        return
     name, *rest = words
     try:
         program = program_of(name)
@@ -56,7 +68,7 @@ def program_of(name: str) -> Program:
     """
     entries = {entry.name: entry for entry in catalogue.catalogue(HOME / "recipes")}
     if name not in entries:
-        raise UsageError(f"unknown recipe {name!r}.{nearest(name, entries)}")
+        raise UsageError(f"unknown recipe {name!r}.{nearest(name, [*entries, 'list', 'compare', 'completion'])}")
     return Program(name=name, call=f"pangu {name}", title=entries[name].description)
 
 
@@ -71,6 +83,19 @@ def load_recipe(name: str) -> Recipe:
     except ImportError as error:
         raise UsageError(f"recipe {name}: {error}.{shadowing()}") from error
     return recipe
+
+
+def recipe_options() -> dict[str, list[str]]:
+    """Return the options of every recipe's configuration, by its name; what cannot be imported is named."""
+    from pangu_modules.engine.completion import configuration_options
+
+    options = {}
+    for entry in catalogue.catalogue(HOME / "recipes"):
+        try:
+            options[entry.name] = configuration_options(load_recipe(entry.name), program_of(entry.name))
+        except UsageError as error:  # a package of its own is not installed: it cannot be run here
+            print(f"left out: {error}", file=sys.stderr)
+    return options
 
 
 def shadowing() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pangu_modules.common.errors import UsageError, usage_errors
 from pangu_modules.common.parameters import count_parameters
+from pangu_modules.engine.own_modules import build_own, counted
 from pangu_modules.engine.spec import RecipeSpec, Stage
 from pangu_modules.training.module import PanguModule, batch_size
 
@@ -38,23 +38,33 @@ def plan_stage(stage: Stage) -> dict[str, Any]:
     changes the model adds what its configuration's ``planned_figures(model)`` returns, if it has one.
     """
     module = meta_module(stage)
-    total, trainable = count_parameters(module.model), count_parameters(module.model, trainable_only=True)
-    flops, samples, tokens = forward_flops(module)
-    per_token = {"forward_flops_per_token": flops // tokens} if tokens else {}
+    model = counted(module)
+    total, trainable = count_parameters(model), count_parameters(model, trainable_only=True)
     changes: dict[str, int] = {}
     for callback in stage.active_callbacks.values():
-        changes |= getattr(callback, "planned_figures", lambda model: {})(module.model)
+        changes |= getattr(callback, "planned_figures", lambda model: {})(model)
+    active = {"active_parameters": module.active_parameters()} if hasattr(module, "active_parameters") else {}
     return {
         "model": type(module).__name__,
         "parameters": total,
-        "active_parameters": module.active_parameters(),
+        **active,
         "trainable_parameters": trainable,
-        "forward_flops_per_sample": flops // samples,
-        **per_token,
+        **_work(module),
         "inference_bytes": BYTES_FP32 * total,
         "training_bytes": BYTES_FP32 * (total + 3 * trainable),
         **changes,
     }
+
+
+def _work(module: PanguModule) -> dict[str, Any]:
+    """Return the operations of a forward pass, or under ``missing`` what a module that is none of ours would need."""
+    methods = [name for name in ("example_batch", "compute_outputs") if not hasattr(module, name)]
+    if methods:
+        needed = " and ".join(f"{name}(...)" for name in methods)
+        return {"missing": [f"no operations: {type(module).__name__} has no {needed}, as pangu_modules.PanguModule"]}
+    flops, samples, tokens = forward_flops(module)
+    per_token = {"forward_flops_per_token": flops // tokens} if tokens else {}
+    return {"forward_flops_per_sample": flops // samples, **per_token}
 
 
 def throughput_rows(recipe: RecipeSpec, hardware: str, layout: str) -> list[dict[str, Any]]:
@@ -85,9 +95,10 @@ def meta_module(stage: Stage) -> PanguModule:
     arguments: dict[str, Any] = {}
     with suppress(FileNotFoundError, ImportError):  # a plan needs no data: the configuration must be enough
         arguments = getattr(data, "module_arguments", dict)()
-    # Without the checkpoint to start from, whose weights do not matter here and whose stage may not have run yet.
+    if "init_checkpoint" in type(stage.module).model_fields:  # its weights do not matter, its stage may not have run
+        stage = stage.derive(module={"init_checkpoint": None})
     with usage_errors("module"), torch.device("meta"):
-        module: PanguModule = stage.module.derive(init_checkpoint=None).build(**arguments)
+        module: PanguModule = build_own(stage, arguments)
     return module
 
 
@@ -105,14 +116,3 @@ def forward_flops(module: PanguModule) -> tuple[int, int, int]:
             raise UsageError(f"module: the model cannot compute a batch of its own shapes: {error}") from error
     tokens = batch["input_ids"].numel() if "input_ids" in batch else 0
     return counter.get_total_flops(), batch_size(batch), tokens
-
-
-def plan_rows(figures: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return the figures as rows of a table: quantity, value, and the reference the value must equal."""
-    reference = figures.get("reference", {})
-    rows = []
-    for name, value in figures.items():
-        if isinstance(value, int):
-            stated = f"{reference[name]:,}" if name in reference else ""
-            rows.append({"quantity": name.replace("_", " "), "value": f"{value:,}", "reference": stated})
-    return rows

@@ -38,6 +38,7 @@ class Recipe(RecipeSpec):
             ValueError: the recipe has several stages (take one with `stage`), or another process writes in `run_dir`.
         """
         from pangu_modules.engine.launch import leads
+        from pangu_modules.engine.own_modules import started_from
         from pangu_modules.engine.run import fit_stage
         from pangu_modules.engine.writer import claimed
 
@@ -45,7 +46,7 @@ class Recipe(RecipeSpec):
             raise ValueError(f"fit runs one stage; choose with .stage(name): {', '.join(self.stages)}")
         stage = self.stages[""]
         if start_from is not None:
-            stage = stage.derive(module={"init_checkpoint": str(start_from)})
+            stage = started_from(stage, start_from)
         with claimed(Path(run_dir)) if leads() else nullcontext():
             return fit_stage(stage, Path(run_dir), quiet=quiet)
 

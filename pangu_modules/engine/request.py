@@ -28,7 +28,16 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "validate": {},
     "test": {},
-    "predict": {"--output": {"type": str, "help": "File for the predictions (default: predictions.pt in the run)."}},
+    "predict": {
+        "--output": {
+            "type": str,
+            "help": "File for the predictions: .csv, .jsonl or .pt (default: predictions.pt in the run).",
+        },
+        "--prompt": {
+            "action": "append",
+            "help": "A text that a language model continues, on the terminal; may be given repeatedly.",
+        },
+    },
     "export": {
         "--format": {"type": str, "help": "Export format, one of the module's (default: its first)."},
         "--output": {"type": str, "help": "Folder for the export (default: export/ in the run's folder)."},

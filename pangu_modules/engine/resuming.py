@@ -47,7 +47,7 @@ class Given:
 def changeable_fields(stage: Stage) -> tuple[str, ...]:
     """Return the module's fields that a resume may change: neither shapes, weights nor loss depend on them."""
     owner: Any = stage.module.owner
-    return ("optimizer", *owner.free_fields)
+    return ("optimizer", *getattr(owner, "free_fields", ()))
 
 
 def resumed_stage(stage: Stage, ckpt_path: Path, given: Given) -> Stage:
@@ -61,7 +61,7 @@ def resumed_stage(stage: Stage, ckpt_path: Path, given: Given) -> Stage:
     """
     before, is_configuration = _module_before(ckpt_path)
     check_given(stage, ckpt_path, given)
-    ours, free = stage.module.plain(), stage.module.owner.free_fields  # type: ignore[union-attr]
+    ours, free = stage.module.plain(), getattr(stage.module.owner, "free_fields", ())
     changes = {
         field: value for field, value in flat(ours).items() if field.startswith("optimizer.") and given.has(field)
     }

@@ -20,6 +20,7 @@ from pangu_modules.common.parameters import count_parameters
 from pangu_modules.engine.checkpoint_io import read_checkpoint
 from pangu_modules.engine.clock import RunClock
 from pangu_modules.engine.folder import RunFolder, damaged_result, to_yaml
+from pangu_modules.engine.own_modules import build_own, counted, has_test, rebuild_own
 from pangu_modules.engine.resuming import changeable_fields, other_module
 from pangu_modules.engine.spec import Stage
 from pangu_modules.engine.starting import StartMark, usage_errors_until_start
@@ -112,7 +113,7 @@ def fit_stage(
     metrics = test_metrics(trainer, module, data)
     result = StageResult(
         metrics=metrics,
-        parameters=count_parameters(module.model),
+        parameters=count_parameters(counted(module)),
         seconds=clock.time_elapsed("train"),
         epochs=clock.epochs or trainer.current_epoch,  # checkpoints written before the clock counted have none
         checkpoint=folder.last,
@@ -155,7 +156,7 @@ def build_module(stage: Stage, data: LightningDataModule) -> PanguModule:
     if start is not None and Path(start).is_file():
         check_checkpoint(start)
     with usage_errors("module"):
-        module: PanguModule = stage.module.build(**arguments)
+        module: PanguModule = build_own(stage, arguments)
     return module
 
 
@@ -171,6 +172,10 @@ def load_module(stage: Stage, ckpt_path: Path) -> PanguModule:
     """
     owner: Any = stage.module.owner
     stored = read_checkpoint(ckpt_path)["hyper_parameters"]
+    if not issubclass(owner, PanguModule):
+        with usage_errors("module"):
+            own: PanguModule = rebuild_own(stage, stored)
+        return own
     # Built from the checkpoint, not from the recipe: callbacks may have changed the structure since the recipe's start.
     ours = stage.module.plain()
     said = {name: ours[name] for name in changeable_fields(stage) if name in ours}
@@ -192,7 +197,7 @@ def module_arguments(data: LightningDataModule) -> dict[str, Any]:
 def test_metrics(trainer: Trainer, module: PanguModule, data: LightningDataModule) -> dict[str, float]:
     """Evaluate on the test set, if the data has one."""
     data.setup("test")
-    if getattr(data, "test_dataset", None) is None:
+    if not has_test(module, data):
         return {}
-    (metrics,) = trainer.test(module, datamodule=data, verbose=False)
-    return {name: float(value) for name, value in metrics.items()}
+    of_loaders = trainer.test(module, datamodule=data, verbose=False)
+    return {name: float(value) for metrics in of_loaders for name, value in metrics.items()}

@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt, SerializeAsAny, field_validator
 from pangu_modules.common.config import Config
 from pangu_modules.common.names import nearest
 from pangu_modules.common.values import check_value
+from pangu_modules.engine.lightning_callback import as_config
 
 SMALLEST = {
     "accumulate_grad_batches": 1,
@@ -29,7 +30,9 @@ class Stage(Config):
     module: SerializeAsAny[Config] = Field(description="Configuration of the LightningModule.")
     data: SerializeAsAny[Config] = Field(description="Configuration of the datamodule.")
     callbacks: dict[str, SerializeAsAny[Config] | None] = Field(
-        {}, description="Configurations of the callbacks, by name; null removes one."
+        {},
+        description="Configurations of the callbacks, by name; null removes one. A Lightning callback may be an "
+        "object, or a class_path with init_args.",
     )
     trainer: dict[str, Any] = Field({}, description="Arguments of lightning.Trainer.")
     seed: NonNegativeInt = Field(0, description="Seed of weights, data order and augmentation.")
@@ -42,6 +45,26 @@ class Stage(Config):
     def active_callbacks(self) -> dict[str, Config]:
         """The callbacks that have not been removed, by name."""
         return {name: config for name, config in self.callbacks.items() if config is not None}
+
+    @field_validator("module", "data", mode="before")
+    @classmethod
+    def _take_configurations(cls, part: Any) -> Any:
+        """Say what to write in place of an object, or of a configuration that builds nothing."""
+        if isinstance(part, Config) and part.owner is None:
+            raise ValueError(f"{type(part).__qualname__} builds nothing: nest it as `Config` in a Configurable class")
+        if not isinstance(part, Config | Mapping):
+            name = part.__name__ if isinstance(part, type) else type(part).__name__
+            raise ValueError(f"give {name}.Config(...), a Config nested in {name}(Configurable, ...)")
+        return part
+
+    @field_validator("callbacks", mode="before")
+    @classmethod
+    def _describe_callbacks(cls, callbacks: Any) -> Any:
+        if isinstance(callbacks, Mapping):
+            return {name: as_config(value) for name, value in callbacks.items()}
+        if isinstance(callbacks, list | tuple):
+            raise ValueError('give callbacks by name, {"stop": ...}, so that they can be overridden')
+        return callbacks
 
     @field_validator("trainer")
     @classmethod
@@ -62,7 +85,7 @@ class Stage(Config):
     def derive(self, **changes: Any) -> Self:
         """Return a validated copy; mappings change single fields of module, data, trainer and each named callback.
 
-        A callback given as None is removed, a Config under a new name is added.
+        A callback given as None is removed; a Config or a Lightning callback under a new name is added.
 
         Raises:
             ValueError: fields are given for a callback that the stage does not have.
@@ -76,7 +99,8 @@ class Stage(Config):
     def _derived_callbacks(self, changes: Mapping[str, Any]) -> dict[str, Config | None]:
         derived: dict[str, Config | None] = {}
         for name, change in changes.items():
-            if change is None or isinstance(change, Config):
+            change = as_config(change)
+            if not isinstance(change, Mapping):
                 derived[name] = change
                 continue
             current = self.active_callbacks.get(name)

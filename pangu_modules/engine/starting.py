@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from pangu_modules.common.errors import UsageError, usage_errors
+from pangu_modules.engine.own_modules import missing_of_ours
 
 
 class StartMark(Callback):
@@ -49,12 +51,22 @@ def usage_errors_until_start(trainer: Trainer, data: Any) -> Iterator[None]:
         yield
     except Exception as error:
         if any(isinstance(callback, StartMark) and callback.reached for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            if metric := _missing_metric(error):
+                raise UsageError(f"{_part_of(error, trainer, data)}: {metric}") from error
             raise
         if isinstance(error, RuntimeError) and "loading state_dict" in str(error):
             first = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
             raise UsageError(f"--ckpt_path: the checkpoint's tensors do not fit the module ({first})") from error
+        if isinstance(error, AttributeError) and (missing := missing_of_ours(error, trainer.lightning_module)):
+            raise UsageError(f"{_part_of(error, trainer, data)}: {missing}") from error
         with usage_errors(_part_of(error, trainer, data)):
             raise
+
+
+def _missing_metric(error: Exception) -> str:
+    """Return Lightning's sentence of a metric that a callback watches and nothing logs, or an empty string."""
+    first = " ".join(str(error).split()).partition(" HINT:")[0]
+    return first if re.search(r"conditioned on metric|could not find the monitored key", first) else ""
 
 
 def _part_of(error: Exception, trainer: Any, data: Any) -> str:

@@ -11,45 +11,17 @@ from typing import Any
 from pangu_modules.common.masking import mask_command, mask_secrets
 from pangu_modules.engine.folder import RunFolder, to_yaml
 from pangu_modules.engine.request import Request
+from pangu_modules.engine.result_table import result_columns, result_row
 from pangu_modules.engine.run import StageResult
 from pangu_modules.report.origin import Origin, collect_machine, commit_of
 from pangu_modules.report.parts import add_parts
-from pangu_modules.report.run_report import Column, RunReport, collect_versions, learning_curves, terminal_table
+from pangu_modules.report.run_report import RunReport, collect_versions, learning_curves, terminal_table
 from pangu_modules.report.writing import write_report
-
-COLUMNS: Mapping[str, Column] = {
-    "test/accuracy": Column("accuracy", "%", 1),
-    "test/accuracy_top5": Column("top 5", "%", 1),
-    "test/loss": Column("loss", "nats", 3),
-    "test/perplexity": Column("perplexity", "", 2),
-    "parameters": Column("parameters"),
-    "epochs": Column("epochs"),
-    "seconds": Column("time", "s", 0),
-}
 
 
 def result_rows(results: Mapping[str, StageResult]) -> list[dict[str, Any]]:
     """Return a row per stage: test metrics (accuracies in percent), parameters, epochs, seconds of training."""
-    rows = []
-    for name, result in results.items():
-        metrics = {
-            metric: 100 * value if metric.startswith("test/accuracy") else value
-            for metric, value in result.metrics.items()
-        }
-        cost = {"parameters": result.parameters, "epochs": result.epochs, "seconds": result.seconds}
-        rows.append({**({"stage": name} if name else {}), **metrics, **cost})
-    return rows
-
-
-def result_columns(rows: list[dict[str, Any]]) -> dict[str, Column | str]:
-    """Return the columns of the result table: the stage, the metrics in a fixed order, the costs."""
-    names = {name for row in rows for name in row}
-    known = [name for name in COLUMNS if name in names]
-    others = sorted(names - set(known) - {"stage"})
-    first: dict[str, Column | str] = {"stage": "stage"} if "stage" in names else {}
-    metrics = [name for name in known if name.startswith("test/")]
-    costs = [name for name in known if not name.startswith("test/")]
-    return first | {name: COLUMNS.get(name, name) for name in [*metrics, *others, *costs]}
+    return [{**({"stage": name} if name else {}), **result_row(result.plain())} for name, result in results.items()]
 
 
 def next_commands(request: Request, folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from pangu_modules.common.errors import UsageError, usage_errors
@@ -18,7 +18,10 @@ from pangu_modules.engine.checkpoint_io import write_checkpoints_atomically
 from pangu_modules.engine.clock import RunClock
 from pangu_modules.engine.exact_resume import ExactResume
 from pangu_modules.engine.folder import RunFolder
+from pangu_modules.engine.hyperparameters import LogHyperparameters
 from pangu_modules.engine.metrics import MetricsFile, Row, rows_before
+from pangu_modules.engine.own_modules import monitor_of
+from pangu_modules.engine.progress import RunProgressBar
 from pangu_modules.engine.resume_checkpoint import ResumeCheckpoint
 from pangu_modules.engine.resuming import ChangedOptimizer
 from pangu_modules.engine.spec import Stage
@@ -73,7 +76,11 @@ def build_trainer(stage: Stage, run: StageRun, module: PanguModule, clock: RunCl
     with usage_errors("callbacks"):
         callbacks = [config.build(name=name) for name, config in stage.active_callbacks.items()]
     # The recipe's come first: what they draw at random at the start is drawn before exact resume restores the states.
-    callbacks += [clock or RunClock(), *standard_callbacks(run, module, arguments), StartMark(run.begin)]
+    standard = standard_callbacks(run, module, arguments)
+    if any(isinstance(callback, ProgressBar) for callback in callbacks):  # Lightning takes one: the recipe's own
+        standard = [callback for callback in standard if not isinstance(callback, ProgressBar)]
+    hyperparameters = LogHyperparameters(stage.plain(), (getattr(module, "monitor", None) or [None])[0])
+    callbacks += [clock or RunClock(), *standard, hyperparameters, StartMark(run.begin)]
     _silence_advice(run.quiet)
     try:
         trainer = Trainer(**arguments, callbacks=callbacks)
@@ -91,14 +98,15 @@ def standard_callbacks(run: StageRun, module: PanguModule, arguments: Mapping[st
     """
     callbacks: list[Callback] = []
     if arguments.get("enable_progress_bar") is not False:
-        callbacks.append(RichProgressBar(leave=False))
+        callbacks.append(RunProgressBar())
     if run.trained_with is not None and _optimizer_changed(run.trained_with, module):
         callbacks.append(ChangedOptimizer())  # before the learning rates are logged
     if arguments["logger"]:
         callbacks.append(LearningRateMonitor("step"))
     if arguments.get("enable_checkpointing") is not False and not arguments.get("fast_dev_run"):
-        if arguments.get("limit_val_batches") != 0:  # without validation nothing says which is best
-            callbacks.append(best_checkpoint(run.folder, module))
+        monitor = None if arguments.get("limit_val_batches") == 0 else monitor_of(module)
+        if monitor is not None:  # without validation nothing says which is best
+            callbacks.append(best_checkpoint(run.folder, *monitor))
         every = ResumeCheckpoint.Config(every_n_train_steps=SAVE_EVERY)
         callbacks.append(ResumeCheckpoint(every, path=run.folder.last))
     return [*callbacks, ExactResume(ExactResume.Config(), name="exact_resume")]
@@ -106,15 +114,14 @@ def standard_callbacks(run: StageRun, module: PanguModule, arguments: Mapping[st
 
 def _optimizer_changed(trained_with: Mapping[str, Any], module: PanguModule) -> bool:
     stored = trained_with.get("optimizer")
-    return stored is not None and stored != module.config.plain()["optimizer"]
+    return isinstance(module, PanguModule) and stored is not None and stored != module.config.plain()["optimizer"]
 
 
-def best_checkpoint(folder: RunFolder, module: PanguModule) -> ModelCheckpoint:
-    """Return the callback that keeps the checkpoint which is best by the module's own metric.
+def best_checkpoint(folder: RunFolder, metric: str, mode: str) -> ModelCheckpoint:
+    """Return the callback that keeps the checkpoint which is best by a metric; mode is "min" or "max".
 
     It holds all states: a checkpoint of weights alone would miss what averaging callbacks put into it.
     """
-    metric, mode = module.monitor
     return ModelCheckpoint(
         dirpath=folder.checkpoints,
         filename="best",

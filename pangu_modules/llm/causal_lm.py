@@ -297,6 +297,16 @@ class CausalLM(PanguModule):
         """Continue the prompts of a batch; one dictionary (text, token_ids, finish_reason) for each."""
         return [asdict(completion) for completion in self.generation_engine().generate(prompts_of(batch))]
 
+    def prediction_rows(self, batch: Batch, outputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return a row for each prompt of a batch: ``prompt`` (token ids without a tokenizer) and its completion."""
+        decode = (lambda ids: ids) if self.tokenizer is None else self.tokenizer.decode
+        return [{"prompt": decode(ids), **output} for ids, output in zip(prompts_of(batch), outputs, strict=True)]
+
+    def continue_texts(self, prompts: Sequence[str]) -> list[dict[str, Any]]:
+        """Return rows, as `prediction_rows`, for texts of one's own; raises as `GenerationEngine.generate`."""
+        completions = self.generation_engine().generate(list(prompts))
+        return [{"prompt": prompt, **asdict(written)} for prompt, written in zip(prompts, completions, strict=True)]
+
     def export(
         self,
         folder: str | Path,

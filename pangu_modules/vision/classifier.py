@@ -206,6 +206,19 @@ class ImageClassifier(PanguModule):
         """Return class probabilities, (batch, classes) float32."""
         return functional.softmax(self.compute_outputs(batch)["logits"].float(), dim=-1)
 
+    def prediction_rows(self, batch: Batch, outputs: Tensor) -> list[dict[str, Any]]:
+        """Return a row for each image: ``file`` where the batch has it, the likeliest class, and all probabilities.
+
+        ``label`` is the class's name, or its number as text where the data have no names.
+        """
+        classes = outputs.argmax(dim=-1).tolist()
+        names = self.runtime.get("label_names") or [str(number) for number in range(outputs.shape[-1])]
+        files = [{"file": str(file)} for file in batch.get("file", ())] or [{} for _ in classes]
+        return [
+            {**file, "label": names[number], "class": number, "probability": row[number], "probabilities": row}
+            for file, number, row in zip(files, classes, outputs.tolist(), strict=True)
+        ]
+
     def example_batch(self, batch_size: int) -> dict[str, Tensor]:
         """Return a batch of zeros on the model's device."""
         device = next(self.model.parameters()).device

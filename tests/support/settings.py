@@ -60,6 +60,7 @@ def pruning(method: Mapping[str, Any]) -> dict[str, Any]:
 
 SETTINGS: dict[str, Setting] = {
     "average": Setting(DENSE, "WeightAverage", {"decay": 0.8}),
+    "norm": Setting(DENSE, "GradientNorm", {"every_n_steps": 2}),
     "distill": Setting(DENSE, "Distillation", {"method": {"lambda_ce": 0.5}}),
     "slimllm": Setting(
         DENSE,
@@ -105,7 +106,9 @@ SETTINGS: dict[str, Setting] = {
 ON_ONE_MODEL = [name for name, setting in SETTINGS.items() if setting.callback and setting.module is DENSE]
 ON_A_MIXTURE = [name for name, setting in SETTINGS.items() if setting.module is MIXTURE]
 NO_METHODS = {
+    "EarlyStopping": "watches validations, of which these runs have none, see tests/callbacks",
     "ExactResume": "every run has it: here, too",
+    "LightningCallback": "stands for any of Lightning's, see tests/pangu_modules/engine",
     "ResumeCheckpoint": "writes checkpoints of a recipe's run, see tests/pangu_modules/engine",
     "RecipeCallback": "the base class",
 }

@@ -17,11 +17,11 @@ import yaml
 
 from pangu_modules.common.errors import UsageError
 from pangu_modules.common.files import write_atomically
+from pangu_modules.common.masking import mask_secrets
 from pangu_modules.common.names import nearest
 from pangu_modules.engine.folder import RUNS, RunFolder, versions
 from pangu_modules.engine.result_table import result_columns, result_row
 from pangu_modules.report.html import render_html
-from pangu_modules.common.masking import mask_secrets
 from pangu_modules.report.run_report import RunReport, learning_curves, terminal_table
 
 ABSENT = "-"

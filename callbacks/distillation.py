@@ -74,13 +74,14 @@ class Distillation(RecipeCallback):
         if self.config.method.lambda_kd == 0:
             return
         teacher = self._teacher(trainer, pl_module)
-        self._check_vocabulary(teacher, pl_module.model)
+        self._check_vocabulary(teacher, pl_module)
         self._fingerprint = fingerprint(teacher)
         loss = distillation_objective(
             teacher,
             temperature=self.config.method.temperature,
             chunk_tokens=self.config.method.chunk_tokens,
             device=self.config.device,
+            padded=True,  # checked just now
         )
         pl_module.objectives[self.name] = Objective(loss, weight=self.config.method.lambda_kd)
 
@@ -138,13 +139,15 @@ class Distillation(RecipeCallback):
                 model.save_pretrained(temporary)
         trainer.strategy.barrier("Distillation")
 
-    def _check_vocabulary(self, teacher: Any, student: Any) -> None:
-        sizes = teacher.config.vocab_size, student.config.vocab_size
-        if sizes[0] != sizes[1]:
-            raise ValueError(
-                f"callback {self.name!r}: teacher {self.config.teacher!r} has a vocabulary of {sizes[0]}, the model "
-                f"of {sizes[1]}: distillation of logits needs the same tokens; take a teacher of the same family"
-            )
+    def _check_vocabulary(self, teacher: Any, module: Any) -> None:
+        from pangu_modules.llm.text_checks import check_siblings
+
+        name = self.config.teacher
+        if name != SELF:  # the model itself has its own tokens
+            trust = bool(getattr(module.config, "trust_remote_code", False))
+            what = f"callback {self.name!r}: teacher {name!r}"
+            tokenizer = getattr(module, "tokenizer", None)
+            check_siblings(what, name, teacher, module.model, tokenizer, trust_remote_code=trust)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what identifies the teacher."""

@@ -15,10 +15,11 @@ from callbacks.calibration import calibration_batches
 from callbacks.measuring import on_device
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.llm.lora import has_adapters
+from pangu_modules.llm.models.coverage import say_share
 from pangu_modules.llm.onebit.config import OneBitConfig
 from pangu_modules.llm.onebit.finalize import finalize_module
 from pangu_modules.llm.onebit.initialization import binary_aware_init, set_input_scales
-from pangu_modules.llm.onebit.plan import BinarizePlan, binary_layers, check_weights
+from pangu_modules.llm.onebit.plan import BinarizePlan, binary_layers, check_weights, target_names
 from pangu_modules.llm.onebit.schedule import Timeline, moment, timeline
 from pangu_modules.llm.onebit.sizes import sizes_of
 from pangu_modules.training.callback import RecipeCallback
@@ -93,6 +94,8 @@ class ProgressiveBinarization(RecipeCallback):
         settings = self.config.method
         for layer in check_weights(module.model, settings):
             rank_zero_warn(f"callback {self.name!r}: {layer} has a row of zeros: its scale starts at 0")
+        reached = target_names(module.model, settings)
+        say_share(f"callback {self.name!r}: binarization reaches", module.model, reached)
         if self.config.measure:
             self.record.measure("dense", trainer, module.model)
         input_scales = {}

@@ -63,6 +63,7 @@ class ChatData(TokenData):
             ValueError: a split has no conversation, or a row is none or does not fit the chat template; the message
                 has its number.
         """
+        super().setup(stage)
         if self.train_dataset is not None:
             return
         samples, bad, rows = [], BadRows(self.config.on_bad_row), 0

@@ -156,6 +156,7 @@ class MixtureData(TokenData):
             FileNotFoundError: a source is not there.
             ValueError: a split has less text than one window, or two splits share text.
         """
+        super().setup(stage)
         if self.train_dataset is not None:
             return
         parts = {
@@ -244,19 +245,20 @@ class MixtureData(TokenData):
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer: trained on this text if `vocab_size` asks for it, otherwise the one that is named."""
+        """The tokenizer: trained on this text if `vocab_size` asks for it, otherwise as `TokenData` finds it."""
         from pangu_modules.llm.models.loading import load_tokenizer
 
-        return load_tokenizer(self._tokenizer_name())
+        size = self.config.vocab_size
+        return super().tokenizer if size is None else load_tokenizer(self._trained_tokenizer(size))
 
     def module_arguments(self) -> dict[str, Any]:
         """Return the tokenizer's name or, where it is trained, its folder in the cache."""
-        return {"tokenizer": self._tokenizer_name()}
-
-    def _tokenizer_name(self) -> str:
         if self.config.vocab_size is None:
-            return self.config.tokenizer
-        return str(trained_tokenizer([text for texts in self.texts["train"] for text in texts], self.config.vocab_size))
+            return super().module_arguments()
+        return {"tokenizer": self._trained_tokenizer(self.config.vocab_size)}
+
+    def _trained_tokenizer(self, vocab_size: int) -> str:
+        return str(trained_tokenizer([text for texts in self.texts["train"] for text in texts], vocab_size))
 
 
 def mixture_counts(available: Mapping[str, int], shares: Mapping[str, float], size: int | None) -> dict[str, int]:

@@ -67,6 +67,7 @@ class TextData(TokenData):
             FileNotFoundError: a source is not there.
             ValueError: a split has less text than one window.
         """
+        super().setup(stage)
         if self.train_dataset is not None:
             return
         parts: dict[str, list[Windows]] = {split: [] for split in SPLITS}

@@ -36,7 +36,11 @@ class TokenData(DataModule):
 
         renamed = {f"{split}_fraction": f"{split}_share" for split in ("val", "test", "calibration")}
 
-        tokenizer: str = Field("smollm2", description="Hub id or folder of the tokenizer, or 'smollm2' (embedded).")
+        tokenizer: str | None = Field(
+            None,
+            description="Hub id or folder of the tokenizer, or 'smollm2' (embedded); empty: the model's own, and "
+            "smollm2's for a model from scratch.",
+        )
         sequence_length: PositiveInt = Field(512, description="Tokens of a sequence, at most.")
         val_share: float = Field(0.05, ge=0, lt=1, description="Share of the text for validation.")
         test_share: float = Field(0.1, ge=0, lt=1, description="Share of the text for the test.")
@@ -73,7 +77,7 @@ class TokenData(DataModule):
         super().__init__(config)
         for source in self.source_names():
             check_text_source(source, self.own_sources)
-        if tokenizer is None:
+        if tokenizer is None and config.tokenizer is not None:
             check_source(config.tokenizer, "tokenizer", EMBEDDED_PACKAGES)
         self.calibration_dataset: Dataset[Any] | None = None
         self._calibration_sources: dict[str, Dataset[Any]] = {}
@@ -88,14 +92,39 @@ class TokenData(DataModule):
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The transformers tokenizer of the configuration."""
-        from pangu_modules.llm.models.loading import load_tokenizer
+        """The configuration's tokenizer, or that of the model that is trained on these data, or the default.
 
-        return load_tokenizer(self.config.tokenizer)
+        Raises:
+            ValueError: it is to be the model's, and that has none.
+        """
+        from pangu_modules.llm.models.loading import DEFAULT_TOKENIZER, load_tokenizer
+
+        module = self._module()
+        if self.config.tokenizer is not None or not hasattr(module, "tokenizer"):
+            return load_tokenizer(self.config.tokenizer or DEFAULT_TOKENIZER)
+        if module.tokenizer is None:
+            raise ValueError("the model has no tokenizer of its own: name one in data.tokenizer")
+        return module.tokenizer
 
     def module_arguments(self) -> dict[str, Any]:
-        """Return the tokenizer's name."""
-        return {"tokenizer": self.config.tokenizer}
+        """Return the tokenizer's name, or the name of the one for a model that has none."""
+        from pangu_modules.llm.models.loading import DEFAULT_TOKENIZER
+
+        name = self.config.tokenizer
+        return {"default_tokenizer": DEFAULT_TOKENIZER} if name is None else {"tokenizer": name}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Ask the model that is trained on these data whether it can read them; a subclass calls it first.
+
+        Raises:
+            ValueError: it has another tokenizer, or too few positions.
+        """
+        check = getattr(self._module(), "check_text", None)
+        if check is not None:
+            check(self.tokenizer, self.config.sequence_length)
+
+    def _module(self) -> Any:
+        return None if self.trainer is None else self.trainer.lightning_module
 
     def calibration_source(self, source: str) -> Dataset[Any]:
         """Return the windows of a text as `TextData` reads it, with this datamodule's tokenizer and length.

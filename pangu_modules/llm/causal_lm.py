@@ -24,17 +24,16 @@ from pangu_modules.llm.export.transformers import GENERATION_FILE
 from pangu_modules.llm.generation.engine import GenerationEngine
 from pangu_modules.llm.lora import LoRAConfig, LoRAPlan, merge_adapters
 from pangu_modules.llm.losses import labels_of, per_sequence_loss
-from pangu_modules.llm.models.gguf.tokenizer import holds_tokenizer
 from pangu_modules.llm.models.loading import (
     EMBEDDED_PACKAGES,
-    is_gguf,
     load_causal_lm,
-    load_tokenizer,
     new_causal_lm,
     plain_config,
     stored_dtype,
 )
 from pangu_modules.llm.models.perplexity import MeanLoss
+from pangu_modules.llm.requests import requested_objectives
+from pangu_modules.llm.text_checks import check_positions, check_same_tokens, find_tokenizer
 from pangu_modules.llm.tokenizers import stored_files, tokenizer_files, tokenizer_from_files
 from pangu_modules.training.module import PanguModule
 from pangu_modules.training.objectives import Batch, Objective, Outputs
@@ -53,12 +52,14 @@ class CausalLM(PanguModule):
 
     Args:
         config: the configuration, or its plain data.
-        tokenizer: name of the tokenizer the data were made with, where the configuration gives none.
+        tokenizer: name of the tokenizer the data are made with; it must be the model's, if that has one.
+        default_tokenizer: name of the tokenizer for a model from scratch, where nothing else names one.
         files: text files that come with the model, as stored in checkpoints.
         dtype: type that the model's weights were stored in where they came from, as stored in checkpoints.
 
     Raises:
-        ValueError: the model cannot be found or built, or the tokenizer has more tokens than the model.
+        ValueError: the model cannot be found or built, its tokenizer is not the data's, or the data's has more tokens
+            than the model.
     """
 
     class Config(PanguModule.Config):
@@ -75,7 +76,7 @@ class CausalLM(PanguModule):
         )
         tokenizer: str | None = Field(
             None,
-            description="Hub id or folder of the tokenizer; empty: the data's, otherwise the model's own.",
+            description="Hub id or folder of the tokenizer; empty: the model's own, otherwise the data's.",
             json_schema_extra=caller_only(),
         )
         attn_implementation: str = Field(
@@ -119,6 +120,7 @@ class CausalLM(PanguModule):
         config: Config | Mapping[str, Any],
         *,
         tokenizer: str | None = None,
+        default_tokenizer: str | None = None,
         files: Mapping[str, str] | None = None,
         dtype: str | None = None,
     ) -> None:
@@ -126,9 +128,10 @@ class CausalLM(PanguModule):
             check_names(config)
         trusted = not isinstance(config, Mapping) and config.trust_remote_code
         taken = None if files is None else stored_files(files, trust_remote_code=trusted)
-        given = {"tokenizer": tokenizer, "files": taken, "dtype": dtype}
+        given = {"tokenizer": tokenizer, "default_tokenizer": default_tokenizer, "files": taken, "dtype": dtype}
         super().__init__(config, **{name: value for name, value in given.items() if value is not None})
         self.objectives["language_modelling"] = Objective(language_modelling_loss)
+        self.objectives |= requested_objectives(self.model.config)
         self._evaluated = MeanLoss()
 
     @classmethod
@@ -215,9 +218,8 @@ class CausalLM(PanguModule):
                 model.generation_config = GenerationConfig.from_dict(json.loads(settings))
             return
         files = {GENERATION_FILE: model.generation_config.to_json_string()}
-        tokenizer = self._find_tokenizer()
+        tokenizer = find_tokenizer(self.config, self.runtime, model.config.vocab_size)
         if tokenizer is not None:
-            check_vocabulary(len(tokenizer), model.config.vocab_size)
             files |= tokenizer_files(tokenizer)
         name, trusted = self.config.model, self.config.trust_remote_code
         stored = "float32" if name is None else stored_dtype(name, trust_remote_code=trusted)
@@ -228,26 +230,20 @@ class CausalLM(PanguModule):
         """The type that the weights were stored in where the model came from, in which exports write them."""
         return str(self.runtime.get("dtype", "float32"))
 
-    def _find_tokenizer(self) -> Any:
-        """Load the configuration's tokenizer, or the data's, or the model's own; None if it has none."""
-        config = self.config
-        name = config.tokenizer or self.runtime.get("tokenizer")
-        if name is not None:
-            return load_tokenizer(name, trust_remote_code=config.trust_remote_code)
-        if config.model is None:
-            return None
-        try:
-            return load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
-        except ValueError:  # the weights are there, so what is missing is the tokenizer
-            if is_gguf(config.model) and holds_tokenizer(config.model):
-                raise
-            return None
-
     @cached_property
     def tokenizer(self) -> Any:
         """The transformers tokenizer, or None for a model of bare token ids."""
         files = {name: text for name, text in self.runtime.get("files", {}).items() if name != GENERATION_FILE}
         return tokenizer_from_files(files, trust_remote_code=self.config.trust_remote_code) if files else None
+
+    def check_text(self, tokenizer: Any, sequence_length: int) -> None:
+        """Refuse text that this model cannot read; datamodules ask when they are set up for it.
+
+        Raises:
+            ValueError: its tokenizer is not the model's, or its sequences are longer than the model's positions.
+        """
+        check_same_tokens(self.tokenizer, tokenizer)
+        check_positions(self.model, sequence_length)
 
     # Training and evaluation.
 
@@ -258,7 +254,8 @@ class CausalLM(PanguModule):
         output = self.model(
             input_ids=input_ids, attention_mask=batch.get("attention_mask"), use_cache=input_ids.is_meta
         )
-        return {"logits": output.logits}
+        router_loss = getattr(output, "aux_loss", None)
+        return {"logits": output.logits} | ({} if router_loss is None else {"router_loss": router_loss})
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums of an evaluation."""
@@ -385,15 +382,6 @@ def check_names(config: CausalLM.Config) -> None:
     for what, name in (("tokenizer", config.tokenizer), ("generation.assistant", config.generation.assistant)):
         if name is not None:
             check_source(name, what, EMBEDDED_PACKAGES)
-
-
-def check_vocabulary(tokens: int, vocabulary: int) -> None:
-    """Refuse a tokenizer with more tokens than the model has embeddings; fewer are padding, and fine."""
-    if tokens > vocabulary:
-        raise ValueError(
-            f"the tokenizer has {tokens} tokens, the model's vocabulary (model_args.vocab_size) {vocabulary}: "
-            f"set vocab_size to at least {tokens}, or take the model's own tokenizer"
-        )
 
 
 def prompts_of(batch: Batch) -> list[list[int]]:

@@ -9,6 +9,7 @@ from torch import nn
 
 from pangu_modules.common.config import Config
 from pangu_modules.common.names import nearest
+from pangu_modules.llm.models.coverage import say_share
 from pangu_modules.llm.models.decoder import LINEAR_LAYERS
 from pangu_modules.training.module import PanguModule
 from pangu_modules.training.structure import Plan
@@ -38,6 +39,9 @@ class LoRAPlan(Plan):
         from peft import LoraConfig, inject_adapter_in_model
 
         _check_targets(module.model, self.lora.targets)
+        names = [name for name, _ in module.model.named_modules()]
+        adapted = {name for name in names if any(_matches(name, target) for target in self.lora.targets)}
+        say_share("lora.targets: the adapters reach", module.model, adapted)
         config = LoraConfig(
             r=self.lora.rank,
             lora_alpha=self.lora.alpha,  # type: ignore[arg-type]  # peft divides it by the rank, whole or not
@@ -78,6 +82,27 @@ def _check_targets(model: nn.Module, targets: tuple[str, ...]) -> None:
         if not any(_matches(name, target) for name, _ in model.named_modules()):
             known = ", ".join(sorted(names))
             raise ValueError(f"lora.targets: no layer {target!r}.{nearest(target, names)} Linear layers: {known}.")
+    _refuse_shared(model, targets)
+
+
+def _refuse_shared(model: nn.Module, targets: tuple[str, ...]) -> None:
+    """Refuse adapters on a weight that another part of the model uses too: merging them would change both.
+
+    Raises:
+        ValueError: such as the head of a model whose embedding is tied to it.
+    """
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name)
+    for name, layer in model.named_modules():
+        weight = getattr(layer, "weight", None)
+        if isinstance(weight, nn.Parameter) and any(_matches(name, target) for target in targets):
+            others = [owner for owner in owners[id(weight)] if owner != f"{name}.weight"]
+            if others:
+                raise ValueError(
+                    f"lora.targets: {name} shares its weight with {others[0]}, which merged adapters would change too: "
+                    f"leave {name.rpartition('.')[2]!r} out of the targets"
+                )
 
 
 def _matches(name: str, target: str) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.common.config import Configurable, caller_only
 from pangu_modules.common.parameters import count_parameters
+from pangu_modules.common.weight_names import without_wrappers
 from pangu_modules.training import objectives as objective_functions
 from pangu_modules.training.objectives import Batch, Objective, Outputs
 from pangu_modules.training.optim import OptimizerConfig, build_optimizer
@@ -259,6 +260,7 @@ class PanguModule(Configurable, LightningModule):
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Load `state` into `module`, all of it, or raise a ValueError that lists what does not fit."""
     own = module.state_dict()
+    state = without_wrappers(state, own)
     missing = [name for name in own if name not in state]
     extra = [name for name in state if name not in own]
     wrong = [

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pangu_modules.common.names import nearest
+from pangu_modules.common.weight_names import unwrapped
 
 
 def create_backbone(backbone: str, *, pretrained: bool | str, **arguments: Any) -> nn.Module:
@@ -38,6 +39,7 @@ def create_backbone(backbone: str, *, pretrained: bool | str, **arguments: Any) 
         pretrained = False
     overlay = _overlay(name, pretrained) if isinstance(pretrained, str) else None
     try:
+        _check_all_fit(name, overlay, arguments)
         model: nn.Module = timm.create_model(name, bool(pretrained), pretrained_cfg_overlay=overlay, **arguments)
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"model_args: {backbone} cannot be created with {arguments}: {error}") from error
@@ -57,6 +59,30 @@ def create_backbone(backbone: str, *, pretrained: bool | str, **arguments: Any) 
     return model
 
 
+def _check_all_fit(name: str, overlay: dict[str, Any] | None, arguments: Mapping[str, Any]) -> None:
+    """Refuse a file of weights that does not hold all of the model's.
+
+    timm looks at all names only where the head stays; where it starts anew, other weights that are missing would too.
+
+    Raises:
+        RuntimeError: timm names those that do not fit.
+    """
+    import timm
+
+    if overlay is None:
+        return
+    classes = overlay.get("num_classes", 0)  # 0: the file has no head, as that of a backbone
+    if classes and arguments.get("num_classes") in (None, classes):
+        return
+    with torch.random.fork_rng(devices=[]):  # the head that starts anew is drawn as if nothing had been before it
+        timm.create_model(
+            name,
+            True,
+            pretrained_cfg_overlay={**overlay, "num_classes": classes, "state_dict": dict(overlay["state_dict"])},
+            **{**arguments, "num_classes": classes},
+        )
+
+
 def _overlay(name: str, file: str) -> dict[str, Any]:
     """Return what to change in timm's description of pretrained weights, so that it takes those of `file`."""
     import timm
@@ -67,7 +93,8 @@ def _overlay(name: str, file: str) -> dict[str, Any]:
     if path.suffix == ".ckpt":
         raise ValueError(f"pretrained={file!r} is a Lightning checkpoint: start from it with init_checkpoint={file!r}")
     # Read here and not by timm, whose older versions unpickle anything.
-    state = timm.models.load_state_dict(str(path), use_ema=False, weights_only=True)
+    read = timm.models.load_state_dict(str(path), use_ema=False, weights_only=True)
+    state = unwrapped(read)
     overlay: dict[str, Any] = {"state_dict": state, "source": None}
     known = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
     classifier = known.classifier if known is not None else None

@@ -33,7 +33,12 @@ class DistillationConfig(Config):
 
 
 def distillation_objective(
-    teacher: nn.Module, *, temperature: float = 1.0, chunk_tokens: int | None = None, device: str | None = None
+    teacher: nn.Module,
+    *,
+    temperature: float = 1.0,
+    chunk_tokens: int | None = None,
+    device: str | None = None,
+    padded: bool = False,
 ) -> Loss:
     """Return the loss ``T^2 KL(teacher || student)`` per sequence, for `Objective` and ``module.objectives``.
 
@@ -45,6 +50,8 @@ def distillation_objective(
         temperature: T, see `distillation_loss`.
         chunk_tokens: see `distillation_loss`.
         device: where the teacher runs; by default it moves to the batch's device at the first batch.
+        padded: compare the tokens that both have, where their vocabularies have different sizes: who sets it has made
+            sure that they are one vocabulary, padded to different lengths (see `text_checks.check_siblings`).
 
     Raises:
         ValueError: the temperature is not positive.
@@ -52,23 +59,40 @@ def distillation_objective(
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     model = teacher.model if isinstance(teacher, PanguModule) else teacher
-    return _Distillation(model, temperature, chunk_tokens, device)
+    return _Distillation(model, temperature, chunk_tokens, device, padded)
+
+
+def common_rows(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits (batch, seq, common) of the tokens that both have.
+
+    The sizes of one family pad their embeddings to different lengths; what only one has is padding, and counts in
+    neither softmax.
+    """
+    common = min(student.shape[-1], teacher.shape[-1])
+    if student.shape[-1] == teacher.shape[-1]:
+        return student, teacher
+    return student[..., :common], teacher[..., :common]
 
 
 class _Distillation:
-    def __init__(self, teacher: nn.Module, temperature: float, chunk_tokens: int | None, device: str | None) -> None:
+    def __init__(
+        self, teacher: nn.Module, temperature: float, chunk_tokens: int | None, device: str | None, padded: bool
+    ) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
         self.temperature = temperature
         self.chunk_tokens = chunk_tokens
         self.device = device
+        self.padded = padded
 
     def __call__(self, module: Any, batch: Batch, outputs: Outputs) -> Tensor:
         if module.model is self.teacher:
             raise ValueError("teacher and student are the same object: give the teacher a copy of its own")
-        logits = outputs["logits"]
+        student, teacher = outputs["logits"], self.teacher_logits(batch)
+        if self.padded:
+            student, teacher = common_rows(student, teacher)
         return distillation_loss(
-            logits,
-            self.teacher_logits(batch).to(logits.device),
+            student,
+            teacher.to(student.device),
             labels_of(batch),
             temperature=self.temperature,
             chunk_tokens=self.chunk_tokens,

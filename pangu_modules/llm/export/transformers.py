@@ -14,7 +14,7 @@ from pangu_modules.common.files import atomic_folder, check_new
 from pangu_modules.llm.export.options import ExportOptions
 from pangu_modules.llm.lora import has_adapters, merge_adapters
 from pangu_modules.llm.models.loading import MODEL_FILE, quiet_transformers
-from pangu_modules.llm.tokenizers import write_files
+from pangu_modules.llm.tokenizers import make_readable, write_files
 
 if TYPE_CHECKING:
     from pangu_modules.llm.causal_lm import CausalLM
@@ -54,7 +54,7 @@ def export(module: CausalLM, folder: str | Path, options: ExportOptions | None =
 
     Raises:
         ValueError: the model's shapes are not those of its configuration, and no plan can write it, or not in the
-            layout that the options ask for.
+            layout that the options ask for; or transformers would read another tokenizer from the folder.
         FileExistsError: the folder holds something already.
     """
     check_new(folder, "export")
@@ -68,6 +68,8 @@ def export(module: CausalLM, folder: str | Path, options: ExportOptions | None =
             write_plain_model(model, temporary)
         files = module.runtime.get("files", {})
         write_files({name: text for name, text in files.items() if name != GENERATION_FILE}, temporary)
+        if module.tokenizer is not None:
+            make_readable(module.tokenizer, temporary, trust_remote_code=module.config.trust_remote_code)
     return Path(folder)
 
 

@@ -24,7 +24,7 @@ from pangu_modules.common.config import Configurable, caller_only
 from pangu_modules.common.values import check_address
 from pangu_modules.llm.generation.prompts import Completion, Prompt, chat_tokens
 from pangu_modules.llm.generation.server import complete_on_server
-from pangu_modules.llm.generation.speculation import Speculation, check_assistant, load_assistant, reading_lengths
+from pangu_modules.llm.generation.speculation import Speculation, fit_assistant, load_assistant, reading_lengths
 from pangu_modules.training.randomness import isolated_randomness
 
 
@@ -114,6 +114,7 @@ class GenerationEngine(Configurable):
         self.model = model
         self.tokenizer = tokenizer
         self.speculation = Speculation()
+        self._fitting: Any = None  # the drafter that was checked
 
     def generate(self, prompts: Sequence[Prompt], *, seed: int | None = None) -> list[Completion]:
         """Return one completion for each prompt, in their order.
@@ -190,7 +191,9 @@ class GenerationEngine(Configurable):
         if config.assistant is None:
             return None
         drafter: Any = load_assistant(config.assistant, next(self.model.parameters()).dtype, device)  # type: ignore[union-attr]
-        check_assistant(config.assistant, drafter, self.model)
+        if drafter is not self._fitting:
+            fit_assistant(config.assistant, drafter, self.model, self.tokenizer)
+            self._fitting = drafter
         drafter.generation_config.num_assistant_tokens = config.assistant_tokens
         drafter.generation_config.num_assistant_tokens_schedule = "constant"
         drafter.generation_config.assistant_confidence_threshold = config.assistant_confidence

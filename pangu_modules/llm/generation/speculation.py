@@ -82,15 +82,23 @@ def load_assistant(name: str, dtype: torch.dtype, device: torch.device) -> nn.Mo
     return load_causal_lm(name, dtype=dtype).to(device).eval()
 
 
-def check_assistant(name: str, assistant: Any, model: Any) -> None:
-    """Refuse a drafter with another vocabulary.
+def fit_assistant(name: str, assistant: Any, model: Any, tokenizer: Any) -> None:
+    """Refuse a drafter with other tokens; give one that is padded to another length as many rows as the model has.
+
+    Rows that are added are zero: they draft no token that the model would not refuse.
 
     Raises:
-        ValueError: the sizes of the vocabularies differ.
+        ValueError: the tokens differ.
     """
-    sizes = assistant.config.vocab_size, model.config.vocab_size
-    if sizes[0] != sizes[1]:
-        raise ValueError(
-            f"assistant={name!r} has a vocabulary of {sizes[0]} tokens, the model of {sizes[1]}: a drafter writes the "
-            "same tokens; take one of the same family, prune the model itself, or train a small one on its tokenizer"
-        )
+    from pangu_modules.llm.text_checks import check_siblings
+
+    check_siblings(f"assistant={name!r}", name, assistant, model, tokenizer)
+    rows, added = model.config.vocab_size, model.config.vocab_size - assistant.config.vocab_size
+    if added == 0:
+        return
+    with torch.random.fork_rng(devices=[]):  # transformers draws rows
+        assistant.resize_token_embeddings(rows, mean_resizing=False)
+    if added > 0:
+        with torch.no_grad():
+            for layer in (assistant.get_input_embeddings(), assistant.get_output_embeddings()):
+                layer.weight[-added:] = 0

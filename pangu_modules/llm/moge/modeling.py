@@ -134,12 +134,18 @@ class PanguProMoEForCausalLM(LlamaForCausalLM):
 
         Raises:
             ValueError: the configuration is of Pro MoE V2, or the checkpoint lacks the gate factors
-                (``router_scale``) that the configuration asks for.
+                (``router_scale``) that the configuration asks for; not where ``output_loading_info`` returns the names.
         """
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
-        check_router_scale(set(info["missing_keys"]), set(info["unexpected_keys"]))
-        return (model, info) if output_loading_info else model
+        if output_loading_info:  # who asks for the names checks them, and may load again
+            return model, info
+        model.check_loaded_names(set(info["missing_keys"]), set(info["unexpected_keys"]))
+        return model
+
+    def check_loaded_names(self, missing: set[str], unexpected: set[str]) -> None:
+        """Refuse a checkpoint without the gate factors that the configuration asks for; see `check_router_scale`."""
+        check_router_scale(missing, unexpected)
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:

@@ -267,7 +267,7 @@ def test_a_tokenizer_is_trained_once_on_training_text_whatever_the_shares(source
     text = data.texts["test"][0][0]
     assert data.tokenizer.decode(data.tokenizer(text)["input_ids"]) == text
     assert trained_tokenizer(["abab"], 260) == trained_tokenizer(["abab"], 260) != trained_tokenizer(["abab"], 261)
-    assert MixtureData.Config().build().module_arguments() == {"tokenizer": "smollm2"}
+    assert MixtureData.Config().build().module_arguments() == {"default_tokenizer": "smollm2"}
 
 
 # What offline selection keeps.

@@ -267,7 +267,7 @@ def test_a_drafter_equal_to_the_model_is_always_right(module, tmp_path):
 
 def test_drafters_that_do_not_fit_are_refused(module, tmp_path):
     tiny_module(model_args={"vocab_size": 64}).model.save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match=r"vocabulary of 64 tokens, the model of 128"):
+    with pytest.raises(ValueError, match=r"vocabulary of 64, the model of 128"):
         engine(module, assistant=str(tmp_path / "other")).generate([[5]])
     with pytest.raises(ValidationError, match="assistant='x' drafts for a model in this process"):
         GenerationEngine.Config(assistant="x", base_url="http://127.0.0.1:1/v1", model="m")

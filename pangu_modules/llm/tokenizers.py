@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from pangu_modules.common.files import safe_name
+from pangu_modules.llm.models.loading import MODEL_FILE, in_one_line, quiet_transformers
 
 MODEL_FILES = ("config.json", "model.safetensors.index.json")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".so")
 """Names that a text file of a checkpoint cannot have: they are the model's own, or read as weights or code."""
-from pangu_modules.llm.models.loading import MODEL_FILE, in_one_line, quiet_transformers
 
 BINARY = "data:application/octet-stream;base64,"
 """What stands before the content of a file that is no text (a SentencePiece model), as in a data URL."""

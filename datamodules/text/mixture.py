@@ -16,8 +16,8 @@ from datamodules.text.byte_pairs import trained_tokenizer
 from datamodules.text.corruptions import PYTHON_CODE, Corruption, corrupt, domain_texts, shuffled_tokens
 from datamodules.text.ngrams import sequences_sharing, shared_ngrams
 from datamodules.text.reading import PYTHON_TOPICS, download
-from datamodules.text.running import Windows, pack, tokenize
 from datamodules.text.tokens import TokenData, assign_splits
+from datamodules.text.windows import Windows, pack, tokenize
 from pangu_modules.common.config import Config as BaseConfig
 
 NOISE = 0.125

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch.utils.data import Dataset
 
 from datamodules.text.mixture import MixtureData
-from datamodules.text.running import Windows
+from datamodules.text.windows import Windows
 from pangu_modules.llm.weighting.baselines.ngrams import Selection, offline_scorer
 from pangu_modules.llm.weighting.baselines.weights import threshold_of
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from datamodules.text.byte_pairs import trained_tokenizer
 from datamodules.text.reading import read_texts
-from datamodules.text.running import TextData, pack
+from datamodules.text.running import TextData
+from datamodules.text.windows import pack
 
 CHUNK = 16  # windows: long enough that few of them lie at a border, short enough that all splits are of one kind
 

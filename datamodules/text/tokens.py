@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from datamodules.base import DataModule
 from datamodules.text.reading import check_text_source, download, read_texts
 from datamodules.text.rows import OnBad
+from datamodules.text.windows import Windows, pack, tokenize
 from pangu_modules.common.names import check_source
 from pangu_modules.llm.models.loading import EMBEDDED_PACKAGES
 
@@ -133,8 +134,6 @@ class TokenData(DataModule):
             FileNotFoundError: the source is not there.
             ValueError: it is shorter than one window.
         """
-        from datamodules.text.running import Windows, pack, tokenize
-
         if source not in self._calibration_sources:
             field = str(getattr(self.config, "text_field", "text"))
             download(source)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pangu_modules.engine.request import COMMANDS, OPTIONS, Program
 
@@ -45,10 +45,13 @@ complete -o default -F _pangu pangu
 """
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Print the script for a shell; exits with code 2 for any but `SHELLS`."""
-    from pangu_modules.engine.console import recipe_options
+def main(arguments: Sequence[str], recipe_options: Callable[[], Mapping[str, Sequence[str]]]) -> None:
+    """Print the script for a shell; exits with code 2 for any but `SHELLS`.
 
+    Args:
+        arguments: the words after ``pangu completion``.
+        recipe_options: returns the options of every recipe, by its name; asked once the words are right.
+    """
     if list(arguments) in (["--help"], ["-h"]):
         print(USAGE)
         return

@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     if words[0] == "completion":
         from pangu_modules.engine import completion
 
-        completion.main(words[1:])
+        completion.main(words[1:], recipe_options)
         return
     name, *rest = words
     try:

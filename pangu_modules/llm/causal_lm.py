@@ -19,8 +19,8 @@ from pangu_modules.common.batches import IGNORE_INDEX
 from pangu_modules.common.config import PLAIN_NAME, caller_only
 from pangu_modules.common.files import check_new
 from pangu_modules.common.names import check_source
+from pangu_modules.llm.export.exported import GENERATION_FILE
 from pangu_modules.llm.export.options import ExportOptions
-from pangu_modules.llm.export.transformers import GENERATION_FILE
 from pangu_modules.llm.generation.engine import GenerationEngine
 from pangu_modules.llm.lora import LoRAConfig, LoRAPlan, merge_adapters
 from pangu_modules.llm.losses import labels_of, per_sequence_loss

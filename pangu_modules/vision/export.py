@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,6 @@ from pangu_modules.common.names import nearest
 from pangu_modules.training.module import load_weights
 from pangu_modules.vision.preprocessing import FIELDS
 
-if TYPE_CHECKING:
-    from pangu_modules.vision.classifier import ImageClassifier
-
-Module = TypeVar("Module", bound="ImageClassifier")
-
 # Logits of a written model against the original's, relative to their largest: fp32 in another order of operations.
 # Measured on 2- to 24-block models: 1e-6.
 TOLERANCE = 1e-4
@@ -30,6 +25,27 @@ OTHER_FORMATS = (
     "use the format 'onnx', or 'safetensors' with load_exported, or the checkpoint with load_from_checkpoint"
 )
 """The remedy where a model has no counterpart in timm."""
+
+
+class ExportedClassifier(Protocol):
+    """What an export reads of a classifier, which is an `nn.Module`, too."""
+
+    config: Any
+    runtime: dict[str, Any]
+    model: nn.Module
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """How its images are prepared."""
+
+    def model_arguments(self) -> dict[str, Any]:
+        """Return the arguments of ``timm.create_model``."""
+
+    def example_batch(self, batch_size: int) -> dict[str, Tensor]:
+        """Return a batch of images of the right size."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all weights by name."""
 
 
 @runtime_checkable
@@ -44,7 +60,7 @@ class TimmCounterpart(Protocol):
         """
 
 
-def write(module: ImageClassifier, folder: Path, kind: str) -> None:
+def write(module: ExportedClassifier, folder: Path, kind: str) -> None:
     """Write `module` to `folder` in one of its ``export_formats`` and read it back to compare the logits.
 
     Raises:
@@ -60,7 +76,7 @@ def write(module: ImageClassifier, folder: Path, kind: str) -> None:
         writers[kind](module, temporary)
 
 
-def read_safetensors(cls: type[Module], folder: Path) -> Module:
+def read_safetensors(cls: Any, folder: Path) -> Any:
     """Build `cls` from a folder written in the format "safetensors".
 
     Raises:
@@ -79,7 +95,7 @@ def read_safetensors(cls: type[Module], folder: Path) -> Module:
     return module.eval()
 
 
-def _write_safetensors(module: ImageClassifier, folder: Path) -> None:
+def _write_safetensors(module: ExportedClassifier, folder: Path) -> None:
     from safetensors.torch import save_file
 
     stored = {"class": type(module).__name__, "config": module.config.plain(), "runtime": module.runtime}
@@ -87,7 +103,7 @@ def _write_safetensors(module: ImageClassifier, folder: Path) -> None:
     save_file({name: value.contiguous() for name, value in module.state_dict().items()}, folder / "model.safetensors")
 
 
-def _write_timm(module: ImageClassifier, folder: Path) -> None:
+def _write_timm(module: ExportedClassifier, folder: Path) -> None:
     import timm
 
     plain, arguments = copy.deepcopy(module.model), module.model_arguments()
@@ -118,14 +134,14 @@ def _write_timm(module: ImageClassifier, folder: Path) -> None:
         )
 
 
-def image_shape(module: ImageClassifier) -> list[int]:
+def image_shape(module: ExportedClassifier) -> list[int]:
     """Return (channels, height, width) of the images that a module was trained on, or else of those its model takes."""
     channels, height, width = module.example_batch(1)["image"].shape[1:]
     size = module.runtime.get("image_size")
     return [channels, size or height, size or width]
 
 
-def _write_onnx(module: ImageClassifier, folder: Path) -> None:
+def _write_onnx(module: ExportedClassifier, folder: Path) -> None:
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  torch.onnx.export needs it
@@ -160,7 +176,7 @@ def _write_onnx(module: ImageClassifier, folder: Path) -> None:
         raise ValueError(f"onnxruntime's logits differ from torch's by {difference:.1e} of the largest")
 
 
-def _random_images(module: ImageClassifier, batch_size: int) -> Tensor:
+def _random_images(module: ExportedClassifier, batch_size: int) -> Tensor:
     shape = module.example_batch(batch_size)["image"].shape
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 

@@ -23,7 +23,7 @@ def smollm2() -> nn.Module:
 def text_batches(windows: int, length: int, batch: int = BATCH) -> tuple[dict[str, Tensor], ...]:
     """Return windows of Python's reference texts, `batch` at a time."""
     from datamodules.text.reading import PYTHON_TOPICS, read_texts
-    from datamodules.text.running import pack, tokenize
+    from datamodules.text.windows import pack, tokenize
     from pangu_modules.llm.models.loading import load_tokenizer
 
     tokens = pack(tokenize(read_texts(PYTHON_TOPICS, ""), load_tokenizer("smollm2")), length)[:windows].long()

@@ -189,7 +189,7 @@ def load_texts(seed: int, miniature: bool) -> Texts:
 
     from datamodules.text.ngrams import sequences_sharing, shared_ngrams
     from datamodules.text.reading import PYTHON_TOPICS, read_texts
-    from datamodules.text.running import pack, tokenize
+    from datamodules.text.windows import pack, tokenize
     from pangu_modules.llm.models.loading import load_tokenizer
 
     held_out, calibration, length = (2, 4, 32) if miniature else (40, 32, WINDOW)

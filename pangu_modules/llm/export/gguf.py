@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pangu_modules.common.files import atomic_file
+from pangu_modules.llm.export.exported import ExportedModule
 from pangu_modules.llm.export.gguf_vocabulary import pre_tokenizer_name, vocabulary_keys
 from pangu_modules.llm.export.options import ExportOptions
 from pangu_modules.llm.export.transformers import refuse_own_architecture, without_adapters
@@ -24,9 +25,6 @@ from pangu_modules.llm.models.gguf import rope
 from pangu_modules.llm.models.gguf.families import head_dim_of, interleave_halves, tensor_names, to_gguf
 from pangu_modules.llm.models.gguf.hyperparameters import Header, Sizes, describe
 from pangu_modules.llm.models.gguf.tokenizer import LLAMA3_PATTERN, PRE_TOKENIZERS
-
-if TYPE_CHECKING:
-    from pangu_modules.llm.causal_lm import CausalLM
 
 __all__ = (
     "LLAMA3_PATTERN",
@@ -59,7 +57,7 @@ class Encoding:
     encode: Callable[[str, np.ndarray], tuple[np.ndarray, Any]]
 
 
-def export_gguf(module: CausalLM, folder: str | Path, options: ExportOptions | None = None) -> None:
+def export_gguf(module: ExportedModule, folder: str | Path, options: ExportOptions | None = None) -> None:
     """Write ``model-f32.gguf`` (or f16, bf16: ``options.dtype``, by default the loaded type) into the folder."""
     options = options or ExportOptions()
     options.refuse("gguf", "layout")
@@ -68,13 +66,13 @@ def export_gguf(module: CausalLM, folder: str | Path, options: ExportOptions | N
     write_gguf(module, Path(folder) / f"model-{SHORT_NAMES[dtype]}.gguf", encoding=encoding)
 
 
-def export_gguf_f16(module: CausalLM, folder: str | Path, options: ExportOptions | None = None) -> None:
+def export_gguf_f16(module: ExportedModule, folder: str | Path, options: ExportOptions | None = None) -> None:
     """Write ``model-f16.gguf`` into the folder: matrices in float16, all else in float32."""
     (options or ExportOptions()).refuse("gguf_f16", "dtype", "layout")
     write_gguf(module, Path(folder) / "model-f16.gguf", encoding=matrices_as("F16"))
 
 
-def export_gguf_q8_0(module: CausalLM, folder: str | Path, options: ExportOptions | None = None) -> None:
+def export_gguf_q8_0(module: ExportedModule, folder: str | Path, options: ExportOptions | None = None) -> None:
     """Write ``model-q8_0.gguf`` into the folder: matrices in 8.5 bits a weight, all else in float32.
 
     Matrices whose rows are no multiple of 32 wide, which Q8_0 cannot hold, are in float16, as llama.cpp does it.
@@ -105,7 +103,7 @@ def matrices_as(kind: str) -> Encoding:
 
 
 def write_gguf(
-    module: CausalLM, path: str | Path, *, pre_tokenizer: str | None = None, encoding: Encoding | None = None
+    module: ExportedModule, path: str | Path, *, pre_tokenizer: str | None = None, encoding: Encoding | None = None
 ) -> Path:
     """Write model, tokenizer and chat template into one GGUF file, which appears when it is complete.
 

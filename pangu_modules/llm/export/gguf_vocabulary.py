@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pangu_modules.llm.export.transformers import GENERATION_FILE
+from pangu_modules.llm.export.exported import GENERATION_FILE, ExportedModule
 from pangu_modules.llm.models.gguf.tokenizer import (
     BYTE,
     CONTROL,
@@ -21,9 +21,6 @@ from pangu_modules.llm.models.gguf.tokenizer import (
     tokenizer_of,
 )
 from pangu_modules.llm.tokenizers import tokenizer_folder
-
-if TYPE_CHECKING:
-    from pangu_modules.llm.causal_lm import CausalLM
 
 PROBES = (
     "The quick brown fox jumps over 13 lazy dogs.",
@@ -50,7 +47,7 @@ LEADING_SPACE = (
 )
 
 
-def vocabulary_keys(module: CausalLM, pre_tokenizer: str | None = None) -> dict[str, Any]:
+def vocabulary_keys(module: ExportedModule, pre_tokenizer: str | None = None) -> dict[str, Any]:
     """Return the keys ``tokenizer.*`` for the module's tokenizer.
 
     Args:
@@ -120,7 +117,7 @@ def _special_vocabulary(files: Mapping[str, str]) -> Any:
         return SpecialVocab(folder, load_merges=True, special_token_types=("bos", "eos", "unk", "pad"))
 
 
-def _tokens(module: CausalLM, description: Mapping[str, Any]) -> tuple[list[str], list[int]]:
+def _tokens(module: ExportedModule, description: Mapping[str, Any]) -> tuple[list[str], list[int]]:
     """Return name and GGUF's type of every row of the embedding."""
     vocabulary = description["model"].get("vocab", {})
     numbered = {number: token for token, number in vocabulary.items()} if isinstance(vocabulary, dict) else {}

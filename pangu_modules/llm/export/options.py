@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from pangu_modules.llm.causal_lm import CausalLM
+from pangu_modules.llm.export.exported import ExportedModule
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LAYOUTS = ("uniform", "padded", "per_layer")
@@ -34,7 +32,7 @@ class ExportOptions:
             if value is not None and value not in known:
                 raise ValueError(f"export: {name}={value!r} is unknown; choose {', '.join(known)}")
 
-    def dtype_of(self, module: CausalLM) -> torch.dtype:
+    def dtype_of(self, module: ExportedModule) -> torch.dtype:
         """Return the type to write the weights in."""
         return DTYPES[self.dtype or module.loaded_dtype]
 

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
 from pangu_modules.common import registry
 from pangu_modules.common.files import atomic_folder, check_new
+from pangu_modules.llm.export.exported import GENERATION_FILE, ExportedModule
 from pangu_modules.llm.export.options import ExportOptions
 from pangu_modules.llm.lora import has_adapters, merge_adapters
 from pangu_modules.llm.models.loading import MODEL_FILE, quiet_transformers
 from pangu_modules.llm.tokenizers import make_readable, write_files
 
-if TYPE_CHECKING:
-    from pangu_modules.llm.causal_lm import CausalLM
-
-GENERATION_FILE = "generation_config.json"
 REMEDIES = {
     "sandwich_llama": "absorb its post-norms into the maps before them, and it is a Llama: with "
     "--callbacks.NAME.method.absorb.enabled true of PanguLightPruning, or PostNormAbsorption in a stage of its own"
@@ -43,7 +40,7 @@ class ModelWriter(Protocol):
         """Write the model (without adapters, on any device) into the folder, which exists and is empty."""
 
 
-def export(module: CausalLM, folder: str | Path, options: ExportOptions | None = None) -> Path:
+def export(module: ExportedModule, folder: str | Path, options: ExportOptions | None = None) -> Path:
     """Write weights, configuration, generation settings, tokenizer and chat template as a transformers folder.
 
     Weights are written in ``options.dtype``, by default the type that the model was loaded from. The folder appears
@@ -73,7 +70,7 @@ def export(module: CausalLM, folder: str | Path, options: ExportOptions | None =
     return Path(folder)
 
 
-def _writer(module: CausalLM, layout: str | None) -> ModelWriter | None:
+def _writer(module: ExportedModule, layout: str | None) -> ModelWriter | None:
     """Return the plan that writes the model, in the layout that is asked for; None where transformers can.
 
     Raises:

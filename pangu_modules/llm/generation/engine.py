@@ -4,26 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-    model_validator,
-)
 from torch import Tensor, nn
 
-from pangu_modules.common.config import Config as BaseConfig
-from pangu_modules.common.config import Configurable, caller_only
-from pangu_modules.common.values import check_address
+from pangu_modules.common.config import Configurable
 from pangu_modules.llm.generation.prompts import Completion, Prompt, chat_tokens
 from pangu_modules.llm.generation.server import complete_on_server
+from pangu_modules.llm.generation.settings import GenerationSettings
 from pangu_modules.llm.generation.speculation import Speculation, fit_assistant, load_assistant, reading_lengths
 from pangu_modules.training.randomness import isolated_randomness
 
@@ -43,67 +33,8 @@ class GenerationEngine(Configurable):
         ValueError: there is neither model nor server.
     """
 
-    class Config(BaseConfig):
+    class Config(GenerationSettings):
         """How to choose tokens, and where."""
-
-        max_new_tokens: PositiveInt = Field(128, description="Tokens written at most after each prompt.")
-        temperature: NonNegativeFloat = Field(0.0, description="Softmax temperature; 0 takes the likeliest token.")
-        top_p: float = Field(1.0, gt=0, le=1, description="Keep the likeliest tokens up to this total probability.")
-        top_k: NonNegativeInt = Field(0, description="Keep this many of the likeliest tokens; 0 keeps all.")
-        seed: NonNegativeInt = Field(0, description="Seed of the sampling.")
-        batch_size: PositiveInt = Field(8, description="Prompts continued at the same time.")
-        assistant: str | None = Field(
-            None,
-            description="Drafter of speculative decoding, with the same tokenizer: hub id, folder or 'smollm2'; empty: "
-            "none. Prompts are then continued one at a time.",
-            json_schema_extra=caller_only(),
-        )
-        assistant_tokens: PositiveInt = Field(5, description="Tokens drafted at most before the model looks at them.")
-        assistant_confidence: float = Field(
-            0.4, ge=0, lt=1, description="Stop drafting after a token of lower probability than this; 0: never."
-        )
-        base_url: str | None = Field(
-            None,
-            description="OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1; empty: transformers, here.",
-            json_schema_extra=caller_only(),
-        )
-        model: str | None = Field(
-            None, description="Name of the model on that server.", json_schema_extra=caller_only()
-        )
-        timeout: PositiveFloat = Field(120.0, description="Seconds a request to the server may take.")
-        api_key_variable: str | None = Field(
-            None,
-            description="Environment variable that holds the server's key; empty: none is sent.",
-            json_schema_extra=caller_only(),
-        )
-
-        @field_validator("base_url")
-        @classmethod
-        def _check_address(cls, value: str | None) -> str | None:
-            if value is not None:
-                check_address(value, remedy="the server's key is read from the variable that api_key_variable names")
-            return value
-
-        @field_validator("api_key_variable")
-        @classmethod
-        def _check_variable(cls, value: str | None) -> str | None:
-            if value is not None and not value.isidentifier():
-                raise ValueError("is the name of an environment variable, e.g. SERVER_KEY, which holds the key")
-            return value
-
-        @model_validator(mode="after")
-        def _check_server(self) -> Self:
-            if (self.base_url is None) != (self.model is None):
-                raise ValueError(
-                    f"base_url and model name a server and its model: give both or neither, got {self.base_url!r} "
-                    f"and {self.model!r}"
-                )
-            if self.assistant is not None and self.base_url is not None:
-                raise ValueError(
-                    f"assistant={self.assistant!r} drafts for a model in this process: leave it empty with base_url, a "
-                    "server is started with a drafter of its own"
-                )
-            return self
 
     config: Config
 

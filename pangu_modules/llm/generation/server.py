@@ -8,15 +8,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pangu_modules.llm.generation.prompts import Completion, Prompt
-
-if TYPE_CHECKING:
-    from pangu_modules.llm.generation.engine import GenerationEngine
+from pangu_modules.llm.generation.settings import GenerationSettings
 
 
-def complete_on_server(config: GenerationEngine.Config, prompts: Sequence[Prompt], seed: int) -> list[Completion]:
+def complete_on_server(config: GenerationSettings, prompts: Sequence[Prompt], seed: int) -> list[Completion]:
     """Return one completion for each prompt; up to ``config.batch_size`` requests are under way at the same time.
 
     Texts and token ids go to ``/completions``, conversations to ``/chat/completions``; prompt i has the seed
@@ -34,7 +32,7 @@ def complete_on_server(config: GenerationEngine.Config, prompts: Sequence[Prompt
         return list(pool.map(complete, enumerate(prompts)))
 
 
-def _complete(config: GenerationEngine.Config, prompt: Prompt, seed: int) -> Completion:
+def _complete(config: GenerationSettings, prompt: Prompt, seed: int) -> Completion:
     if not prompt:
         raise ValueError("a prompt is empty: a model can only continue one token or more")
     is_chat = not isinstance(prompt, str) and not isinstance(prompt[0], int)
@@ -58,7 +56,7 @@ def _complete(config: GenerationEngine.Config, prompt: Prompt, seed: int) -> Com
     return Completion(text or "", (), "stop" if choice.get("finish_reason") == "stop" else "length")
 
 
-def _post(url: str, question: dict[str, Any], config: GenerationEngine.Config) -> Any:
+def _post(url: str, question: dict[str, Any], config: GenerationSettings) -> Any:
     headers = {"Content-Type": "application/json"}
     if config.api_key_variable is not None:
         if config.api_key_variable not in os.environ:

@@ -10,44 +10,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pangu_modules.llm.export.exported import ExportedModule
 from pangu_modules.llm.export.gguf import Encoding, gguf_header, gguf_tensors, write_gguf
 from pangu_modules.llm.export.options import ExportOptions
 from pangu_modules.llm.models.gguf.families import decode, tensor_names
 from pangu_modules.llm.onebit.packed_linear import binary_scale
 from pangu_modules.llm.onebit.packing import final_linears
 
-if TYPE_CHECKING:
-    from pangu_modules.llm.causal_lm import CausalLM
-
 BinaryType = Literal["Q1_0", "TQ1_0", "TQ2_0"]
 
 
-def export_q1_0(module: CausalLM, folder: str | Path, options: ExportOptions | None = None) -> None:
+def export_q1_0(module: ExportedModule, folder: str | Path, options: ExportOptions | None = None) -> None:
     """Write ``model-q1_0.gguf`` into the folder; see `write_binary_gguf`."""
     (options or ExportOptions()).refuse("gguf_q1_0", "dtype", "layout")
     write_binary_gguf(module, Path(folder) / "model-q1_0.gguf", final_linears(module), "Q1_0")
 
 
-def export_tq1_0(module: CausalLM, folder: str | Path, options: ExportOptions | None = None) -> None:
+def export_tq1_0(module: ExportedModule, folder: str | Path, options: ExportOptions | None = None) -> None:
     """Write ``model-tq1_0.gguf`` into the folder; see `write_binary_gguf`."""
     (options or ExportOptions()).refuse("gguf_tq1_0", "dtype", "layout")
     write_binary_gguf(module, Path(folder) / "model-tq1_0.gguf", final_linears(module, ternary=True), "TQ1_0")
 
 
-def export_tq2_0(module: CausalLM, folder: str | Path, options: ExportOptions | None = None) -> None:
+def export_tq2_0(module: ExportedModule, folder: str | Path, options: ExportOptions | None = None) -> None:
     """Write ``model-tq2_0.gguf`` into the folder; see `write_binary_gguf`."""
     (options or ExportOptions()).refuse("gguf_tq2_0", "dtype", "layout")
     write_binary_gguf(module, Path(folder) / "model-tq2_0.gguf", final_linears(module, ternary=True), "TQ2_0")
 
 
 def write_binary_gguf(
-    module: CausalLM,
+    module: ExportedModule,
     path: str | Path,
     linears: Mapping[str, nn.Module],
     kind: BinaryType,

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from pangu_modules.common.files import atomic_folder, check_new
+from pangu_modules.llm.export.exported import GENERATION_FILE, ExportedModule
 from pangu_modules.llm.models.loading import MODEL_FILE, load_config
 from pangu_modules.llm.onebit.packed_linear import PackedBinaryLinear
 from pangu_modules.llm.tokenizers import write_files
 
 if TYPE_CHECKING:
-    from pangu_modules.llm.causal_lm import CausalLM
     from pangu_modules.llm.export.options import ExportOptions
 
 WEIGHTS_FILE = "packed.safetensors"
@@ -156,13 +156,12 @@ def load_packed(folder: str | Path) -> nn.Module:
     return model.requires_grad_(False).eval()
 
 
-def export_packed(module: CausalLM, folder: str | Path, options: ExportOptions | None = None) -> None:
+def export_packed(module: ExportedModule, folder: str | Path, options: ExportOptions | None = None) -> None:
     """Write a module whose binarization is final as a packed folder with its tokenizer, and print the sizes.
 
     Raises:
         ValueError: the module is not binarized, or not finally, or an option is given.
     """
-    from pangu_modules.llm.export.transformers import GENERATION_FILE  # brings Lightning, which loading does without
 
     if options is not None:
         options.refuse("packed", "dtype", "layout")
@@ -171,7 +170,7 @@ def export_packed(module: CausalLM, folder: str | Path, options: ExportOptions |
     print(f"packed: {save_packed(packed, folder, files)}")
 
 
-def final_linears(module: CausalLM, *, ternary: bool = False) -> dict[str, nn.Linear]:
+def final_linears(module: ExportedModule, *, ternary: bool = False) -> dict[str, nn.Linear]:
     """Return the binarized layers of a module by their full names; `ternary`: take those of a ternary method too.
 
     Raises:

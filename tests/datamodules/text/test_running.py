@@ -8,8 +8,9 @@ from tiny_llm import byte_tokenizer, tiny_module
 
 from datamodules import DataModule
 from datamodules.text.ngrams import shared_ngrams
-from datamodules.text.running import TextData, Windows, pack, split_blocks, tokenize
+from datamodules.text.running import TextData
 from datamodules.text.tokens import assign_splits
+from datamodules.text.windows import Windows, pack, split_blocks, tokenize
 
 SPLITS = ("train", "val", "test", "calibration")
 

@@ -79,4 +79,4 @@ def test_the_console_script_lists_and_runs_the_recipes(
     assert "scalenet_digits" in listed.stdout
     words = ["scalenet_digits", "fit", "--stage", "base", "--base.trainer.fast_dev_run", "true"]
     subprocess.run([pangu, *words], cwd=tmp_path, check=True, env=variables)
-    assert (tmp_path / "runs" / "scalenet_digits" / "version_0" / "base" / "result.json").is_file()
+    assert (tmp_path / "runs" / "scalenet_digits" / "dry_run_0" / "base" / "result.json").is_file()

@@ -98,12 +98,14 @@ def fit_stage(
             begin()
 
     run = StageRun(folder, quiet=quiet, begin=write_config)
-    if ckpt_path is not None:
-        run = run.resumed(read_checkpoint(ckpt_path))
     # Before data and module are built: the split of the data and the first weights depend on the seed too.
     seed_everything(stage.seed, workers=True, verbose=False)
     data = build_data(stage)
-    module = build_module(stage, data) if ckpt_path is None else load_module(stage, ckpt_path)
+    if ckpt_path is None:
+        module = build_module(stage, data)
+    else:
+        module = load_module(stage, ckpt_path)
+        run = run.resumed(ckpt_path)
     clock = build_clock(stage)  # its state is in the checkpoint: time and epochs are those of all resumes together
     trainer = build_trainer(stage, run, module, clock)
     with usage_errors_until_start(trainer, data):

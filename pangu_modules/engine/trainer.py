@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -14,7 +15,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Pr
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from pangu_modules.common.errors import UsageError, usage_errors
-from pangu_modules.engine.checkpoint_io import write_checkpoints_atomically
+from pangu_modules.engine.checkpoint_io import read_checkpoint, write_checkpoints_atomically
 from pangu_modules.engine.clock import RunClock
 from pangu_modules.engine.exact_resume import ExactResume
 from pangu_modules.engine.folder import RunFolder
@@ -50,8 +51,18 @@ class StageRun:
     quiet: bool = False
     begin: Callable[[], None] | None = None
 
-    def resumed(self, checkpoint: Mapping[str, Any]) -> StageRun:
-        """Return the run as one that resumes from a checkpoint; it keeps none of its tensors."""
+    def resumed(self, ckpt_path: Path) -> StageRun:
+        """Return the run as one that resumes from a checkpoint; it keeps none of its tensors.
+
+        Raises:
+            UsageError: the file is no checkpoint of training.
+        """
+        checkpoint = read_checkpoint(ckpt_path)
+        if "global_step" not in checkpoint:
+            raise UsageError(
+                f"--ckpt_path: {ckpt_path} holds weights and no state of training to resume from: give a run's "
+                "last.ckpt, or start from these weights with module.init_checkpoint"
+            )
         kept = rows_before(self.folder.metrics, checkpoint)
         return replace(self, kept=kept, trained_with=checkpoint["hyper_parameters"]["config"])
 

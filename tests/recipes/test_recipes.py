@@ -56,7 +56,7 @@ def test_trains_a_batch(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     prefixes = [""] if recipe.single else [f"{stage}." for stage in recipe.stages]
     words = [word for prefix in prefixes for word in (f"--{prefix}trainer.fast_dev_run", "true")]
     main(recipe, ["fit", *words])
-    folder = Path("runs") / name / "version_0"
+    folder = Path("runs") / name / "dry_run_0"  # fast_dev_run
     assert (folder / "report.html").is_file()
     assert "run folder" in capsys.readouterr().out
 

@@ -127,8 +127,9 @@ def test_a_new_process_generates_the_same_from_an_export(tmp_path):
 def test_bytes_per_weight_and_file_size_are_printed_and_small(tmp_path, capsys):
     module = binary_module(model_args={"hidden_size": 288, "intermediate_size": 576, "num_hidden_layers": 1})
     module.export(tmp_path / "model", "packed")
-    size = save_packed(packed_copy(module), tmp_path / "model")
-    file = tmp_path / "model" / WEIGHTS_FILE
+    size = save_packed(packed_copy(module), tmp_path / "again")
+    file = tmp_path / "again" / WEIGHTS_FILE
+    assert file.read_bytes() == (tmp_path / "model" / WEIGHTS_FILE).read_bytes()
     assert size.file_bytes == file.stat().st_size
     weights = [layer.weight for layer in block_linears(module.model).values()]
     assert size.weights == sum(weight.numel() for weight in weights)
@@ -216,15 +217,14 @@ def test_folders_that_are_no_packed_model_are_refused(module, tmp_path):
         load_packed(folder)
 
 
-def test_an_interrupted_write_keeps_the_old_folder(module, tmp_path, monkeypatch):
-    folder = tmp_path / "model"
+def test_an_interrupted_write_leaves_nothing_and_a_finished_one_stays(module, tmp_path, monkeypatch):
     packed = packed_copy(module)
-    save_packed(packed, folder)
-    before = (folder / WEIGHTS_FILE).read_bytes()
+    save_packed(packed, tmp_path / "model")
+    with pytest.raises(FileExistsError, match="nothing is overwritten"):
+        save_packed(packed, tmp_path / "model")
     monkeypatch.setattr(type(packed.config), "save_pretrained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        save_packed(packed, folder)
-    assert (folder / WEIGHTS_FILE).read_bytes() == before
+        save_packed(packed, tmp_path / "other")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

@@ -55,7 +55,9 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     python = folder / "bin" / "python"
     install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
-    subprocess.run([*install, str(wheel)], check=True)
+    # With our sources on PYTHONPATH pip would find the package there already.
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([*install, str(wheel)], check=True, env=variables)
     (inner,) = folder.glob("lib/python*/site-packages")
     outer = next(path for path in site.getsitepackages() if "site-packages" in path)
     (inner / "outer.pth").write_text(outer + "\n")  # torch and the like; our editable install is not followed from here

@@ -60,7 +60,7 @@ def test_zsh_takes_the_same_function_through_bashcompinit() -> None:
 @pytest.mark.parametrize("words", [["fish"], [], ["bash", "zsh"]])
 def test_another_shell_ends_with_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(words)
+        main(words, dict)
     assert stopped.value.code == 2
     assert "name one shell, bash or zsh" in capsys.readouterr().err
 

@@ -129,7 +129,6 @@ def test_bytes_per_weight_and_file_size_are_printed_and_small(tmp_path, capsys):
     module.export(tmp_path / "model", "packed")
     size = save_packed(packed_copy(module), tmp_path / "again")
     file = tmp_path / "again" / WEIGHTS_FILE
-    assert file.read_bytes() == (tmp_path / "model" / WEIGHTS_FILE).read_bytes()
     assert size.file_bytes == file.stat().st_size
     weights = [layer.weight for layer in block_linears(module.model).values()]
     assert size.weights == sum(weight.numel() for weight in weights)

@@ -36,4 +36,5 @@ def usage_errors(part: str) -> Iterator[None]:
     except ValidationError as error:
         raise UsageError(readable(error, part)) from error
     except (ValueError, OSError, MisconfigurationException, ImportError) as error:
-        raise UsageError(f"{part}: {error}" if part else str(error)) from error
+        named = not part or str(error).startswith(f"{part}: ")  # the message may name the part itself
+        raise UsageError(str(error) if named else f"{part}: {error}") from error

@@ -157,8 +157,8 @@ def test_the_stored_type_is_the_matrices(file: Path, tmp_path: Path) -> None:
     half = decoder(tmp_path)
     half.export(tmp_path / "h", "gguf_f16")
     assert stored_dtype(str(tmp_path / "h" / "model-f16.gguf")) == "float16"
-    half.export(tmp_path / "h", "gguf_q8_0")
-    assert stored_dtype(str(tmp_path / "h" / "model-q8_0.gguf")) == "float32"
+    half.export(tmp_path / "q", "gguf_q8_0")
+    assert stored_dtype(str(tmp_path / "q" / "model-q8_0.gguf")) == "float32"
 
 
 def test_bits_are_read_low_bit_first() -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.common.names import check_source
 from pangu_modules.llm.distillation.teacher import DistillationConfig, distillation_objective
-from pangu_modules.llm.models.loading import EMBEDDED_PACKAGES
+from pangu_modules.llm.models.names import EMBEDDED_PACKAGES
 from pangu_modules.training.callback import RecipeCallback, run_folder
 from pangu_modules.training.fingerprint import fingerprint
 from pangu_modules.training.module import PanguModule
@@ -131,7 +131,8 @@ class Distillation(RecipeCallback):
         """Write the model as it is now to the run's folder, from one process."""
         from pangu_modules.common.files import atomic_folder
         from pangu_modules.llm.export.transformers import without_adapters
-        from pangu_modules.llm.models.loading import MODEL_FILE, quiet_transformers
+        from pangu_modules.llm.models.conversion import MODEL_FILE
+        from pangu_modules.llm.models.messages import quiet_transformers
 
         if trainer.is_global_zero:
             model: Any = without_adapters(module.model)

@@ -14,9 +14,9 @@ from pangu_modules.llm.lora import LoRAConfig as LoRAConfig
 from pangu_modules.llm.lora import LoRAPlan as LoRAPlan
 from pangu_modules.llm.losses import per_sequence_loss as per_sequence_loss
 from pangu_modules.llm.models.loading import load_causal_lm as load_causal_lm
-from pangu_modules.llm.models.loading import load_tokenizer as load_tokenizer
 from pangu_modules.llm.models.sandwich import SandwichLlamaConfig as SandwichLlamaConfig
 from pangu_modules.llm.models.sandwich import SandwichLlamaForCausalLM as SandwichLlamaForCausalLM
+from pangu_modules.llm.models.tokenizer_loading import load_tokenizer as load_tokenizer
 from pangu_modules.llm.moge.auxiliary_loss import BalancingConfig as BalancingConfig
 from pangu_modules.llm.moge.auxiliary_loss import auxiliary_objective as auxiliary_objective
 from pangu_modules.llm.moge.block import MoGEBlock as MoGEBlock

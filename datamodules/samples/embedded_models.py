@@ -23,7 +23,7 @@ def smollm2_folder() -> Path:
     for needed in ("transformers", "gguf", "accelerate"):
         if importlib.util.find_spec(needed) is None:
             raise ImportError(f"reading SmolLM2's GGUF file needs {needed}: pip install 'pangu-recipes[llm]'")
-    from pangu_modules.llm.models.loading import embedded_folder
+    from pangu_modules.llm.models.names import embedded_folder
 
     return embedded_folder("smollm2")
 

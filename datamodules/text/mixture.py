@@ -246,7 +246,7 @@ class MixtureData(TokenData):
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer: trained on this text if `vocab_size` asks for it, otherwise as `TokenData` finds it."""
-        from pangu_modules.llm.models.loading import load_tokenizer
+        from pangu_modules.llm.models.tokenizer_loading import load_tokenizer
 
         size = self.config.vocab_size
         return super().tokenizer if size is None else load_tokenizer(self._trained_tokenizer(size))

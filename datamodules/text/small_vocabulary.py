@@ -46,7 +46,7 @@ class SmallVocabularyData(TextData):
     @cached_property
     def tokenizer(self) -> Any:
         """The trained tokenizer, as transformers loads it."""
-        from pangu_modules.llm.models.loading import load_tokenizer
+        from pangu_modules.llm.models.tokenizer_loading import load_tokenizer
 
         return load_tokenizer(str(self.tokenizer_folder))
 

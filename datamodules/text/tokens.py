@@ -15,7 +15,7 @@ from datamodules.text.reading import check_text_source, download, read_texts
 from datamodules.text.rows import OnBad
 from datamodules.text.windows import Windows, pack, tokenize
 from pangu_modules.common.names import check_source
-from pangu_modules.llm.models.loading import EMBEDDED_PACKAGES
+from pangu_modules.llm.models.names import EMBEDDED_PACKAGES
 
 SPLITS = ("test", "val", "calibration", "train")
 """In the order of precedence: what a split shares with an earlier one is taken from the later one."""
@@ -98,7 +98,7 @@ class TokenData(DataModule):
         Raises:
             ValueError: it is to be the model's, and that has none.
         """
-        from pangu_modules.llm.models.loading import DEFAULT_TOKENIZER, load_tokenizer
+        from pangu_modules.llm.models.tokenizer_loading import DEFAULT_TOKENIZER, load_tokenizer
 
         module = self._module()
         if self.config.tokenizer is not None or not hasattr(module, "tokenizer"):
@@ -109,7 +109,7 @@ class TokenData(DataModule):
 
     def module_arguments(self) -> dict[str, Any]:
         """Return the tokenizer's name, or the name of the one for a model that has none."""
-        from pangu_modules.llm.models.loading import DEFAULT_TOKENIZER
+        from pangu_modules.llm.models.tokenizer_loading import DEFAULT_TOKENIZER
 
         name = self.config.tokenizer
         return {"default_tokenizer": DEFAULT_TOKENIZER} if name is None else {"tokenizer": name}

@@ -102,7 +102,7 @@ TARGETS: dict[str, dict[str, str]] = {
         "layer_mapping": "pangu_modules.vision.scalenet.expansion:layer_mapping",
         "load_causal_lm": "pangu_modules.llm.models.loading:load_causal_lm",
         "load_packed": "pangu_modules.llm.onebit.packing:load_packed",
-        "load_tokenizer": "pangu_modules.llm.models.loading:load_tokenizer",
+        "load_tokenizer": "pangu_modules.llm.models.tokenizer_loading:load_tokenizer",
         "per_sequence_loss": "pangu_modules.llm.losses:per_sequence_loss",
         "prune_pangu_light": "pangu_modules.llm.pruning.pangu_light.pipeline:prune_pangu_light",
         "prune_slimllm": "pangu_modules.llm.pruning.slimllm.walk:prune_slimllm",

@@ -24,13 +24,8 @@ from pangu_modules.llm.export.options import ExportOptions
 from pangu_modules.llm.generation.engine import GenerationEngine
 from pangu_modules.llm.lora import LoRAConfig, LoRAPlan, merge_adapters
 from pangu_modules.llm.losses import labels_of, per_sequence_loss
-from pangu_modules.llm.models.loading import (
-    EMBEDDED_PACKAGES,
-    load_causal_lm,
-    new_causal_lm,
-    plain_config,
-    stored_dtype,
-)
+from pangu_modules.llm.models.loading import load_causal_lm, new_causal_lm, plain_config, stored_dtype
+from pangu_modules.llm.models.names import EMBEDDED_PACKAGES
 from pangu_modules.llm.models.perplexity import MeanLoss
 from pangu_modules.llm.requests import requested_objectives
 from pangu_modules.llm.text_checks import check_positions, check_same_tokens, find_tokenizer

@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from pangu_modules.llm.models.gguf.tokenizer import holds_tokenizer
-from pangu_modules.llm.models.loading import is_gguf, load_tokenizer
+from pangu_modules.llm.models.names import is_gguf
+from pangu_modules.llm.models.tokenizer_loading import load_tokenizer
 from pangu_modules.llm.tokenizers import difference
 
 POSITION_TABLE = re.compile(r"pos|wpe")  # embed_positions, position_embeddings, wpe

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pangu_modules.common.files import safe_name
-from pangu_modules.llm.models.loading import MODEL_FILE, in_one_line, quiet_transformers
+from pangu_modules.llm.models.conversion import MODEL_FILE
+from pangu_modules.llm.models.messages import in_one_line, quiet_transformers
 
 MODEL_FILES = ("config.json", "model.safetensors.index.json")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".so")

@@ -24,7 +24,7 @@ def text_batches(windows: int, length: int, batch: int = BATCH) -> tuple[dict[st
     """Return windows of Python's reference texts, `batch` at a time."""
     from datamodules.text.reading import PYTHON_TOPICS, read_texts
     from datamodules.text.windows import pack, tokenize
-    from pangu_modules.llm.models.loading import load_tokenizer
+    from pangu_modules.llm.models.tokenizer_loading import load_tokenizer
 
     tokens = pack(tokenize(read_texts(PYTHON_TOPICS, ""), load_tokenizer("smollm2")), length)[:windows].long()
     return tuple({"input_ids": part} for part in tokens.split(batch))

@@ -190,7 +190,7 @@ def load_texts(seed: int, miniature: bool) -> Texts:
     from datamodules.text.ngrams import sequences_sharing, shared_ngrams
     from datamodules.text.reading import PYTHON_TOPICS, read_texts
     from datamodules.text.windows import pack, tokenize
-    from pangu_modules.llm.models.loading import load_tokenizer
+    from pangu_modules.llm.models.tokenizer_loading import load_tokenizer
 
     held_out, calibration, length = (2, 4, 32) if miniature else (40, 32, WINDOW)
     windows = pack(tokenize(read_texts(PYTHON_TOPICS, ""), load_tokenizer("smollm2")), length)

@@ -14,7 +14,8 @@ from pangu_modules.common.files import atomic_folder, check_new
 from pangu_modules.llm.export.exported import GENERATION_FILE, ExportedModule
 from pangu_modules.llm.export.options import ExportOptions
 from pangu_modules.llm.lora import has_adapters, merge_adapters
-from pangu_modules.llm.models.loading import MODEL_FILE, quiet_transformers
+from pangu_modules.llm.models.conversion import MODEL_FILE
+from pangu_modules.llm.models.messages import quiet_transformers
 from pangu_modules.llm.tokenizers import make_readable, write_files
 
 REMEDIES = {

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from pangu_modules.common.files import atomic_folder, check_new
 from pangu_modules.llm.export.exported import GENERATION_FILE, ExportedModule
-from pangu_modules.llm.models.loading import MODEL_FILE, load_config
+from pangu_modules.llm.models.conversion import MODEL_FILE
+from pangu_modules.llm.models.loading import load_config
 from pangu_modules.llm.onebit.packed_linear import PackedBinaryLinear
 from pangu_modules.llm.tokenizers import write_files
 

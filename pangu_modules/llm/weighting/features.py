@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from pangu_modules.common.files import atomic_folder
 from pangu_modules.llm.losses import labels_of, token_losses
-from pangu_modules.llm.models.loading import MODEL_FILE, load_causal_lm
+from pangu_modules.llm.models.conversion import MODEL_FILE
+from pangu_modules.llm.models.loading import load_causal_lm
 from pangu_modules.llm.weighting.model import mean_over_tokens
 from pangu_modules.training.objectives import Batch
 

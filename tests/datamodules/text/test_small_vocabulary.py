@@ -44,7 +44,7 @@ def test_it_is_made_once_for_a_text_and_a_size(source: Path) -> None:
 
 
 def test_the_module_is_told_where_it_is(source: Path) -> None:
-    from pangu_modules.llm.models.loading import load_tokenizer
+    from pangu_modules.llm.models.tokenizer_loading import load_tokenizer
 
     arguments = config(source).build().module_arguments()
     assert len(load_tokenizer(arguments["tokenizer"])) == 280

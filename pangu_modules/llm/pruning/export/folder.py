@@ -18,7 +18,7 @@ from torch import nn
 
 from pangu_modules.llm.export.transformers import refuse_own_architecture
 from pangu_modules.llm.models import decoder
-from pangu_modules.llm.models.loading import quiet_transformers
+from pangu_modules.llm.models.messages import quiet_transformers
 from pangu_modules.llm.pruning.export.carriers import PLAIN_ARCHITECTURES, carrier_config
 from pangu_modules.llm.pruning.export.modeling_file import MODELING_FILE, modeling_source
 from pangu_modules.llm.pruning.export.padding import pad_layer

@@ -6,15 +6,9 @@ import torch
 from safetensors import safe_open
 from tiny_llm import TINY_LLAMA, byte_tokenizer, tiny_module, token_batch
 
-from pangu_modules.llm.models.loading import (
-    gguf_to_folder,
-    load_causal_lm,
-    load_config,
-    load_tokenizer,
-    new_causal_lm,
-    new_config,
-    plain_config,
-)
+from pangu_modules.llm.models.conversion import gguf_to_folder
+from pangu_modules.llm.models.loading import load_causal_lm, load_config, new_causal_lm, new_config, plain_config
+from pangu_modules.llm.models.tokenizer_loading import load_tokenizer
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from tiny_llm import TINY_LLAMA, tiny_module, token_batch, word_tokenizer
 from torch import nn
 
 import pangu_modules
-from pangu_modules.llm.models.loading import load_causal_lm, load_tokenizer
+from pangu_modules.llm.models.loading import load_causal_lm
+from pangu_modules.llm.models.tokenizer_loading import load_tokenizer
 from pangu_modules.llm.onebit.packed_linear import PackedBinaryLinear
 from pangu_modules.llm.onebit.packing import (
     WEIGHTS_FILE,

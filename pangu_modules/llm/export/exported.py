@@ -6,9 +6,6 @@ from typing import Any, Protocol
 
 from torch import nn
 
-GENERATION_FILE = "generation_config.json"
-"""The file with a model's settings of generation, among the text files that a module carries."""
-
 
 class ExportedModule(Protocol):
     """A causal language model with its text files, as `CausalLM` is one.

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from pangu_modules.llm.export.exported import GENERATION_FILE, ExportedModule
+from pangu_modules.llm.export.exported import ExportedModule
 from pangu_modules.llm.models.gguf.tokenizer import (
     BYTE,
     CONTROL,
@@ -20,6 +20,7 @@ from pangu_modules.llm.models.gguf.tokenizer import (
     USER_DEFINED,
     tokenizer_of,
 )
+from pangu_modules.llm.text_files import files_of_tokenizer
 from pangu_modules.llm.tokenizers import tokenizer_folder
 
 PROBES = (
@@ -59,7 +60,7 @@ def vocabulary_keys(module: ExportedModule, pre_tokenizer: str | None = None) ->
     Raises:
         ValueError: the tokenizer is of another kind, or GGUF would cut texts in another way.
     """
-    files = module.runtime.get("files", {})
+    files = files_of_tokenizer(module.runtime)
     text = files.get("tokenizer.json")
     description: dict[str, Any] = json.loads(text) if text is not None else {"model": {"type": "none"}, "decoder": None}
     special = _special_vocabulary(files)
@@ -113,7 +114,7 @@ def _is_byte_level(description: Mapping[str, Any]) -> bool:
 def _special_vocabulary(files: Mapping[str, str]) -> Any:
     from gguf import SpecialVocab
 
-    with tokenizer_folder({name: text for name, text in files.items() if name != GENERATION_FILE}) as folder:
+    with tokenizer_folder(files) as folder:
         return SpecialVocab(folder, load_merges=True, special_token_types=("bos", "eos", "unk", "pad"))
 
 

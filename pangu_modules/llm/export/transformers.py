@@ -11,11 +11,12 @@ from torch import nn
 
 from pangu_modules.common import registry
 from pangu_modules.common.files import atomic_folder, check_new
-from pangu_modules.llm.export.exported import GENERATION_FILE, ExportedModule
+from pangu_modules.llm.export.exported import ExportedModule
 from pangu_modules.llm.export.options import ExportOptions
 from pangu_modules.llm.lora import has_adapters, merge_adapters
 from pangu_modules.llm.models.conversion import MODEL_FILE
 from pangu_modules.llm.models.messages import quiet_transformers
+from pangu_modules.llm.text_files import files_of_tokenizer
 from pangu_modules.llm.tokenizers import make_readable, write_files
 
 REMEDIES = {
@@ -64,8 +65,7 @@ def export(module: ExportedModule, folder: str | Path, options: ExportOptions | 
             writer.write_model(model, temporary)
         else:
             write_plain_model(model, temporary)
-        files = module.runtime.get("files", {})
-        write_files({name: text for name, text in files.items() if name != GENERATION_FILE}, temporary)
+        write_files(files_of_tokenizer(module.runtime), temporary)
         if module.tokenizer is not None:
             make_readable(module.tokenizer, temporary, trust_remote_code=module.config.trust_remote_code)
     return Path(folder)

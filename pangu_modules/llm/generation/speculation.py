@@ -74,7 +74,7 @@ def reading_lengths(model: nn.Module) -> Iterator[list[int]]:
         handle.remove()
 
 
-@lru_cache(maxsize=1)  # an engine is built for every batch of `predict`; the drafter stays
+@lru_cache(maxsize=1)  # the next engine, of another `predict`, has it at once
 def load_assistant(name: str, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """Return a drafter in evaluation mode; `name` as `load_causal_lm` takes it. The last one loaded is kept."""
     from pangu_modules.llm.models.loading import load_causal_lm

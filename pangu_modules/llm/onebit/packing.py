@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from pangu_modules.common.files import atomic_folder, check_new
-from pangu_modules.llm.export.exported import GENERATION_FILE, ExportedModule
+from pangu_modules.llm.export.exported import ExportedModule
 from pangu_modules.llm.models.conversion import MODEL_FILE
 from pangu_modules.llm.models.loading import load_config
 from pangu_modules.llm.onebit.packed_linear import PackedBinaryLinear
+from pangu_modules.llm.text_files import files_of_tokenizer
 from pangu_modules.llm.tokenizers import write_files
 
 if TYPE_CHECKING:
@@ -163,12 +164,10 @@ def export_packed(module: ExportedModule, folder: str | Path, options: ExportOpt
     Raises:
         ValueError: the module is not binarized, or not finally, or an option is given.
     """
-
     if options is not None:
         options.refuse("packed", "dtype", "layout")
     packed = pack_model(module.model, final_linears(module))
-    files = {name: text for name, text in module.runtime.get("files", {}).items() if name != GENERATION_FILE}
-    print(f"packed: {save_packed(packed, folder, files)}")
+    print(f"packed: {save_packed(packed, folder, files_of_tokenizer(module.runtime))}")
 
 
 def final_linears(module: ExportedModule, *, ternary: bool = False) -> dict[str, nn.Linear]:

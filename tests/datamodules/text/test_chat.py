@@ -5,7 +5,7 @@ import torch
 from tiny_llm import tiny_module, word_tokenizer
 
 from datamodules.text.chat import ChatData, chat_sample, pad_right
-from pangu_modules.llm.causal_lm import prompts_of
+from pangu_modules.llm.generation.prompts import prompts_of
 from pangu_modules.llm.losses import count_targets
 
 

@@ -14,9 +14,12 @@ from torch.utils.data import DataLoader
 
 from datamodules.text.running import TextData
 from pangu_modules.engine.exact_resume import ExactResume
-from pangu_modules.llm.causal_lm import CausalLM, prompts_of
+from pangu_modules.llm.causal_lm import CausalLM
 from pangu_modules.llm.distillation.teacher import distillation_objective
+from pangu_modules.llm.generation import engine as engine_of_generation
 from pangu_modules.llm.generation.engine import GenerationEngine
+from pangu_modules.llm.generation.prompts import prompts_of
+from pangu_modules.llm.generation.speculation import fit_assistant
 from pangu_modules.llm.lora import LoRAConfig, LoRAPlan, has_adapters
 from pangu_modules.training.objectives import Objective
 
@@ -375,6 +378,26 @@ def test_predict_continues_prompts_greedily(tmp_path):
     assert first[0]["token_ids"] == tuple(expected)
     assert first[0]["text"] == module.tokenizer.decode(expected, skip_special_tokens=True)
     assert len(first) == len(second) == 2
+
+
+def test_predict_compares_the_drafter_once_and_later_ones_again(tmp_path, monkeypatch):
+    words = word_tokenizer(tmp_path / "tokenizer")
+    tiny_module(seed=1, data_tokenizer=words).export(tmp_path / "drafter")
+    settings = GenerationEngine.Config(max_new_tokens=2, assistant=str(tmp_path / "drafter"))
+    module = tiny_module(data_tokenizer=words, generation=settings)
+    compared = []
+
+    def counted(*args):
+        compared.append(args)
+        fit_assistant(*args)
+
+    monkeypatch.setattr(engine_of_generation, "fit_assistant", counted)
+    assert len(quiet_trainer(tmp_path).predict(module, loader(count=6, seq=5))) == 3
+    assert len(compared) == 1
+    module.config = module.config.derive(generation=settings.derive(max_new_tokens=1, assistant=None))
+    answers = quiet_trainer(tmp_path).predict(module, loader(count=4, seq=5))
+    assert [len(answer["token_ids"]) for batch in answers for answer in batch] == [1] * 4
+    assert len(module.predict_step(next(iter(loader(count=2, seq=5))), 0)) == 2
 
 
 @pytest.mark.slow

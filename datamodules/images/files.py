@@ -112,14 +112,25 @@ def eight_bits(image: Image.Image, kind: str | None) -> np.ndarray:
 
 
 def image_paths(folder: Path) -> list[Path]:
-    """Return the images in a folder and below it, in a fixed order; hidden files and folders are passed over."""
-    return [
+    """Return the images in a folder and below it, in a fixed order; hidden files and folders are passed over.
+
+    Files of other kinds are counted in a warning.
+    """
+    files = [
         Path(place) / name
         for place, _, names in sorted(os.walk(folder, followlinks=True))
         if not any(_is_passed_over(part) for part in Path(place).relative_to(folder).parts)
         for name in sorted(names)
-        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+        if not name.startswith(".")
     ]
+    images = [path for path in files if path.name.lower().endswith(SUFFIXES)]
+    if len(images) < len(files):
+        others = sorted({path.suffix or path.name for path in files} - {path.suffix for path in images})
+        rank_zero_warn(
+            f"{folder}: {len(files) - len(images)} of {len(files)} files are no images that are read "
+            f"({', '.join(others[:5])}); read are {', '.join(SUFFIXES)}"
+        )
+    return images
 
 
 def subfolders(folder: Path) -> list[str]:

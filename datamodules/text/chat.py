@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -86,7 +86,7 @@ class ChatData(TokenData):
         if not kept:
             raise ValueError(f"all {len(samples)} conversations have more than sequence_length={limit} tokens")
         if self.too_long:
-            rank_zero_info(f"{self.too_long} of {len(samples)} conversations left out: more than {limit} tokens")
+            rank_zero_warn(f"{self.too_long} of {len(samples)} conversations left out: more than {limit} tokens")
         return kept
 
     def _split(self, samples: list[Sample]) -> dict[str, Dataset[Any]]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor
 
@@ -231,7 +231,7 @@ class MixtureData(TokenData):
                 "split before it, and none remains: give more text, a larger share or shorter sequences"
             )
         if self.removed[split]:
-            rank_zero_info(f"{split}: {self.removed[split]} of {before} windows left out, shared with an earlier split")
+            rank_zero_warn(f"{split}: {self.removed[split]} of {before} windows left out, shared with an earlier split")
 
     def _check_disjoint(self, splits: Mapping[str, Windows]) -> None:
         names, n = list(splits), self.config.overlap_ngram

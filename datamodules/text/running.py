@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from pydantic import Field
 from torch import Tensor
 
@@ -106,7 +106,7 @@ class TextData(TokenData):
             self.removed[split] = int(shared.sum())
             kept[split] = dataset.chosen(~shared)
             if self.removed[split]:
-                rank_zero_info(
+                rank_zero_warn(
                     f"{split}: {self.removed[split]} of {len(dataset)} windows left out, because they share {n} tokens "
                     "in a row with a split before it"
                 )

@@ -17,6 +17,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from pydantic import Field
 from torch import Tensor, nn
 
+from pangu_modules.common.checkpoints import check_checkpoint
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.common.config import Configurable, caller_only
 from pangu_modules.common.parameters import count_parameters
@@ -230,10 +231,12 @@ class PanguModule(Configurable, LightningModule):
             **given: see `from_stored`.
 
         Raises:
-            ValueError: see `from_stored`; or its weights do not fit.
+            ValueError: see `from_stored`; or the file is damaged, or its weights do not fit.
         """
         if hparams_file is not None:
             raise ValueError("hparams_file: a checkpoint holds its configuration; give other values as keywords")
+        if Path(str(checkpoint_path)).is_file():
+            check_checkpoint(checkpoint_path)
         reader = TorchCheckpointIO()
         options = {} if map_location is None else {"map_location": map_location}
         checkpoint = reader.load_checkpoint(checkpoint_path, weights_only=weights_only is not False, **options)

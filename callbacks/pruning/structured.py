@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from pydantic import Field
 from torch import nn
 
@@ -100,6 +101,7 @@ class PruningCallback(RecipeCallback):
         measured = self.config.measure and trainer.is_global_zero
         record = PruningRecord(trainer, pl_module.model, self.name) if measured else None
         report = self._prune(trainer, pl_module)
+        rank_zero_warn(f"callback {self.name!r}: {report.reach}")
         pl_module.restructure(
             ShapePlan.of(pl_module.model, report.kept_layers, source=self.name, layout=self.config.layout)
         )

@@ -67,6 +67,18 @@ class PruneReport:
         """Realised share of all parameters that were removed."""
         return 1 - self.parameters_after / self.parameters_before
 
+    @property
+    def reach(self) -> str:
+        """In words, how much of the model was pruned."""
+        changed = sum(
+            len(layer.kept_heads) < layer.num_heads or len(layer.kept_channels) < layer.intermediate_size
+            for layer in self.layers
+        )
+        return (
+            f"{changed} of the {len(self.layers)} layers that stay lost heads or channels, and "
+            f"{self.removed_share:.1%} of all parameters are gone"
+        )
+
     def plain(self) -> dict[str, Any]:
         """Return the report as JSON-ready data."""
         return asdict(self) | {"removed_share": self.removed_share}

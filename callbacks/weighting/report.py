@@ -10,8 +10,14 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from callbacks.weighting.figures import CAPTION, draw_preferences
-from callbacks.weighting.preferences import DomainWeights, Preferences, RoundSummary, write_preferences
+from callbacks.weighting.preferences import (
+    CAPTION,
+    DomainWeights,
+    Preferences,
+    RoundSummary,
+    draw_preferences,
+    write_preferences,
+)
 from callbacks.weighting.schedule import with_present_keys
 from pangu_modules.llm.losses import count_targets, labels_of
 from pangu_modules.llm.weighting.model import effective_batch_size

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
 from pangu_modules.common.names import nearest
 from pangu_modules.common.values import check_free_value, check_value
@@ -130,12 +131,27 @@ class Config(BaseModel):
         for name, change in self.current_names(changes).items():
             current = values.get(name)
             nested = isinstance(current, Config) and isinstance(change, Mapping)
-            values[name] = current.derive(**change) if isinstance(current, Config) and nested else change
+            if isinstance(current, Config) and nested:
+                with _inside(name, type(self).__qualname__):
+                    change = current.derive(**change)
+            values[name] = change
         return type(self).model_validate(values)
 
     def plain(self) -> dict[str, Any]:
         """Return the configuration as plain JSON data, the form stored in checkpoints and `config.yaml`."""
         return self.model_dump(mode="json")
+
+
+@contextmanager
+def _inside(name: str, title: str) -> Iterator[None]:
+    """Let the errors of a nested configuration name the field that holds it, too."""
+    try:
+        yield
+    except ValidationError as error:
+        problems: list[Any] = [
+            {**problem, "loc": (name, *problem["loc"])} for problem in error.errors(include_url=False)
+        ]
+        raise ValidationError.from_exception_data(title, problems) from error
 
 
 def _is_free(annotation: Any) -> bool:

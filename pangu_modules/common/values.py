@@ -53,8 +53,11 @@ def check_free_value(value: Any) -> None:
     """
     if isinstance(value, Mapping):
         _check_names(value)
-        for item in value.values():
-            check_free_value(item)
+        for name, item in value.items():
+            try:
+                check_free_value(item)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
     elif isinstance(value, list | tuple):
         for item in value:
             if not isinstance(item, float):
@@ -98,8 +101,11 @@ def _check_text(text: str, may_be_empty: bool) -> None:
 
 def _check_mapping(values: Mapping[Any, Any]) -> None:
     _check_names(values)
-    for item in values.values():
-        check_value(item)
+    for name, item in values.items():
+        try:
+            check_value(item)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
 
 def _check_names(values: Mapping[Any, Any]) -> None:

@@ -7,6 +7,7 @@ from pydantic import Field, PositiveInt, ValidationError
 
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.common.config import Configurable
+from pangu_modules.common.errors import readable
 from pangu_modules.common.names import nearest
 
 
@@ -120,3 +121,15 @@ def test_present_names_are_read_without_a_warning(recwarn):
 def test_old_and_present_name_together_are_refused(values):
     with pytest.raises(ValidationError, match=r"is the old name of .* both are given: leave the old one out"):
         Renamed.model_validate(values)
+
+
+def test_a_nested_field_is_named_with_the_one_that_holds_it() -> None:
+    class Outer(BaseConfig):
+        inner: Inner = Inner()
+        arguments: dict[str, float] = {}
+
+    with pytest.raises(ValidationError) as caught:
+        Outer().derive(inner={"rate": 0.0})
+    assert readable(caught.value, "module") == "module.inner.rate: Input should be greater than 0, got 0.0"
+    with pytest.raises(ValidationError, match="x: must be a finite number"):
+        Outer(arguments={"x": float("inf")})

@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pangu_modules.common.errors import UsageError, readable, usage_errors
+from pangu_modules.common.errors import UsageError, readable
+from pangu_modules.engine.errors import usage_errors
 from pangu_modules.engine.lightning_callback import LightningCallback
 from pangu_modules.engine.spec import RecipeSpec
 

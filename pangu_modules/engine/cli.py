@@ -11,10 +11,11 @@ from typing import Any
 from pydantic import NonNegativeInt, ValidationError
 
 from pangu_modules.common.config import Config
-from pangu_modules.common.errors import UsageError, readable, usage_errors
+from pangu_modules.common.errors import UsageError, readable
 from pangu_modules.common.masking import mask_secrets
 from pangu_modules.common.names import nearest
 from pangu_modules.engine.added_callbacks import check_lightning_callbacks, split_callbacks, with_added_callbacks
+from pangu_modules.engine.errors import usage_errors
 from pangu_modules.engine.lightning_callback import LightningCallback
 from pangu_modules.engine.messages import short_message
 from pangu_modules.engine.old_names import with_present_names

@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pangu_modules.common.errors import UsageError, usage_errors
+from pangu_modules.common.errors import UsageError
 from pangu_modules.common.files import check_new, write_atomically
 from pangu_modules.engine.checkpoint_io import read_checkpoint
+from pangu_modules.engine.errors import usage_errors
 from pangu_modules.engine.folder import RunFolder, to_yaml, versions
 from pangu_modules.engine.launch import leads
 from pangu_modules.engine.own_modules import check_predicts, started_from

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pangu_modules.common.errors import UsageError, usage_errors
+from pangu_modules.common.errors import UsageError
 from pangu_modules.common.parameters import count_parameters
+from pangu_modules.engine.errors import usage_errors
 from pangu_modules.engine.own_modules import build_own, counted
 from pangu_modules.engine.spec import RecipeSpec, Stage
 from pangu_modules.training.module import PanguModule, batch_size

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from pangu_modules.common.errors import UsageError, usage_errors
+from pangu_modules.common.errors import UsageError
 from pangu_modules.common.files import write_atomically
 from pangu_modules.engine.checkpoint_io import save_atomically
+from pangu_modules.engine.errors import usage_errors
 
 FORMATS = (".csv", ".jsonl", ".pt")
 NESTED = (list, tuple, dict)

@@ -14,11 +14,12 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from pydantic import TypeAdapter, ValidationError
 
 from pangu_modules.common.checkpoints import check_checkpoint
-from pangu_modules.common.errors import readable, usage_errors
+from pangu_modules.common.errors import readable
 from pangu_modules.common.files import write_atomically
 from pangu_modules.common.parameters import count_parameters
 from pangu_modules.engine.checkpoint_io import read_checkpoint
 from pangu_modules.engine.clock import RunClock
+from pangu_modules.engine.errors import usage_errors
 from pangu_modules.engine.folder import RunFolder, damaged_result, to_yaml
 from pangu_modules.engine.own_modules import build_own, counted, has_test, rebuild_own
 from pangu_modules.engine.resuming import changeable_fields, other_module

@@ -10,7 +10,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from pangu_modules.common.errors import UsageError, usage_errors
+from pangu_modules.common.errors import UsageError
+from pangu_modules.engine.errors import usage_errors
 from pangu_modules.engine.own_modules import missing_of_ours
 
 

@@ -14,9 +14,10 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
-from pangu_modules.common.errors import UsageError, usage_errors
+from pangu_modules.common.errors import UsageError
 from pangu_modules.engine.checkpoint_io import read_checkpoint, write_checkpoints_atomically
 from pangu_modules.engine.clock import RunClock
+from pangu_modules.engine.errors import usage_errors
 from pangu_modules.engine.exact_resume import ExactResume
 from pangu_modules.engine.folder import RunFolder
 from pangu_modules.engine.hyperparameters import LogHyperparameters

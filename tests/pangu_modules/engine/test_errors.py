@@ -1,6 +1,7 @@
 import pytest
 
-from pangu_modules.common.errors import UsageError, usage_errors
+from pangu_modules.common.errors import UsageError
+from pangu_modules.engine.errors import usage_errors
 
 
 @pytest.mark.parametrize(

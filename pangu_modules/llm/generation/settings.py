@@ -25,8 +25,17 @@ class GenerationSettings(Config):
     temperature: NonNegativeFloat = Field(0.0, description="Softmax temperature; 0 takes the likeliest token.")
     top_p: float = Field(1.0, gt=0, le=1, description="Keep the likeliest tokens up to this total probability.")
     top_k: NonNegativeInt = Field(0, description="Keep this many of the likeliest tokens; 0 keeps all.")
+    samples: PositiveInt = Field(1, description="Completions of each prompt; they share its prefill.")
     seed: NonNegativeInt = Field(0, description="Seed of the sampling.")
-    batch_size: PositiveInt = Field(8, description="Prompts continued at the same time.")
+    stop: tuple[str, ...] = Field((), description="Texts that end a completion; they are not part of it.")
+    stop_token_ids: tuple[NonNegativeInt, ...] = Field(
+        (), description="Tokens that end a completion, beside the model's own end-of-text tokens."
+    )
+    logprobs: bool = Field(
+        False, description="Keep each token's log-probabilities; a server that has none is refused at the start."
+    )
+    batch_size: PositiveInt = Field(8, description="Completions written at the same time, or requests under way.")
+    chunk_tokens: PositiveInt = Field(1024, description="Rows of logits that exist at most at once when scoring.")
     assistant: str | None = Field(
         None,
         description="Drafter of speculative decoding, with the same tokenizer: hub id, folder or 'smollm2'; empty: "
@@ -44,6 +53,8 @@ class GenerationSettings(Config):
     )
     model: str | None = Field(None, description="Name of the model on that server.", json_schema_extra=caller_only())
     timeout: PositiveFloat = Field(120.0, description="Seconds a request to the server may take.")
+    connect_timeout: PositiveFloat = Field(10.0, description="Seconds to wait for a connection to the server.")
+    retries: NonNegativeInt = Field(5, description="Further tries of a request that a server could not serve.")
     api_key_variable: str | None = Field(
         None,
         description="Environment variable that holds the server's key; empty: none is sent.",

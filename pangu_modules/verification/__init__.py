@@ -1,0 +1,1 @@
+"""Judging what a model wrote: verifiers of answers, chosen by a task's label."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -75,6 +75,10 @@ class CausalLM(NextTokenModule):
             json_schema_extra=PLAIN_NAME,
         )
         gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+        loss_per: Literal["sequence", "token"] = Field(
+            "sequence",
+            description="What counts the same in the loss of an optimizer step: sequences, or target tokens.",
+        )
         lora: LoRAConfig | None = Field(
             None, description="Train low-rank adapters and freeze all else; empty: train all."
         )

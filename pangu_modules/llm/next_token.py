@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from pangu_modules.llm.losses import labels_of, per_sequence_loss
+from pangu_modules.llm.losses import count_targets, labels_of, per_sequence_loss
 from pangu_modules.llm.models.perplexity import MeanLoss
 from pangu_modules.training.module import PanguModule
-from pangu_modules.training.objectives import Batch, Objective, Outputs
+from pangu_modules.training.objectives import Batch, Losses, Objective, Outputs
 
 
 class NextTokenModule(PanguModule):
@@ -23,7 +23,8 @@ class NextTokenModule(PanguModule):
 
     def __init__(self, config: PanguModule.Config | Mapping[str, Any], **runtime: Any) -> None:
         super().__init__(config, **runtime)
-        self.objectives["language_modelling"] = Objective(language_modelling_loss)
+        by_token = getattr(self.config, "loss_per", "sequence") == "token"
+        self.objectives["language_modelling"] = Objective(counted_loss if by_token else language_modelling_loss)
         self._evaluated = MeanLoss()
 
     def on_validation_epoch_start(self) -> None:
@@ -56,3 +57,8 @@ class NextTokenModule(PanguModule):
 def language_modelling_loss(module: PanguModule, batch: Batch, outputs: Outputs) -> Tensor:
     """Return each sequence's mean next-token cross-entropy, (batch,); 0 for one without targets."""
     return per_sequence_loss(outputs["logits"], labels_of(batch))
+
+
+def counted_loss(module: PanguModule, batch: Batch, outputs: Outputs) -> Losses:
+    """Return `language_modelling_loss` and the number of targets of each sequence, both (batch,)."""
+    return language_modelling_loss(module, batch, outputs), count_targets(labels_of(batch))

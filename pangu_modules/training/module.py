@@ -23,7 +23,7 @@ from pangu_modules.common.config import Configurable, caller_only
 from pangu_modules.common.parameters import count_parameters
 from pangu_modules.common.weight_names import without_wrappers
 from pangu_modules.training import objectives as objective_functions
-from pangu_modules.training.objectives import Batch, Objective, Outputs
+from pangu_modules.training.objectives import Batch, Objective, Outputs, TokenNormaliser
 from pangu_modules.training.optim import OptimizerConfig, build_optimizer
 from pangu_modules.training.structure import Plan, Structure, describe, find_plan, plan_from
 
@@ -64,6 +64,8 @@ class PanguModule(Configurable, LightningModule):
         self.config = config if isinstance(config, BaseConfig) else self.stored_config(config)
         self.runtime = runtime
         self.objectives: dict[str, Objective] = {}
+        self._normaliser = TokenNormaliser()
+        self._micro_batch = 0  # number of the batch in its epoch
         # 1. Read the checkpoint to start from, if any, before building: its plans become this module's structure.
         start = self._read_start()
         # 2. Build the base model. A checkpoint's configuration describes the same base, whatever plans came later.
@@ -159,11 +161,26 @@ class PanguModule(Configurable, LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the weighted sum of the objectives and log each by its name."""
-        loss, values = objective_functions.evaluate(self.objectives, self, batch, self.compute_outputs(batch))
-        if len(values) > 1:
-            self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=batch_size(batch))
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=batch_size(batch))
-        return loss
+        found = objective_functions.evaluate(self.objectives, self, batch, self.compute_outputs(batch))
+        if len(found.values) > 1:
+            values = {f"train/{name}": value for name, value in found.values.items()}
+            self.log_dict(values, batch_size=batch_size(batch))
+        self.log("train/loss", found.total.detach(), prog_bar=True, batch_size=batch_size(batch))
+        self._micro_batch = batch_idx
+        accumulated = 1 if self._trainer is None else self.trainer.accumulate_grad_batches
+        return self._normaliser.scaled(found, begins=batch_idx % accumulated == 0)
+
+    def on_after_backward(self) -> None:
+        """Divide the gradients of a step whose sequences count by tokens, once its last micro-batch is done."""
+        accumulated, done = self.trainer.accumulate_grad_batches, self._micro_batch + 1
+        is_last = self.trainer.is_last_batch or done == self.trainer.num_training_batches
+        if accumulated == 1 or not (done % accumulated == 0 or is_last):
+            return
+        factor = self._normaliser.gradient_factor(accumulated)
+        if factor != 1:
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
 
     def configure_optimizers(self) -> Any:
         """Return AdamW and its per-step schedule over all optimizer steps of the run."""

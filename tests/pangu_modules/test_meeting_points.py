@@ -119,11 +119,12 @@ def test_objectives_are_weighted_and_added() -> None:
     module.objectives["size"] = Objective(lambda module, batch, outputs: outputs["prediction"].square().sum(-1), 0.5)
     batch = {"input": torch.randn(6, 4), "target": torch.randn(6, 2)}
     outputs = module.compute_outputs(batch)
-    total, values = evaluate(module.objectives, module, batch, outputs)
+    found = evaluate(module.objectives, module, batch, outputs)
     first = sum(squared_error(module, batch, outputs)) / 6
     second = sum(row.square().sum() for row in outputs["prediction"]) / 6
-    torch.testing.assert_close(total, first + 0.5 * second)
-    torch.testing.assert_close(values["size"], second.detach())
+    torch.testing.assert_close(found.total, first + 0.5 * second)
+    torch.testing.assert_close(found.values["size"], second.detach())
+    assert found.count is None
 
 
 def test_sample_weight_weights_every_objective() -> None:
@@ -139,9 +140,9 @@ def test_a_weight_of_zero_removes_a_sample_from_training(tmp_path: Path) -> None
     """Training on a batch whose second half weighs nothing equals training on twice the first half's loss weight."""
     module = ToyModule.Config(dropout=0.0).build(features=4)
     batch = {"input": torch.randn(4, 4), "target": torch.randn(4, 2), "sample_weight": torch.tensor([2.0, 2.0, 0, 0])}
-    weighted, _ = evaluate(module.objectives, module, batch, module.compute_outputs(batch))
+    weighted = evaluate(module.objectives, module, batch, module.compute_outputs(batch)).total
     half = {"input": batch["input"][:2], "target": batch["target"][:2]}
-    plain, _ = evaluate(module.objectives, module, half, module.compute_outputs(half))
+    plain = evaluate(module.objectives, module, half, module.compute_outputs(half)).total
     torch.testing.assert_close(weighted, plain)
 
 

@@ -60,7 +60,15 @@ def per_sequence_losses(module: Any, batch: Batch) -> Tensor:
     check_protocol(module)
     if isinstance(module, PanguModule):
         outputs = module.compute_outputs(batch)
-        parts = [objective.weight * objective.loss(module, batch, outputs) for objective in module.objectives.values()]
+        parts = []
+        for name, objective in module.objectives.items():
+            part = objective.loss(module, batch, outputs)
+            if isinstance(part, tuple):
+                raise ValueError(
+                    f"objective {name!r} counts sequences by their tokens, but weights inside the batch are of whole "
+                    "sequences: set module.loss_per=sequence"
+                )
+            parts.append(objective.weight * part)
         losses = torch.stack(parts).sum(0)
     else:
         losses = module.sequence_losses(batch)

@@ -31,7 +31,8 @@ def with_objectives(module: CausalLM, **fields: Any) -> CausalLM:
 def test_the_objectives_join_the_loss_with_their_weights() -> None:
     module = with_objectives(moge_module(), coefficient=0.5, z_coefficient=0.25)
     batch = token_batch()
-    total, values = evaluate(module.objectives, module, batch, module.compute_outputs(batch))
+    found = evaluate(module.objectives, module, batch, module.compute_outputs(batch))
+    total, values = found.total, found.values
     routings = recorded_routings(module.model)
     # means of equal float32 numbers, rounded
     assert float(values["balance"]) == pytest.approx(float(auxiliary_loss(routings)), rel=1e-6)
@@ -51,7 +52,7 @@ def test_recomputed_activations_do_not_change_the_gradient() -> None:
     for checkpointing in (False, True):
         module = with_objectives(moge_module(gradient_checkpointing=checkpointing), coefficient=1.0).train()
         batch = token_batch()
-        total, _ = evaluate(module.objectives, module, batch, module.compute_outputs(batch))
+        total = evaluate(module.objectives, module, batch, module.compute_outputs(batch)).total
         total.backward()
         gradients.append([parameter.grad for parameter in module.parameters()])
     for plain, recomputed in zip(*gradients, strict=True):

@@ -5,6 +5,8 @@ from datamodules.calibration import calibration_sequences as calibration_sequenc
 from datamodules.images.digits import DigitsData as DigitsData
 from datamodules.images.folders import ImageFolderData as ImageFolderData
 from datamodules.loader import ResumableLoader as ResumableLoader
+from datamodules.reasoning.files import TaskFile as TaskFile
+from datamodules.reasoning.gym import ReasoningTasks as ReasoningTasks
 from datamodules.text.chat import ChatData as ChatData
 from datamodules.text.mixture import Domain as Domain
 from datamodules.text.mixture import MixtureData as MixtureData

@@ -58,6 +58,7 @@ from pangu_modules.training.module import PanguModule as PanguModule
 from pangu_modules.training.objectives import Objective as Objective
 from pangu_modules.training.optim import OptimizerConfig as OptimizerConfig
 from pangu_modules.training.structure import Plan as Plan
+from pangu_modules.verification.routing import Verification as Verification
 from pangu_modules.vision.classifier import ImageClassifier as ImageClassifier
 from pangu_modules.vision.scalenet.classifier import ScaleNetClassifier as ScaleNetClassifier
 from pangu_modules.vision.scalenet.config import ScaleNetConfig as ScaleNetConfig

@@ -38,6 +38,11 @@ TARGETS: dict[str, dict[str, str]] = {
         "PanguProMoE": "pangu_modules.llm.moge.modeling:PanguProMoEForCausalLM",
         "sandwich_llama": "pangu_modules.llm.models.sandwich:SandwichLlamaForCausalLM",
     },
+    # Verifiers of answers, by the label of a task: functions (text, reference) -> Score, which run in a worker.
+    "verifier": {
+        "math": "pangu_modules.verification.math_answers:verify",
+        "reasoning_gym": "pangu_modules.verification.gym_answers:verify",
+    },
     # Public names of `pangu_modules`.
     "pangu_modules": {
         "AbsorbConfig": "pangu_modules.llm.pruning.pangu_light.absorb:AbsorbConfig",
@@ -90,6 +95,7 @@ TARGETS: dict[str, dict[str, str]] = {
         "TargetShape": "pangu_modules.llm.pruning.pangu_light.target:TargetShape",
         "UpcycleConfig": "pangu_modules.llm.moge.upcycling:UpcycleConfig",
         "UpcyclePlan": "pangu_modules.llm.moge.upcycling:UpcyclePlan",
+        "Verification": "pangu_modules.verification.routing:Verification",
         "absorb_post_norms": "pangu_modules.llm.pruning.pangu_light.absorb:absorb_post_norms",
         "added_parameters": "pangu_modules.vision.scalenet.expansion:added_parameters",
         "auxiliary_objective": "pangu_modules.llm.moge.auxiliary_loss:auxiliary_objective",
@@ -138,9 +144,11 @@ TARGETS: dict[str, dict[str, str]] = {
         "Domain": "datamodules.text.mixture:Domain",
         "ImageFolderData": "datamodules.images.folders:ImageFolderData",
         "MixtureData": "datamodules.text.mixture:MixtureData",
+        "ReasoningTasks": "datamodules.reasoning.gym:ReasoningTasks",
         "ResumableLoader": "datamodules.loader:ResumableLoader",
         "SelectedMixtureData": "datamodules.text.selected_mixture:SelectedMixtureData",
         "SmallVocabularyData": "datamodules.text.small_vocabulary:SmallVocabularyData",
+        "TaskFile": "datamodules.reasoning.files:TaskFile",
         "TextData": "datamodules.text.running:TextData",
         "calibration_batches": "datamodules.calibration:calibration_batches",
         "calibration_sequences": "datamodules.calibration:calibration_sequences",

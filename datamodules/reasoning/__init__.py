@@ -1,0 +1,1 @@
+"""Tasks with verified answers: of reasoning-gym, and of the user's own files."""

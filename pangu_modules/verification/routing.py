@@ -1,0 +1,136 @@
+"""Verification: each task's answer to the verifier that its label names, in a worker, with a deadline and a policy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from pydantic import Field, PositiveFloat
+
+from pangu_modules.common.config import Config, Configurable, caller_only
+from pangu_modules.common.names import nearest
+from pangu_modules.common.registry import TARGETS
+from pangu_modules.common.tasks import Task
+from pangu_modules.verification.answers import after_thinking
+from pangu_modules.verification.pool import WORKERS, LoadError, WorkerError
+from pangu_modules.verification.scores import Score
+
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "math": ("answer",),
+    "reasoning_gym": ("task", "arguments", "index", "answer"),
+}
+"""What the verifiers of this library need of a task's reference."""
+
+
+class Verification(Configurable):
+    """Judges answers; safe to call from any thread and any process.
+
+    Args:
+        config: the configuration.
+    """
+
+    class Config(Config):
+        """Deadline, policy, and the user's own verifiers."""
+
+        deadline: PositiveFloat = Field(5.0, description="Seconds that judging one answer may take.")
+        on_error: Literal["wrong", "drop"] = Field(
+            "wrong",
+            description="An answer whose verifier fails or misses the deadline: wrong (score 0), or drop (no score).",
+        )
+        thinking: tuple[tuple[str, str], ...] = Field(
+            (("<think>", "</think>"), ("[unused16]", "[unused17]")),
+            description="Marks around thoughts, which are not searched for answers; the second pair is openPangu's.",
+        )
+        verifiers: dict[str, str] = Field(
+            {},
+            description="Your own: label to 'module:function', a function (text, reference) -> Score, run in a worker.",
+            json_schema_extra=caller_only({}),
+        )
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.targets = {**TARGETS["verifier"], **config.verifiers}
+        self.counts: Counter[str] = Counter()
+        """Answers judged so far: ``right``, ``wrong``, ``unfinished`` (inside a thought), ``failed`` (see on_error)."""
+        self.first_failure = ""
+        """Why the first failed one failed."""
+
+    def check(self, tasks: Iterable[Task]) -> None:
+        """Refuse tasks that could not be judged, before anything is generated for them.
+
+        Raises:
+            ValueError: a label is unknown, its verifier cannot be loaded, or a reference lacks what the verifier needs
+                or cannot be read; it names the task.
+        """
+        loaded: set[str] = set()
+        for task in tasks:
+            target = self._target(task)
+            if target not in loaded:
+                _load(target, task)
+                loaded.add(target)
+            if task.verifier in self.config.verifiers:
+                continue
+            for name in NEEDS.get(task.verifier, ()):
+                if str(task.reference.get(name, "")).strip() == "":
+                    raise ValueError(
+                        f"task {task.key!r}: the verifier {task.verifier!r} needs {name!r} in the reference, and there "
+                        "is none: give it, or leave the task out"
+                    )
+            if task.verifier == "math":
+                self._check_formula(task, target)
+
+    def judge(self, task: Task, text: str) -> Score | None:
+        """Return the score of a completion, or None for one that is to be dropped (`on_error`).
+
+        Raises:
+            ValueError: the task's label is unknown, or its verifier cannot be loaded.
+        """
+        target = self._target(task)
+        answer = after_thinking(text, self.config.thinking)
+        if answer is None:
+            return self._counted("unfinished", Score(0.0, reason="the thought does not end"))
+        try:
+            score = Score(**WORKERS.judge(target, answer, task.reference, self.config.deadline))
+        except LoadError as error:
+            raise _not_loaded(task, error) from error
+        except WorkerError as error:
+            self.first_failure = self.first_failure or f"task {task.key!r}: {error}"
+            wrong = self.config.on_error == "wrong"
+            return self._counted("failed", Score(0.0, reason=str(error)) if wrong else None)
+        return self._counted("right" if score.value >= 1 else "wrong", score)
+
+    def _target(self, task: Task) -> str:
+        if task.verifier not in self.targets:
+            raise ValueError(
+                f"task {task.key!r}: unknown verifier {task.verifier!r}.{nearest(task.verifier, self.targets)} "
+                f"Known: {', '.join(self.targets)}; your own go into verification.verifiers"
+            )
+        return self.targets[task.verifier]
+
+    def _check_formula(self, task: Task, target: str) -> None:
+        """Refuse a reference that does not equal itself: no answer would ever be right."""
+        right = str(task.reference["answer"])
+        try:
+            value = WORKERS.judge(target, f"<answer>{right}</answer>", task.reference, self.config.deadline)["value"]
+        except WorkerError as error:
+            raise ValueError(f"task {task.key!r}: the verifier 'math' cannot read answer={right!r}: {error}") from error
+        if value < 1:
+            raise ValueError(f"task {task.key!r}: the verifier 'math' cannot read answer={right!r}")
+
+    def _counted(self, outcome: str, score: Score | None) -> Score | None:
+        self.counts[outcome] += 1
+        return score
+
+
+def _load(target: str, task: Task) -> None:
+    try:
+        WORKERS.load(target)
+    except LoadError as error:
+        raise _not_loaded(task, error) from error
+
+
+def _not_loaded(task: Task, error: LoadError) -> ValueError:
+    return ValueError(f"task {task.key!r}: the verifier {task.verifier!r} cannot be loaded: {error}")

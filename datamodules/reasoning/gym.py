@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, Self
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -16,9 +15,8 @@ from pangu_modules.common.names import nearest
 from pangu_modules.common.tasks import Task
 from pangu_modules.verification.gym_answers import dataset_of, prepare
 
-LEVELS = (0, 1, 2)
+LEVELS: tuple[int, ...] = (0, 1, 2)
 DEFAULT = dict.fromkeys(("chain_sum", "basic_arithmetic", "leg_counting", "letter_counting", "spell_backward"), LEVELS)
-SIZE = 1 << 20  # items that a generator offers; each is made when it is asked for
 TRIES = 20  # items drawn at most for each one wanted, before a level counts as exhausted
 
 
@@ -90,11 +88,11 @@ class ReasoningTasks(TaskData):
         return tasks
 
     def _arguments(self, name: str, level: int) -> dict[str, Any]:
-        """Return the arguments of a generator at a level, but for the seed."""
+        """Return the arguments of a generator at a level, but for seed and size."""
         given = dict(self.config.arguments.get(name, {}))
         try:
-            arguments = {**level_arguments(name, level, given), **given, "size": SIZE}
-            dataset_of(name, json.dumps({**arguments, "seed": 0}, sort_keys=True))
+            arguments = {**level_arguments(name, level, given), **given}
+            dataset_of(name, json.dumps({**arguments, "seed": 0, "size": TRIES}, sort_keys=True))
         except (AssertionError, TypeError) as error:  # what the generators' own checks raise
             raise ValueError(f"tasks: {name!r} at level {level} with arguments {given}: {error}") from error
         return arguments
@@ -103,9 +101,10 @@ class ReasoningTasks(TaskData):
         self, split: str, generator: tuple[str, int], arguments: Mapping[str, Any], num: int, seen: set[str]
     ) -> list[Task]:
         name, level = generator
-        arguments = {**arguments, "seed": seed_of(self.config.seed, split, name, level)}
+        draws = TRIES * num
+        arguments = {**arguments, "seed": seed_of(self.config.seed, split, name, level), "size": max(draws, 1)}
         tasks: list[Task] = []
-        for index, question, answer in items(name, arguments, TRIES * num):
+        for index, question, answer in items(name, arguments, draws):
             if len(tasks) == num:
                 break
             if question in seen:
@@ -118,7 +117,7 @@ class ReasoningTasks(TaskData):
             tasks.append(Task(key, self.messages(question), "reasoning_gym", reference, labels))
         if len(tasks) < num:
             raise ValueError(
-                f"tasks: {name!r} at level {level} has only {len(tasks)} new questions for {split} in {TRIES * num} "
+                f"tasks: {name!r} at level {level} has only {len(tasks)} new questions for {split} in {draws} "
                 f"draws, {num} are wanted: lower num_{split}, or take a higher level or more names"
             )
         return tasks
@@ -133,7 +132,7 @@ def items(name: str, arguments: Mapping[str, Any], num: int) -> Iterator[tuple[i
 
 
 def level_arguments(name: str, level: int, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a generator at a level of its curriculum, as plain data.
+    """Return what a generator's curriculum sets at a level, as plain data.
 
     Args:
         name: the generator's.
@@ -159,8 +158,14 @@ def level_arguments(name: str, level: int, given: Mapping[str, Any]) -> dict[str
     if level > highest:
         raise ValueError(f"tasks: {name!r} has the levels 0 to {highest}, got {level}")
     curriculum.set_global_level(level)
-    settings = asdict(curriculum.generate_configuration(defaults=dict(given)))
-    return {key: value for key, value in settings.items() if key not in ("seed", "size")}
+    settings = curriculum.generate_configuration(defaults=dict(given))
+    fields = [
+        getattr(attribute, kind)
+        for attribute in curriculum.attributes.values()
+        for kind in ("field_name", "lower_field_name", "upper_field_name")
+        if hasattr(attribute, kind)
+    ]
+    return {field: getattr(settings, field) for field in fields}
 
 
 def seed_of(seed: int, split: str, name: str, level: int) -> int:

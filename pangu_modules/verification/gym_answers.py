@@ -59,19 +59,20 @@ def verify(text: str, reference: Mapping[str, Any]) -> Score:
     Raises:
         ValueError: the installed reasoning-gym makes another item of it.
     """
+    task, index = reference["task"], reference["index"]
+    dataset = dataset_of(task, json.dumps(reference["arguments"], sort_keys=True))
+    entry = dataset[index]
+    if str(entry["answer"]) != str(reference["answer"]):
+        raise ValueError(
+            f"reasoning-gym makes another item {index} of {task} than when the data were written: install the version "
+            "they were written with, or leave this generator out if it makes others in every process"
+        )
     answer = final_answer(text)
     if answer is None:
         return Score(0.0, reason="no answer found")
     if len(answer.text) > MAX_CHARACTERS:
         return Score(0.0, reason=f"the answer has {len(answer.text)} characters, more than {MAX_CHARACTERS}")
-    dataset = dataset_of(reference["task"], json.dumps(reference["arguments"], sort_keys=True))
-    entry = dataset[reference["index"]]
-    if str(entry["answer"]) != str(reference["answer"]):
-        raise ValueError(
-            f"reasoning-gym makes another item {reference['index']} of {reference['task']} than when the data were "
-            "written: install the version they were written with"
-        )
-    return _best(dataset, entry, answer, reference["task"])
+    return _best(dataset, entry, answer, task)
 
 
 def _best(dataset: Any, entry: Mapping[str, Any], answer: Answer, task: str) -> Score:

@@ -77,6 +77,9 @@ class WorkerPool:
         size: workers at most; they start when they are needed.
     """
 
+    _all: set[_Worker]
+    _idle: list[_Worker]
+
     def __init__(self, size: int = SIZE) -> None:
         self._size = size
         self._forget()
@@ -166,8 +169,8 @@ class WorkerPool:
     def _forget(self) -> None:
         self._lock = threading.Lock()
         self._free = threading.BoundedSemaphore(self._size)
-        self._all: set[_Worker] = set()
-        self._idle: list[_Worker] = []
+        self._all = set()
+        self._idle = []
 
     def _leave_to_parent(self) -> None:
         """In a forked child: close the copies of the parent's sockets, and start afresh."""

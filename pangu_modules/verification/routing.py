@@ -8,7 +8,8 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat
 
-from pangu_modules.common.config import Config, Configurable, caller_only
+from pangu_modules.common.config import Config as BaseConfig
+from pangu_modules.common.config import Configurable, caller_only
 from pangu_modules.common.names import nearest
 from pangu_modules.common.registry import TARGETS
 from pangu_modules.common.tasks import Task
@@ -30,7 +31,7 @@ class Verification(Configurable):
         config: the configuration.
     """
 
-    class Config(Config):
+    class Config(BaseConfig):
         """Deadline, policy, and the user's own verifiers."""
 
         deadline: PositiveFloat = Field(5.0, description="Seconds that judging one answer may take.")
@@ -65,7 +66,7 @@ class Verification(Configurable):
             ValueError: a label is unknown, its verifier cannot be loaded, or a reference lacks what the verifier needs
                 or cannot be read; it names the task.
         """
-        loaded: set[str] = set()
+        loaded, tried = set[str](), set[str]()
         for task in tasks:
             target = self._target(task)
             if target not in loaded:
@@ -73,14 +74,12 @@ class Verification(Configurable):
                 loaded.add(target)
             if task.verifier in self.config.verifiers:
                 continue
-            for name in NEEDS.get(task.verifier, ()):
-                if str(task.reference.get(name, "")).strip() == "":
-                    raise ValueError(
-                        f"task {task.key!r}: the verifier {task.verifier!r} needs {name!r} in the reference, and there "
-                        "is none: give it, or leave the task out"
-                    )
+            _check_reference(task)
             if task.verifier == "math":
-                self._check_formula(task, target)
+                self._try(task, target, f"<answer>{task.reference['answer']}</answer>", least=1)
+            elif task.verifier == "reasoning_gym" and (items := str(task.reference["arguments"])) not in tried:
+                self._try(task, target, "", least=0)  # one of each kind: is it made again as it was?
+                tried.add(items)
 
     def judge(self, task: Task, text: str) -> Score | None:
         """Return the score of a completion, or None for one that is to be dropped (`on_error`).
@@ -110,19 +109,30 @@ class Verification(Configurable):
             )
         return self.targets[task.verifier]
 
-    def _check_formula(self, task: Task, target: str) -> None:
-        """Refuse a reference that does not equal itself: no answer would ever be right."""
-        right = str(task.reference["answer"])
+    def _try(self, task: Task, target: str, text: str, least: float) -> None:
+        """Refuse a reference on which the verifier fails, or where the text has not at least so high a score."""
+        why = "it does not equal itself"
         try:
-            value = WORKERS.judge(target, f"<answer>{right}</answer>", task.reference, self.config.deadline)["value"]
+            if WORKERS.judge(target, text, task.reference, self.config.deadline)["value"] >= least:
+                return
         except WorkerError as error:
-            raise ValueError(f"task {task.key!r}: the verifier 'math' cannot read answer={right!r}: {error}") from error
-        if value < 1:
-            raise ValueError(f"task {task.key!r}: the verifier 'math' cannot read answer={right!r}")
+            why = str(error)
+        raise ValueError(
+            f"task {task.key!r}: the verifier {task.verifier!r} cannot use answer={task.reference['answer']!r}: {why}"
+        )
 
     def _counted(self, outcome: str, score: Score | None) -> Score | None:
         self.counts[outcome] += 1
         return score
+
+
+def _check_reference(task: Task) -> None:
+    for name in NEEDS.get(task.verifier, ()):
+        if str(task.reference.get(name, "")).strip() == "":
+            raise ValueError(
+                f"task {task.key!r}: the verifier {task.verifier!r} needs {name!r} in the reference, and there is "
+                "none: give it, or leave the task out"
+            )
 
 
 def _load(target: str, task: Task) -> None:

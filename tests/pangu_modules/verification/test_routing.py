@@ -85,7 +85,7 @@ def test_a_label_chooses_the_verifier():
         (Task("row 7", [], "", {}), "unknown verifier ''"),
         (Task("row 7", [], "math", {}), "'row 7': the verifier 'math' needs 'answer'"),
         (Task("row 7", [], "math", {"answer": " "}), "needs 'answer'"),
-        (Task("row 7", [], "math", {"answer": r"\frac{1}{"}), "'row 7': the verifier 'math' cannot read answer="),
+        (Task("row 7", [], "math", {"answer": r"\frac{1}{"}), "'row 7': the verifier 'math' cannot use answer="),
         (Task("row 7", [], "own", {}), "'own' cannot be loaded: AttributeError"),
     ],
 )

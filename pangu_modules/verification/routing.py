@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Literal
@@ -17,6 +19,8 @@ from pangu_modules.verification.answers import after_thinking
 from pangu_modules.verification.pool import WORKERS, LoadError, WorkerError
 from pangu_modules.verification.scores import Score
 
+COUNTING = threading.Lock()
+os.register_at_fork(before=COUNTING.acquire, after_in_parent=COUNTING.release, after_in_child=COUNTING.release)
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "math": ("answer",),
     "reasoning_gym": ("task", "arguments", "index", "answer"),
@@ -93,6 +97,8 @@ class Verification(Configurable):
             return self._counted("unfinished", Score(0.0, reason="the thought does not end"))
         try:
             score = Score(**WORKERS.judge(target, answer, task.reference, self.config.deadline))
+            if not 0 <= score.value <= 1:  # NaN is not, either
+                raise WorkerError(f"{score.component} has the score {score.value}, which is not from 0 to 1")
         except LoadError as error:
             raise _not_loaded(task, error) from error
         except WorkerError as error:
@@ -122,7 +128,8 @@ class Verification(Configurable):
         )
 
     def _counted(self, outcome: str, score: Score | None) -> Score | None:
-        self.counts[outcome] += 1
+        with COUNTING:
+            self.counts[outcome] += 1
         return score
 
 

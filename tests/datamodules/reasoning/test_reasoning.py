@@ -99,6 +99,13 @@ def test_the_tasks_of_this_version_of_reasoning_gym(data):
     assert seed_of(0, "test", "chain_sum", 0) != seed_of(0, "train", "chain_sum", 0)
 
 
+def test_a_generator_that_makes_other_items_in_every_process_is_refused():
+    """polynomial_multiplication goes through sets of words, whose order Python draws anew for each process."""
+    data = ReasoningTasks.Config(tasks={"polynomial_multiplication": (1,)}, num_train=3, num_test=3).build()
+    with pytest.raises(ValueError, match="makes another item 0 of polynomial_multiplication"):
+        data.setup()
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

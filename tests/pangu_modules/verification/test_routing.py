@@ -3,10 +3,10 @@
 import multiprocessing
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import textwrap
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -44,6 +44,12 @@ def _own_verifiers(tmp_path_factory):
             def killed(text, reference):
                 os.kill(os.getpid(), signal.SIGKILL if text == "kill" else signal.SIGSTOP if text == "stop" else 0)
                 return Score(1.0)
+
+            def mad(text, reference):
+                return Score(float("nan"), "madness")
+
+            def bare(text, reference):
+                return 1.0
 
             def greedy(text, reference):
                 return Score(float(len(bytearray(1 << 40))))
@@ -115,6 +121,8 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
         ("killed", "kill", "the worker died with exit code -9"),
         ("killed", "stop", "TimeoutError"),  # catches waiting for a process that no longer reads
         ("greedy", "", "MemoryError"),
+        ("mad", "", "madness has the score nan, which is not from 0 to 1"),
+        ("bare", "", "TypeError"),
     ],
 )
 def test_a_failed_verifier_is_wrong_with_its_reason_and_the_next_one_works(function, text, reason):
@@ -166,6 +174,7 @@ def test_threads_share_the_workers():
             threads.map(lambda i: verification.judge(task(answer=str(i // 2)), f"Answer: {i / 2}"), range(80))
         )
     assert [score.value for score in scores] == [1 - i % 2 for i in range(80)]  # catches answers that are mixed up
+    assert verification.counts == {"right": 40, "wrong": 40}
     assert len(pool.WORKERS._all) <= pool.SIZE
 
 
@@ -206,7 +215,7 @@ def test_no_worker_outlives_its_parent(end):
     for _ in range(200):
         if not running(number):
             return
-        signal.sigtimedwait([], 0.05)
+        time.sleep(0.05)
     raise AssertionError(f"worker {number} is still there: {done.stderr}")
 
 
@@ -235,7 +244,7 @@ def test_an_endless_worker_ends_by_itself_when_its_parent_is_gone():
     for _ in range(400):
         if not running(number):
             return
-        signal.sigtimedwait([], 0.05)
+        time.sleep(0.05)
     raise AssertionError(f"worker {number} is still there: {done.stderr}")
 
 

@@ -96,6 +96,7 @@ WRONG = [
     ("between 42 and 43", "43"),
     ("Answer: 42, 43", "42"),
     ("Answer: 42 and 43", "43"),
+    ("Answer: 42 or 3 apples and 4 pears", "42"),  # one side of the "or" is no single value
     ("42, no, 43", "42"),
     (r"I first had \boxed{42}, but it is \boxed{43}", "42"),
     ("Answer: 42\nThe answer is unknown", "42"),

@@ -13,6 +13,7 @@ import torch
 from pangu_modules.common import registry
 from pangu_modules.common.names import check_source
 from pangu_modules.llm.lora import LoRAPlan
+from pangu_modules.llm.models import pangu_embedded
 from pangu_modules.llm.models.loading import load_causal_lm, new_causal_lm, plain_config
 from pangu_modules.llm.models.names import EMBEDDED_PACKAGES
 from pangu_modules.training.structure import Plan, find_plan
@@ -54,7 +55,8 @@ def recompute_activations(model: Any) -> None:
 
 def model_as_plain_data(config: Any, model: Any) -> dict[str, Any]:
     """Return the fields that build a model of this architecture anywhere, in place of where it came from."""
-    if config.trust_remote_code:  # its class is known to its own folder alone
+    if config.trust_remote_code and not pangu_embedded.is_named(model.config):
+        # Its class is known to its own folder alone.
         return {}
     architecture, model_args = plain_config(model.config)
     return {"model": None, "architecture": architecture, "model_args": model_args}

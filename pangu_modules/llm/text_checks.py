@@ -11,7 +11,7 @@ from torch import nn
 
 from pangu_modules.llm.models.gguf.tokenizer import holds_tokenizer
 from pangu_modules.llm.models.names import is_gguf
-from pangu_modules.llm.models.tokenizer_loading import load_tokenizer
+from pangu_modules.llm.models.tokenizer_loading import is_code_alone, load_tokenizer
 from pangu_modules.llm.tokenizers import difference
 
 POSITION_TABLE = re.compile(r"pos|wpe")  # embed_positions, position_embeddings, wpe
@@ -132,7 +132,7 @@ def _tokenizer_or_none(name: str, trust_remote_code: bool) -> Any:
     try:
         return load_tokenizer(name, trust_remote_code=trust_remote_code)
     except ValueError:  # the weights are there, so what is missing is the tokenizer
-        if is_gguf(name) and holds_tokenizer(name):
+        if holds_tokenizer(name) if is_gguf(name) else is_code_alone(name):
             raise
         return None
 

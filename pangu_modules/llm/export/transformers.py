@@ -14,6 +14,7 @@ from pangu_modules.common.files import atomic_folder, check_new
 from pangu_modules.llm.export.exported import ExportedModule
 from pangu_modules.llm.export.options import ExportOptions
 from pangu_modules.llm.lora import has_adapters, merge_adapters
+from pangu_modules.llm.models import pangu_embedded
 from pangu_modules.llm.models.conversion import MODEL_FILE
 from pangu_modules.llm.models.messages import quiet_transformers
 from pangu_modules.llm.text_files import files_of_tokenizer
@@ -45,6 +46,9 @@ class ModelWriter(Protocol):
 def export(module: ExportedModule, folder: str | Path, options: ExportOptions | None = None) -> Path:
     """Write weights, configuration, generation settings, tokenizer and chat template as a transformers folder.
 
+    A model of the openPangu Embedded family is written as Llama under the family's class name, so that stock
+    transformers and vLLM's class of that name both load it.
+
     Weights are written in ``options.dtype``, by default the type that the model was loaded from. The folder appears
     when it is complete. LoRA adapters are merged in a copy.
 
@@ -60,11 +64,14 @@ def export(module: ExportedModule, folder: str | Path, options: ExportOptions | 
     options = options or ExportOptions()
     model = in_dtype(without_adapters(module.model), options.dtype_of(module))
     writer = _writer(module, options.layout)
+    of_pangu = pangu_embedded.is_named(model.config)
     with atomic_folder(folder, holding=MODEL_FILE, replace=True) as temporary:
         if writer is not None:
             writer.write_model(model, temporary)
         else:
             write_plain_model(model, temporary)
+        if of_pangu:
+            pangu_embedded.write_name(temporary)
         write_files(files_of_tokenizer(module.runtime), temporary)
         if module.tokenizer is not None:
             make_readable(module.tokenizer, temporary, trust_remote_code=module.config.trust_remote_code)
@@ -125,8 +132,10 @@ def write_plain_model(model: Any, folder: Path) -> None:
             f"export: {len(differences)} tensors do not have the shape that config.json describes, the first is "
             f"{differences[0]}: layers of different sizes, or of another kind, need a plan that can write them"
         )
+    architectures = model.config.architectures
     with quiet_transformers():
         model.save_pretrained(folder)
+    model.config.architectures = architectures  # saving puts its own class there
 
 
 def refuse_own_architecture(model_type: str) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from pangu_modules.common import registry
 from pangu_modules.common.files import safe_name
 from pangu_modules.common.names import nearest
+from pangu_modules.llm.models import pangu_embedded
 from pangu_modules.llm.models.conversion import MODEL_FILE
 from pangu_modules.llm.models.fields import fields_read
 from pangu_modules.llm.models.messages import explained, in_one_line, quiet_transformers
@@ -37,7 +38,8 @@ def load_causal_lm(
     """Return a transformers causal LM in training mode.
 
     Args:
-        name_or_path: ``"smollm2"``, a folder, a ``.gguf`` file (dequantised), or a hub id.
+        name_or_path: ``"smollm2"``, a folder, a ``.gguf`` file (dequantised), or a hub id. A released openPangu Embedded
+            is read as the Llama that it computes; its own code is never run.
         dtype: of the weights.
         attn_implementation: transformers' name of the attention kernel, e.g. ``"sdpa"`` or ``"eager"``.
         from_config_only: read the configuration only and initialise at random, on the default device.
@@ -48,7 +50,7 @@ def load_causal_lm(
     """
     from transformers import AutoModelForCausalLM
 
-    options = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
 
     def anew(config: Any) -> nn.Module:
         return with_kernel(partial(AutoModelForCausalLM.from_config, config, **options), attn_implementation)
@@ -61,10 +63,13 @@ def load_causal_lm(
             return read_model(
                 source, dtype=dtype, attn_implementation=attn_implementation, weights=not from_config_only
             ).train()
-    _register_architecture_of(source)
+    with explained(name_or_path):
+        declared = _declared_fields(source)
     _check_shards(Path(source))
     if from_config_only:
         return anew(load_config(name_or_path, trust_remote_code=trust_remote_code))
+    if pangu_embedded.is_declared(declared):
+        options |= {"config": load_config(name_or_path), "trust_remote_code": False}
 
     def load(**more: Any) -> Any:
         read = partial(AutoModelForCausalLM.from_pretrained, source, use_safetensors=True, **options)
@@ -85,7 +90,7 @@ def new_causal_lm(
     """Return a randomly initialised transformers causal LM, on the default device.
 
     Args:
-        architecture: transformers' model type, e.g. ``"llama"``, ``"qwen3"``.
+        architecture: transformers' model type, e.g. ``"llama"``, ``"qwen3"``, or ``"PanguEmbedded"``.
         model_args: fields of that model's configuration; what is not given has transformers' default.
         dtype: of the weights.
         attn_implementation: transformers' name of the attention kernel.
@@ -130,6 +135,8 @@ def new_config(architecture: str, model_args: Mapping[str, Any]) -> Any:
     """
     from transformers import CONFIG_MAPPING, AutoConfig
 
+    if architecture == pangu_embedded.MODEL_TYPE:
+        return new_config(pangu_embedded.LLAMA, pangu_embedded.llama_fields(model_args))
     register_architecture(architecture)
     if architecture not in CONFIG_MAPPING:
         hint = nearest(architecture, list(CONFIG_MAPPING))
@@ -154,7 +161,8 @@ def plain_config(config: Any) -> tuple[str, dict[str, Any]]:
     known = set(AutoConfig.for_model(config.model_type).to_dict())
     if not known >= set(differing):
         known |= fields_read(config.model_type)
-    return config.model_type, {name: value for name, value in differing.items() if name in known}
+    architecture = pangu_embedded.MODEL_TYPE if pangu_embedded.is_named(config) else config.model_type
+    return architecture, {name: value for name, value in differing.items() if name in known}
 
 
 def load_config(name_or_path: str, *, trust_remote_code: bool = False) -> Any:
@@ -167,8 +175,10 @@ def load_config(name_or_path: str, *, trust_remote_code: bool = False) -> Any:
 
         with explained(name_or_path):
             return read_config(source)
-    _register_architecture_of(source)
     with explained(name_or_path):
+        declared = _declared_fields(source)
+        if pangu_embedded.is_declared(declared):
+            return pangu_embedded.config_of_folder(declared)
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
 
 
@@ -195,10 +205,16 @@ def register_architecture(architecture: str) -> None:
         registry.load("architecture", architecture)  # importing its module registers it with transformers
 
 
-def _register_architecture_of(source: str) -> None:
-    config_file = Path(source) / MODEL_FILE
-    if config_file.is_file():
-        register_architecture(str(json.loads(config_file.read_text(encoding="utf-8")).get("model_type")))
+def _declared_fields(source: str) -> dict[str, Any]:
+    """Return what a model's ``config.json`` says, and make transformers know its architecture if it is one of ours."""
+    from transformers import PreTrainedConfig
+
+    folder = Path(source)
+    if folder.exists() and not (folder / MODEL_FILE).is_file():
+        return {}  # transformers says what is missing
+    fields, _ = PreTrainedConfig.get_config_dict(source)
+    register_architecture(str(fields.get("model_type")))
+    return dict(fields)
 
 
 def _check_shards(folder: Path) -> None:

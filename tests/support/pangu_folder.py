@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +74,15 @@ def pangu_folder(folder: Path, *, tokenizer_file: bool = True, **fields: Any) ->
 def _weights(config: dict[str, Any]) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
 
-    def random(*shape: int, around: float = 0.0, spread: float = 0.3) -> torch.Tensor:
+    def random(*shape: int, around: float = 0.0) -> torch.Tensor:
+        spread = 0.3 if len(shape) == 1 else 1.7 / math.sqrt(shape[1])  # outputs of one size at every width
         return around + spread * torch.randn(shape, generator=generator)
 
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
     queries, keys = (head_dim * config[f"num_{kind}_heads"] for kind in ("attention", "key_value"))
     shapes = {"q_proj": (queries, hidden), "k_proj": (keys, hidden), "v_proj": (keys, hidden), "o_proj": (hidden, queries)}
-    weights = {"model.embed_tokens.weight": random(config["vocab_size"], hidden, spread=1.0)}
+    weights = {"model.embed_tokens.weight": random(config["vocab_size"], hidden) * 3}
     for layer in range(config["num_hidden_layers"]):
         start = f"model.layers.{layer}"
         for name, shape in shapes.items():

@@ -15,6 +15,7 @@ from pangu_modules.common.errors import UsageError
 from pangu_modules.common.files import check_new, write_atomically
 from pangu_modules.engine.checkpoint_io import read_checkpoint
 from pangu_modules.engine.errors import usage_errors
+from pangu_modules.engine.evaluating import EVALUATIONS, next_file, prepared, write_results
 from pangu_modules.engine.folder import RunFolder, to_yaml, versions
 from pangu_modules.engine.launch import leads
 from pangu_modules.engine.own_modules import check_predicts, started_from
@@ -36,10 +37,11 @@ def run(request: Request) -> None:
     """Run the request's command."""
     commands: dict[str, Callable[[Request], None]] = {
         "fit": fit,
-        "validate": evaluate,
-        "test": evaluate,
+        "validate": run_loop,
+        "test": run_loop,
         "predict": predict,
         "export": export,
+        "evaluate": evaluate,
         "plan": plan,
     }
     commands[request.command](request)
@@ -175,15 +177,15 @@ def _load_weights(module: Any, path: Path) -> None:
         load_weights(module, read_checkpoint(path)["state_dict"], source=str(path))
 
 
-def evaluate(request: Request) -> None:
+def run_loop(request: Request) -> None:
     """Evaluate a checkpoint on the validation or test set and print the metrics as a table."""
     stage, path, folder = _checkpoint(request)
     module = _module_of(request, stage, path)
     data = build_data(stage)
     trainer = build_trainer(stage.derive(trainer={"logger": False}), StageRun(folder), module)
-    run_loop = trainer.validate if request.command == "validate" else trainer.test
+    loop = trainer.validate if request.command == "validate" else trainer.test
     with usage_errors_until_start(trainer, data):
-        run_loop(module, datamodule=data, ckpt_path=path, weights_only=True)
+        loop(module, datamodule=data, ckpt_path=path, weights_only=True)
 
 
 def predict(request: Request) -> None:
@@ -236,6 +238,19 @@ def export(request: Request) -> None:
     with usage_errors("export"):
         module.eval().export(output, kind, **chosen)
     print(f"export ({kind}): {output}")
+
+
+def evaluate(request: Request) -> None:
+    """Run tasks on a language model's checkpoint; print their results, and write them beside it and into its report."""
+    stage, path, folder = _checkpoint(request)
+    evaluation = prepared(stage.module.owner, request.options)
+    output = _new_output(request, next_file(folder.path / EVALUATIONS))
+    module = _module_of(request, stage, path)
+    _load_weights(module, path)
+    with usage_errors("evaluate"):
+        results = evaluation(module)
+    step = read_checkpoint(path)["global_step"]
+    write_results({"checkpoint": str(path), "global_step": step, **results}, output, folder.path)
 
 
 def plan(request: Request) -> None:

@@ -17,6 +17,7 @@ COMMANDS = {
     "test": "evaluate a checkpoint on the test set",
     "predict": "write predictions of a checkpoint",
     "export": "write a checkpoint in the ecosystem's own format",
+    "evaluate": "run tasks of lm-evaluation-harness on a language model's checkpoint",
     "plan": "print parameters, FLOPs and memory without weights or data (--json for machines)",
 }
 HELP = ("-h", "--help")
@@ -44,6 +45,14 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--dtype": {"type": str, "help": "Type of the weights: float32, float16 or bfloat16 (default: as loaded)."},
         "--layout": {"type": str, "help": "Of a pruned model: uniform, padded or per_layer (default: its plan's)."},
     },
+    "evaluate": {
+        "--tasks": {"type": str, "help": "Tasks, groups or tags, comma-separated; * is any text: arc_easy,mmlu_*."},
+        "--limit": {"type": int, "help": "Samples of each task (default: all)."},
+        "--num_fewshot": {"type": int, "help": "Examples before each question (default: the task's own)."},
+        "--batch_size": {"type": int, "help": "Sequences at once (default: 8)."},
+        "--include_path": {"type": str, "help": "Folder of your own tasks (YAML); Python files they name are run."},
+        "--output": {"type": str, "help": "JSON file for the results (default: evaluations/ in the run's folder)."},
+    },
     "plan": {
         "--json": {"action": "store_true", "help": "Print one JSON object."},
         "--hardware": {"type": str, "help": "Estimate throughput on this card: a name, or a YAML file of a card."},
@@ -51,7 +60,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 CHECKPOINT_HELP = "Checkpoint: a path, 'last' or 'best' of the newest run (default: last)."
-for _command in ("validate", "test", "predict", "export"):
+for _command in ("validate", "test", "predict", "export", "evaluate"):
     OPTIONS[_command]["--ckpt_path"] = {"type": str, "default": "last", "help": CHECKPOINT_HELP}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -28,6 +28,9 @@ from pangu_modules.llm.text_files import collect_text, take_generation_settings,
 from pangu_modules.llm.tokenizers import stored_files
 from pangu_modules.training.objectives import Batch, Outputs
 from pangu_modules.training.structure import Plan
+
+if TYPE_CHECKING:
+    from pangu_modules.llm.evaluate.harness import Evaluation
 
 
 class CausalLM(NextTokenModule):
@@ -225,6 +228,17 @@ class CausalLM(NextTokenModule):
         """Return rows, as `prediction_rows`, for texts of one's own; raises as `GenerationEngine.generate`."""
         completions = self.generation_engine().generate(list(prompts))
         return [{"prompt": prompt, **asdict(written)} for prompt, written in zip(prompts, completions, strict=True)]
+
+    @staticmethod
+    def evaluation(**settings: Any) -> Evaluation:
+        """Return tasks of lm-evaluation-harness, ready to be called with a module; `EvaluationConfig` has the settings.
+
+        Raises:
+            ValueError: see `Evaluation`.
+        """
+        from pangu_modules.llm.evaluate.harness import Evaluation, EvaluationConfig
+
+        return Evaluation(EvaluationConfig(**settings))
 
     def export(
         self,

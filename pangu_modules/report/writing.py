@@ -1,4 +1,4 @@
-"""The files of a run's report: one HTML page that loads nothing, and Markdown with its figures beside it."""
+"""The files of a run's report: one HTML page that loads nothing, Markdown with its figures beside it, and the data."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pangu_modules.common.files import write_atomically
 from pangu_modules.report.html import render_html
 from pangu_modules.report.markdown import render_markdown
 from pangu_modules.report.run_report import RunReport
+from pangu_modules.report.stored import FIGURES, store_report
 
 
 def write_report(report: RunReport, folder: str | Path) -> tuple[Path, Path]:
-    """Write ``report.html``, ``report.md`` and ``figures/*.png``, each atomically.
+    """Write ``report.html``, ``report.md``, ``figures/*.png`` and ``report.json`` (see `stored_report`), each atomically.
 
     Args:
         report: what to write.
@@ -22,7 +23,8 @@ def write_report(report: RunReport, folder: str | Path) -> tuple[Path, Path]:
     """
     folder = Path(folder)
     for figure in report.figures:
-        write_atomically(folder / "figures" / figure.file_name, figure.png)
+        write_atomically(folder / FIGURES / figure.file_name, figure.png)
     markdown = write_atomically(folder / "report.md", render_markdown(report))
     page = write_atomically(folder / "report.html", render_html(report))
+    store_report(report, folder)
     return page, markdown

@@ -17,7 +17,7 @@ from pangu_modules.report.writing import write_report
 
 EVALUATIONS = "evaluations"  # folder of the results, in that of a run
 SETTINGS = ("tasks", "limit", "num_fewshot", "batch_size", "include_path")
-COLUMNS = {
+COLUMNS: dict[str, Column | str] = {
     "task": "task",
     "metric": "metric",
     "value": Column("value", digits=4),

@@ -43,5 +43,6 @@ def stored_report(folder: Path) -> RunReport:
             name = Path(figure["file_name"]).name  # inside the folder, whatever the file says
             report.figures.append(ReportFigure((folder / FIGURES / name).read_bytes(), figure["caption"], name))
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
-        raise ValueError(f"{file} is damaged ({error}): remove it, and run fit again for a new report") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{file} is damaged ({reason}): remove it; the end of a fit writes it again") from error
     return report

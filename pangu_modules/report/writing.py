@@ -12,7 +12,7 @@ from pangu_modules.report.stored import FIGURES, store_report
 
 
 def write_report(report: RunReport, folder: str | Path) -> tuple[Path, Path]:
-    """Write ``report.html``, ``report.md``, ``figures/*.png`` and ``report.json`` (see `stored_report`), each atomically.
+    """Write ``report.html``, ``report.md``, ``figures/*.png`` and (for `stored_report`) ``report.json``, each atomic.
 
     Args:
         report: what to write.

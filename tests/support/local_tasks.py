@@ -49,7 +49,9 @@ def questions(count: int = 12) -> list[dict[str, Any]]:
     """Return questions of two words with four answers of one to three words, so that lengths count in acc_norm."""
     rows = []
     for row in range(count):
-        choices = [" ".join(f"w{(11 * row + 7 * one + two) % 90 + 10}" for two in range(1 + one % 3)) for one in range(4)]
+        choices = [
+            " ".join(f"w{(11 * row + 7 * one + two) % 90 + 10}" for two in range(1 + one % 3)) for one in range(4)
+        ]
         rows.append({"question": f"w{row} w{row + 1}", "choices": choices, "answer": row % 4})
     return rows
 

@@ -81,7 +81,12 @@ def _weights(config: dict[str, Any]) -> dict[str, torch.Tensor]:
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
     queries, keys = (head_dim * config[f"num_{kind}_heads"] for kind in ("attention", "key_value"))
-    shapes = {"q_proj": (queries, hidden), "k_proj": (keys, hidden), "v_proj": (keys, hidden), "o_proj": (hidden, queries)}
+    shapes = {
+        "q_proj": (queries, hidden),
+        "k_proj": (keys, hidden),
+        "v_proj": (keys, hidden),
+        "o_proj": (hidden, queries),
+    }
     weights = {"model.embed_tokens.weight": random(config["vocab_size"], hidden) * 3}
     for layer in range(config["num_hidden_layers"]):
         start = f"model.layers.{layer}"
@@ -89,7 +94,11 @@ def _weights(config: dict[str, Any]) -> dict[str, torch.Tensor]:
             weights[f"{start}.self_attn.{name}.weight"] = random(*shape)
             if config["bias"]:
                 weights[f"{start}.self_attn.{name}.bias"] = random(shape[0])
-        for name, shape in (("gate_proj", (inner, hidden)), ("up_proj", (inner, hidden)), ("down_proj", (hidden, inner))):
+        for name, shape in (
+            ("gate_proj", (inner, hidden)),
+            ("up_proj", (inner, hidden)),
+            ("down_proj", (hidden, inner)),
+        ):
             weights[f"{start}.mlp.{name}.weight"] = random(*shape)
         for name in ("input_layernorm", "post_attention_layernorm"):
             weights[f"{start}.{name}.weight"] = random(hidden, around=1.0)

@@ -1,4 +1,4 @@
-"""``python -m pangu_modules.llm.evaluate FOLDER --tasks ...``: tasks on an exported or released model, without a recipe."""
+"""``python -m pangu_modules.llm.evaluate FOLDER --tasks ...``: tasks on an exported or released model, no recipe."""
 
 from __future__ import annotations
 

@@ -79,16 +79,15 @@ class Evaluation:
             model.to(torch.accelerator.current_accelerator())
         begun = time.perf_counter()
         with _quiet_harness():
-            batch_size = self.config.batch_size
-            engine = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
-            found = simple_evaluate(
-                engine,
-                tasks=self._tasks,
-                num_fewshot=self.config.num_fewshot,
-                limit=self.config.limit,
-                task_manager=self._manager,  # otherwise it indexes its 14,000 tasks
-                log_samples=False,
-            )
+            engine = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=self.config.batch_size)
+        found = simple_evaluate(
+            engine,
+            tasks=self._tasks,
+            num_fewshot=self.config.num_fewshot,
+            limit=self.config.limit,
+            task_manager=self._manager,  # otherwise it indexes its 14,000 tasks
+            log_samples=False,
+        )
         model.train(training)
         return {
             **self.config.plain(),
@@ -129,7 +128,9 @@ def _manager(config: EvaluationConfig) -> Any:
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise ValueError(f"evaluate needs lm-evaluation-harness: pip install 'pangu-recipes[eval]' ({error})") from error
+        raise ValueError(
+            f"evaluate needs lm-evaluation-harness: pip install 'pangu-recipes[eval]' ({error})"
+        ) from error
 
     folder = config.include_path
     if folder is not None:
@@ -187,7 +188,7 @@ def _refuse_code(task: Any) -> None:
 
 @contextmanager
 def _quiet_harness() -> Iterator[None]:
-    """Hide the harness' remarks; what they say of samples and examples is in the results."""
+    """Hide the harness' remarks while it is prepared: what matters of them is an error here, or in the results."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -20,7 +20,9 @@ class EvaluationConfig(Config):
         min_length=1, description="Tasks, groups or tags, comma-separated; * stands for any letters: arc_easy,mmlu_*."
     )
     limit: PositiveInt | None = Field(None, description="Samples of each task; empty: all.")
-    num_fewshot: NonNegativeInt | None = Field(None, description="Examples before each question; empty: the task's own.")
+    num_fewshot: NonNegativeInt | None = Field(
+        None, description="Examples before each question; empty: the task's own."
+    )
     batch_size: PositiveInt = Field(8, description="Sequences at once.")
     include_path: str | None = Field(
         None, description="Folder of your own tasks (YAML); Python files that they name are run."

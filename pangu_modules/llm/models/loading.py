@@ -38,8 +38,8 @@ def load_causal_lm(
     """Return a transformers causal LM in training mode.
 
     Args:
-        name_or_path: ``"smollm2"``, a folder, a ``.gguf`` file (dequantised), or a hub id. A released openPangu Embedded
-            is read as the Llama that it computes; its own code is never run.
+        name_or_path: ``"smollm2"``, a folder, a ``.gguf`` file (dequantised), or a hub id. A released openPangu
+            Embedded is read as the Llama that it computes; its own code is never run.
         dtype: of the weights.
         attn_implementation: transformers' name of the attention kernel, e.g. ``"sdpa"`` or ``"eager"``.
         from_config_only: read the configuration only and initialise at random, on the default device.

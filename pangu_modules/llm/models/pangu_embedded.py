@@ -1,9 +1,9 @@
 """openPangu Embedded as what it computes: a Llama with biases on q, k, v and o.
 
-Released folders say ``model_type: PanguEmbedded`` and bring Python code that needs an Ascend NPU to be imported. None of
-it is run: their configuration is translated, and their weights have Llama's names already. The model is transformers'
-Llama; that it belongs to the family is kept in its configuration's ``architectures``, and so in every export, which
-transformers reads as Llama, and vLLM as the class of that name.
+Released folders say ``model_type: PanguEmbedded`` and bring Python code that needs an Ascend NPU to be imported. None
+of it is run: their configuration is translated, and their weights have Llama's names already. The model is
+transformers' Llama; that it belongs to the family is kept in its configuration's ``architectures``, and so in every
+export, which transformers reads as Llama, and vLLM as the class of that name.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ DEFAULTS: dict[str, Any] = {
 """What the released configuration (of 7B) has where a file says nothing; Llama's own defaults are others."""
 
 OF_THE_FILES = ("model_type", "architectures", "auto_map", "transformers_version", "torch_dtype", "rope_scaling")
-"""Fields that need no name in Llama's configuration: they say how the files were written, or have a newer name there."""
+"""Fields that Llama's configuration need not have: they say how the files were written, or have a newer name there."""
 
 
 def llama_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,8 +74,8 @@ def config_of_folder(declared: Mapping[str, Any]) -> Any:
     for name, value in declared.items():
         if name not in known and value is not None:
             raise ValueError(
-                f"its config.json has {name}={value!r}, which no {MODEL_TYPE} that is known here has.{nearest(name, known)}"
-                " Remove the field if the model computes the same without it"
+                f"its config.json has {name}={value!r}, which no {MODEL_TYPE} that is known here has."
+                f"{nearest(name, known)} Remove the field if the model computes the same without it"
             )
     kept = {name: value for name, value in declared.items() if name not in ("model_type", "auto_map")}
     return LlamaConfig(**llama_fields(kept))

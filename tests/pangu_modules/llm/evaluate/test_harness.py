@@ -86,15 +86,23 @@ def test_what_cannot_be_run_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     folder = write_task(tmp_path / "tasks", PICK, questions(2))
-    (folder / "far.yaml").write_text(PICK.format(rows="x").replace("task: pick", "task: far").replace("json", "an/other"))
+    (folder / "far.yaml").write_text(
+        PICK.format(rows="x").replace("task: pick", "task: far").replace("json", "an/other")
+    )
     (folder / "unsafe.yaml").write_text(
         (folder / "pick.yaml").read_text().replace("task: pick", "task: unsafe") + "unsafe_code: true\n"
     )
     (folder / "odd.yaml").write_text(
-        (folder / "pick.yaml").read_text().replace("task: pick", "task: odd").replace("metric: acc_norm", "metric: rouge")
+        (folder / "pick.yaml")
+        .read_text()
+        .replace("task: pick", "task: odd")
+        .replace("metric: acc_norm", "metric: rouge")
     )
     for task, message in (
-        ("far", r"tasks: 'far' cannot be read \(.*an/other.*\): its data must be reachable, on the hub or in the cache"),
+        (
+            "far",
+            r"tasks: 'far' cannot be read \(.*an/other.*\): its data must be reachable, on the hub or in the cache",
+        ),
         ("unsafe", "tasks: 'unsafe' runs programs that the model writes, which is not done here"),
         ("odd", "tasks: the metric 'rouge' of 'odd' is a program on a hub, and none is run"),
     ):

@@ -1,4 +1,4 @@
-"""A model of the openPangu Embedded family, written as one folder that stock transformers and vLLM's Pangu class load."""
+"""A model of the openPangu Embedded family as one folder, which stock transformers and vLLM's Pangu class load."""
 
 from __future__ import annotations
 

@@ -98,7 +98,10 @@ def test_what_a_file_leaves_out_is_the_family_s_and_not_llama_s(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sandwich_norm": True}, "its config.json has sandwich_norm=True, which no PanguEmbedded that is known here has"),
+        (
+            {"sandwich_norm": True},
+            "its config.json has sandwich_norm=True, which no PanguEmbedded that is known here has",
+        ),
         ({"rms_norm_epps": 1e-6}, "Did you mean 'rms_norm_eps'"),
         ({"attention_bias": False}, "bias=True and attention_bias=False are one thing: give one"),
         ({"num_key_value_heads": 3}, "its weights do not fit its config.json"),

@@ -180,7 +180,7 @@ def test_writing_again_replaces_the_files_and_leaves_no_temporary_ones(report, t
     page, markdown = write_report(report, tmp_path)
     assert "<h1>Second</h1>" in page.read_text()
     assert markdown.read_text().startswith("# Second\n")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "report.html", "report.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "report.html", "report.json", "report.md"]
 
 
 def test_an_empty_report_has_only_its_title(tmp_path):

@@ -132,7 +132,8 @@ def _tokenizer_or_none(name: str, trust_remote_code: bool) -> Any:
     try:
         return load_tokenizer(name, trust_remote_code=trust_remote_code)
     except ValueError:  # the weights are there, so what is missing is the tokenizer
-        if holds_tokenizer(name) if is_gguf(name) else is_code_alone(name):
+        is_there = holds_tokenizer(name) if is_gguf(name) else is_code_alone(name)
+        if is_there:
             raise
         return None
 

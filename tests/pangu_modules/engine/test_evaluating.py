@@ -14,6 +14,7 @@ from toys import ToyData, ToyModule
 
 from pangu_modules import CausalLM, Recipe, Stage
 from pangu_modules.engine.cli import main
+from pangu_modules.engine.evaluating import write_results
 from pangu_modules.engine.folder import RUN_DIR_VARIABLE
 from pangu_modules.report.stored import stored_report
 
@@ -58,18 +59,32 @@ def test_results_are_written_beside_the_run_and_join_its_report(own: Stage, caps
     assert (RUN / "report.md").read_text().count("| pick | acc |") == 2
 
 
-def test_a_stage_s_results_join_the_report_of_the_pipeline(own: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_s_results_join_the_report_of_the_pipeline(own: Stage) -> None:
     recipe = Recipe(stages={"one": own, "two": own.derive(start_from="one")})
-    main(recipe, ["fit", "--stage", "one"])
-    words = ["evaluate", "--tasks", "pick", "--include_path", "tasks", "--limit", "2", "--stage", "one"]
-    (RUN / "report.json").unlink()  # as in a run from before
-    main(recipe, [*words, "--output", "mine.json"])
-    assert json.loads(Path("mine.json").read_text())["limit"] == 2
-    assert "has no report yet that the table could join" in capsys.readouterr().out
     main(recipe, ["fit"])
-    main(recipe, words)
-    titles = [table.title for table in stored_report(RUN).tables]
-    assert titles.count("one: Tasks, last.ckpt of step 1") == 2  # that from before the end of the run, too
+    chosen = ["--stage", "one", "--limit", "2", "--output", "mine.json"]
+    main(recipe, ["evaluate", "--tasks", "pick", "--include_path", "tasks", *chosen])
+    assert json.loads(Path("mine.json").read_text())["limit"] == 2
+    assert "one: Tasks, last.ckpt of step 1" in [table.title for table in stored_report(RUN).tables]
+
+
+def test_results_of_a_checkpoint_without_a_run_are_kept_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {
+        "task": "a",
+        "metric": "acc",
+        "value": 0.5,
+        "stderr": None,
+        "num_fewshot": 0,
+        "num_samples": 2,
+        "of_samples": 2,
+    }
+    results = {"checkpoint": "x.ckpt", "global_step": 3, "rows": [row], "seconds": 1.0}
+    write_results(results, tmp_path / "out.json", tmp_path)
+    assert json.loads((tmp_path / "out.json").read_text()) == results
+    assert "has no report yet that the table could join" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
 
 
 def test_bad_values_end_with_one_sentence_before_the_model_is_built(

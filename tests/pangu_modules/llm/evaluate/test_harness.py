@@ -96,7 +96,7 @@ def test_what_cannot_be_run_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (folder / "pick.yaml")
         .read_text()
         .replace("task: pick", "task: odd")
-        .replace("metric: acc_norm", "metric: rouge")
+        .replace("metric: acc_norm", "metric: bertscore")
     )
     for task, message in (
         (
@@ -104,7 +104,7 @@ def test_what_cannot_be_run_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             r"tasks: 'far' cannot be read \(.*an/other.*\): its data must be reachable, on the hub or in the cache",
         ),
         ("unsafe", "tasks: 'unsafe' runs programs that the model writes, which is not done here"),
-        ("odd", "tasks: the metric 'rouge' of 'odd' is a program on a hub, and none is run"),
+        ("odd", "tasks: the metric 'bertscore' of 'odd' is a program on a hub, and none is run"),
     ):
         with pytest.raises(ValueError, match=message):
             Evaluation(EvaluationConfig(tasks=task, include_path=str(folder)))

@@ -79,8 +79,9 @@ def test_logits_equal_a_slow_model_with_biases_and_no_code_is_run(
     with torch.no_grad():
         found = model(ids).logits[0]
     wanted = slow_logits(weights, {**RELEASED, **fields}, ids[0].tolist())
-    # Measured: 3e-7 on logits up to 30, since transformers computes the rope's cosines in float32.
-    torch.testing.assert_close(found, wanted, rtol=0, atol=3e-6)
+    # Measured: 4e-6 on logits up to 19, since transformers takes norms and cosines in float32; one bias of o_proj left
+    # out changes them by 1.4.
+    torch.testing.assert_close(found, wanted, rtol=0, atol=2e-5)
     assert not (tmp_path / "run").exists()
     assert model.training
     assert model.config.eos_token_id == 1

@@ -62,7 +62,7 @@ class GenerationEngine(Configurable):
         """
         seed = self.config.seed if seed is None else seed
         if self.config.base_url is not None:
-            return complete_on_server(self.config, list(prompts), seed)
+            return complete_on_server(self.config, list(prompts), seed, self.config.samples, 0)  # type: ignore[return-value]
         tokens = [self._tokens(prompt) for prompt in prompts]
         # Prompts of about the same length share a batch, which saves padding.
         order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))

@@ -37,13 +37,15 @@ class _TryAgainError(Exception):
     """One try failed in a way that another may not.
 
     Args:
-        message: what happened.
+        reason: what happened, without what differs from one request to the next.
+        answer: the server's words, if it said any.
         delay: seconds that the server asks to wait; None if it says nothing.
         absent: whether there was no connection at all.
     """
 
-    def __init__(self, message: str, *, delay: float | None = None, absent: bool = False) -> None:
-        super().__init__(message)
+    def __init__(self, reason: str, answer: str = "", *, delay: float | None = None, absent: bool = False) -> None:
+        super().__init__(f"{reason}: {answer}" if answer else reason)
+        self.reason = reason
         self.delay = delay
         self.absent = absent
 
@@ -88,9 +90,7 @@ class ServerClient:
         await self._http.aclose()
         if self.tried_again:
             reasons = ", ".join(f"{reason}: {count}" for reason, count in self.tried_again.most_common(3))
-            warnings.warn(
-                f"{self.base_url}: {self.tried_again.total()} requests were tried again ({reasons})", stacklevel=2
-            )
+            warnings.warn(f"{self.base_url}: {self.tried_again.total()} further tries ({reasons})", stacklevel=2)
 
     async def models(self) -> dict[str, str] | None:
         """Return the owner of each model that the server lists, or None where it has no such list.
@@ -122,18 +122,23 @@ class ServerClient:
         for number in range(self.config.retries + 1):
             try:
                 body = await self._once(path, question, limit)
-                try:
-                    return read(body)
-                except BrokenAnswerError as error:
-                    raise _TryAgainError(str(error)) from None
+                return self._read(body, read)
             except ServerError as error:
                 raise ServerError(f"{self.base_url}/{path} {error}", everywhere=error.everywhere) from None
             except _TryAgainError as error:
                 if number == self.config.retries or (error.absent and not self._met):
                     raise self._given_up(path, error, number) from None
-                self.tried_again[str(error)] += 1
+                self.tried_again[error.reason] += 1
                 await asyncio.sleep(self._delay(error.delay, number))
         raise AssertionError("the last try returns or raises")
+
+    def _read(self, body: bytes, read: Callable[[bytes], T]) -> T:
+        try:
+            return read(body)
+        except BrokenAnswerError:
+            raise _TryAgainError("answered with something that is not JSON", quote(body, self._key)) from None
+        except ServerError as error:
+            raise ServerError(f"{error}: {quote(body, self._key)}") from None
 
     def _given_up(self, path: str, error: _TryAgainError, number: int) -> ServerError:
         tries = f" in each of {number + 1} tries (retries={self.config.retries})" if number else ""
@@ -178,10 +183,10 @@ class ServerClient:
     def _refuse(self, response: httpx.Response, body: bytes) -> None:
         """Raise the error of an answer that is not 200."""
         status, config = response.status_code, self.config
-        answered = f"answered {status} {response.reason_phrase}"
+        answered = f"answered {status} {httpx.codes.get_reason_phrase(status)}".rstrip()
         if status in (408, 425, 429) or (status >= 500 and status != 501):  # 501: it will never have this path
             delay = retry_after(response.headers.get("Retry-After"))
-            raise _TryAgainError(f"{answered}: {quote(body, self._key)}", delay=delay)
+            raise _TryAgainError(answered, quote(body, self._key), delay=delay)
         if status in (401, 403):
             named = config.api_key_variable
             remedy = f"the value of {named} is not the server's key" if named else "api_key_variable names its key"

@@ -29,7 +29,7 @@ class ServerError(ConnectionError):
 
 
 class BrokenAnswerError(ValueError):
-    """A body is no JSON: it was cut off, or comes from something else than the server. Asking again may help."""
+    """A body is no JSON: it was cut off, or something else than the server wrote it. Asking again may help."""
 
 
 Token = Annotated[int, Field(ge=0, lt=2**31)]
@@ -118,9 +118,9 @@ def read_answer(kind: type[AnyAnswer], body: bytes) -> AnyAnswer:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         if problem["type"] == "json_invalid":
-            raise BrokenAnswerError(f"answered with something that is not JSON: {quote(body)}") from None
+            raise BrokenAnswerError from None
         where = ".".join(str(part) for part in problem["loc"])
-        raise ServerError(f"answered not as agreed ({where}: {problem['msg']}): {quote(body)}") from None
+        raise ServerError(f"answered not as agreed ({where}: {problem['msg']})") from None
 
 
 def quote(body: bytes, secret: str = "") -> str:
@@ -135,6 +135,7 @@ class Asked:
     """What a completion was asked for, which its answer is checked against.
 
     Attributes:
+        is_chat: whether the prompt was a conversation.
         prompt_ids: where the prompt was given as tokens.
         max_new_tokens: at most.
         stop: texts that end it.
@@ -142,13 +143,14 @@ class Asked:
             temperature, top-k or top-p, after which servers tell no probabilities.
     """
 
+    is_chat: bool
     prompt_ids: tuple[int, ...]
     max_new_tokens: int
     stop: tuple[str, ...]
     sampling: Literal["model", "likeliest", "limited"]
 
 
-def read_completion(body: bytes, is_chat: bool, asked: Asked) -> Rollout:
+def read_completion(body: bytes, asked: Asked) -> Rollout:
     """Return a completion without its seed and names.
 
     Raises:
@@ -156,7 +158,7 @@ def read_completion(body: bytes, is_chat: bool, asked: Asked) -> Rollout:
         ServerError: it holds no completion, or one that contradicts what was asked for.
     """
     choice: Any
-    if is_chat:
+    if asked.is_chat:
         answer = read_answer(ChatAnswer, body)
         choice, text, prompt_ids = answer.choices[0], answer.choices[0].message.content, answer.prompt_token_ids
         listed = None if choice.logprobs is None else choice.logprobs.content
@@ -166,7 +168,7 @@ def read_completion(body: bytes, is_chat: bool, asked: Asked) -> Rollout:
         text, prompt_ids = choice.text, choice.prompt_token_ids
         logprobs = None if choice.logprobs is None else choice.logprobs.token_logprobs
     if text is None:
-        raise ServerError(f"gave no text: {quote(body)}")
+        raise ServerError("gave no text")
     text, finish_reason = _ended(choice, text, asked.stop)
     token_ids = tuple(choice.token_ids or ())
     _check_lengths(token_ids, None if choice.token_ids is None else logprobs, prompt_ids, asked)
@@ -216,7 +218,7 @@ def read_scores(body: bytes, sequence: Sequence[int], top_k: int) -> SequenceSco
     """
     rows = read_answer(TextAnswer, body).choices[0].prompt_logprobs
     if rows is None:
-        raise ServerError(f"gave no log-probabilities of the prompt (prompt_logprobs): {quote(body)}")
+        raise ServerError("gave no log-probabilities of the prompt (prompt_logprobs)")
     if len(rows) != len(sequence):
         raise ServerError(f"gave log-probabilities of {len(rows)} tokens for a sequence of {len(sequence)}")
     length = len(sequence) - 1

@@ -1,8 +1,4 @@
 import copy
-import json
-import os
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -117,102 +113,6 @@ def test_padding_is_on_the_left():
     input_ids, mask = pad_left([[5, 6, 7], [8]], 2)
     assert input_ids.tolist() == [[5, 6, 7], [2, 2, 8]]
     assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
-
-
-# A server.
-
-
-class Answering(BaseHTTPRequestHandler):
-    def do_POST(self):
-        question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append((self.path, dict(self.headers), question))
-        status, body = self.server.answer(self.path, question)
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def server():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as http:
-        http.asked = []
-        threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
-        yield http
-        http.shutdown()
-
-
-def echo(path, question):
-    if path == "/v1/chat/completions":
-        return 200, {
-            "choices": [{"message": {"content": f"chat {len(question['messages'])}"}, "finish_reason": "stop"}]
-        }
-    return 200, {"choices": [{"text": f"after {question['prompt']}", "finish_reason": "length"}]}
-
-
-def remote(server, **fields):
-    base_url = f"http://127.0.0.1:{server.server_port}/v1"
-    return GenerationEngine.Config(base_url=base_url, model="tiny", **fields).build()
-
-
-def test_server_answers_in_the_order_of_the_prompts(server):
-    server.answer = echo
-    conversation = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
-    settings = {"temperature": 0.5, "top_p": 0.9, "max_new_tokens": 7, "seed": 40}
-    completions = remote(server, **settings).generate(["x", [5, 6], conversation])
-    assert [completion.text for completion in completions] == ["after x", "after [5, 6]", "chat 2"]
-    assert [completion.finish_reason for completion in completions] == ["length", "length", "stop"]
-    by_seed = {question["seed"]: question for _, _, question in server.asked}
-    assert by_seed[40] == {
-        "model": "tiny",
-        "prompt": "x",
-        "max_tokens": 7,
-        "temperature": 0.5,
-        "top_p": 0.9,
-        "seed": 40,
-    }
-    assert by_seed[42]["messages"] == conversation
-    assert not any("Authorization" in headers for _, headers, _ in server.asked)
-
-
-def test_server_gets_a_key_and_top_k_only_if_asked_for(server, monkeypatch):
-    server.answer = echo
-    monkeypatch.setenv("TEST_KEY", "secret")
-    remote(server, api_key_variable="TEST_KEY", top_k=3).generate(["x"])
-    _, headers, question = server.asked[0]
-    assert headers["Authorization"] == "Bearer secret"
-    assert question["top_k"] == 3
-    assert "ABSENT_KEY" not in os.environ
-    with pytest.raises(ValueError, match="no environment variable 'ABSENT_KEY'"):
-        remote(server, api_key_variable="ABSENT_KEY").generate(["x"])
-
-
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        ((404, {"error": "no such model"}), r"completions answered 404 Not Found for model 'tiny': .*no such model"),
-        ((200, b"<html>"), "not JSON"),
-        ((200, {"choices": []}), r"gave no completion but .*choices"),
-        ((200, {"unexpected": 1}), r"gave no completion but .*unexpected"),
-    ],
-)
-def test_wrong_answers_of_a_server_are_explained(server, answer, message):
-    server.answer = lambda path, question: answer
-    with pytest.raises(ConnectionError, match=message):
-        remote(server).generate(["x"])
-
-
-def test_missing_and_silent_servers_are_explained(server):
-    released = threading.Event()
-    server.answer = lambda path, question: (released.wait(5), echo(path, question))[1]
-    with pytest.raises(ConnectionError, match=r"did not answer within timeout=0\.2 seconds"):
-        remote(server, timeout=0.2).generate(["x"])
-    released.set()
-    absent = GenerationEngine.Config(base_url="http://127.0.0.1:9/v1", model="tiny").build()
-    with pytest.raises(ConnectionError, match=r"no server at base_url='http://127.0.0.1:9/v1'.*start it"):
-        absent.generate(["x"])
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 NAME ?= scalenet_digits
 ARGS ?= fit
+ENGINE ?= transformers
 
 # Waiting OpenMP threads sleep instead of spinning: pangu_modules/common/threads.py says why.
 ifeq ($(origin OMP_WAIT_POLICY),undefined)
@@ -9,7 +10,7 @@ export GOMP_SPINCOUNT ?= 1000
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help recipe setup list test coverage test-slow lint format claims speed tables clean
+.PHONY: help recipe setup list serve test coverage test-slow lint format claims speed tables clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +27,9 @@ setup: .venv/.installed ## Create .venv and install everything
 
 list: ## Every recipe with its description and cost
 	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m pangu_modules.engine.catalogue
+
+serve: .venv/.installed ## Serve a model's folder on this machine: make serve ENGINE=vllm|transformers MODEL=folder [ARGS="--port 8001"]
+	$(PY) -m pangu_modules.llm.generation.serving "$(ENGINE)" "$(MODEL)" $(if $(filter file,$(origin ARGS)),,$(ARGS))
 
 test: .venv/.installed ## The fast tests: two workers of one thread each, since threads of both would wait for cores
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
@@ -58,4 +62,4 @@ tables: .venv/.installed ## Write the tables of the README and of docs/ from ben
 	$(PY) -m benchmarks.pages.stubs && $(PY) -m benchmarks.pages.tables && $(PY) -m benchmarks.pages.cards && $(PY) -m benchmarks.pages.composition
 
 clean: ## Remove the environment and caches; runs/ stays
-	rm -rf .venv .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache benchmarks/.work
+	rm -rf .venv .venv-vllm .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache benchmarks/.work

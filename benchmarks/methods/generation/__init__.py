@@ -1,1 +1,1 @@
-"""Sampling text: engine, client, store and packing against what one would write without them."""
+"""Generation: races of the engine, the client, the store and packed chat data."""

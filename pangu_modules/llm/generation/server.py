@@ -116,7 +116,7 @@ async def _score(config: GenerationSettings, sequences: Sequence[Sequence[int]],
         except ServerError as error:
             if error.everywhere:
                 raise
-            raise ServerError(f"scoring needs a server that gives prompt_logprobs, such as vLLM: {error}") from None
+            raise ServerError(f"{error}; scoring needs a server that gives prompt_logprobs, such as vLLM") from None
         count, title = len(sequences) - 1, f"scores of {config.model}"
         rest, failures = await ask_each(count, config.batch_size, lambda number: score(number + 1), title)
     for number, reason in failures.items():
@@ -143,17 +143,17 @@ async def _show_tokens(client: ServerClient, prompt: ServerPrompt) -> None:
     """
     config = client.config
     name = "logprobs" if config.logprobs else "stop_token_ids"
-    need = f"{name}={getattr(config, name)!r} needs a server that gives tokens, such as vLLM, or leave {name} out"
+    need = f"{name}={getattr(config, name)!r} needs a server that gives tokens, such as vLLM: take one, or leave it out"
     try:
         rollout = await _ask(client, prompt, question_of(config, prompt, True) | {"max_tokens": 1})
     except ServerError as error:
         if error.everywhere:
             raise
-        raise ServerError(f"{need}: {error}") from None
+        raise ServerError(f"{error}; {need}") from None
     missing = "token_ids" if not rollout.token_ids else "logprobs" if config.logprobs and not rollout.logprobs else ""
     if missing:
         answer = quote(rollout.text.encode())
-        raise ServerError(f"{need}: {client.base_url} answered without {missing}, only {answer}")
+        raise ServerError(f"{client.base_url} answered without {missing}, only {answer}; {need}")
 
 
 async def _ask(client: ServerClient, prompt: ServerPrompt, question: dict[str, Any]) -> Rollout:

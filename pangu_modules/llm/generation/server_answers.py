@@ -67,7 +67,7 @@ class _Choice(_Answer):
 class _TextChoice(_Choice):
     text: str
     logprobs: _TextLogprobs | None = None
-    prompt_logprobs: list[dict[int, _Ranked] | None] | None = None
+    prompt_logprobs: list[dict[Token, _Ranked] | None] | None = None
 
 
 class _Message(_Answer):
@@ -116,10 +116,10 @@ def read_answer(kind: type[AnyAnswer], body: bytes) -> AnyAnswer:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
+        problem = error.errors(include_url=False, include_input=False)[0]
         if problem["type"] == "json_invalid":
             raise BrokenAnswerError from None
-        where = ".".join(str(part) for part in problem["loc"])
+        where = quote(".".join(str(part) for part in problem["loc"]).encode()).strip("'")
         raise ServerError(f"answered not as agreed ({where}: {problem['msg']})") from None
 
 
@@ -188,7 +188,8 @@ def read_completion(body: bytes, asked: Asked) -> Rollout:
 def _ended(choice: _Choice, text: str, stop: Sequence[str]) -> tuple[str, FinishReason]:
     """Return the text without the stop string that ended it, and why it ended."""
     if choice.finish_reason not in ("stop", "length"):
-        raise ServerError(f"ended a completion with finish_reason={choice.finish_reason!r}")
+        reason = "null" if choice.finish_reason is None else quote(choice.finish_reason.encode())
+        raise ServerError(f"ended a completion with finish_reason {reason}")
     # vLLM names the stop string and leaves it out; others leave it at the end, or leave it out and say no more.
     if isinstance(choice.stop_reason, str):
         return text, "stop_string"

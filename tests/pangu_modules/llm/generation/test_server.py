@@ -20,6 +20,7 @@ from pangu_modules.llm.generation.server import complete_on_server, score_on_ser
 CONVERSATION = [{"role": "user", "content": "w3 w4"}]
 PROMPTS = ["w1 w2 w3", [9, 10], CONVERSATION, "w7", [11, 12, 13, 14], "w5 w6", [30], "w9 w9 w9", [40, 41], "w2"]
 SOON = {"Retry_After": "0"}
+BEYOND = "Mon, 1 Jan 99999999999 00:00:00"
 
 
 @pytest.fixture(scope="module")
@@ -204,8 +205,8 @@ GOOD = {"text": "w1", "finish_reason": "stop", "token_ids": [5], "logprobs": {"t
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"finish_reason": "content_filter"}, "ended a completion with finish_reason='content_filter'"),
-        ({"finish_reason": None}, "ended a completion with finish_reason=None"),
+        ({"finish_reason": "content_filter"}, "ended a completion with finish_reason 'content_filter'"),
+        ({"finish_reason": None}, "ended a completion with finish_reason null"),
         ({"text": None}, r"answered not as agreed \(choices.0.text: "),
         ({"text": 5}, r"answered not as agreed \(choices.0.text: "),
         ({"token_ids": [5, 6]}, "gave 2 tokens with 1 log-probabilities"),
@@ -285,9 +286,7 @@ def test_scores_are_those_of_the_model(server, module):
 @pytest.mark.parametrize("fields", [{"logprobs": True}, {"stop_token_ids": (5,)}])
 @pytest.mark.parametrize("prompt", ["w1", [5], CONVERSATION], ids=["text", "tokens", "conversation"])
 def test_a_server_without_tokens_is_refused_before_the_first_completion(plain, fields, prompt):
-    with pytest.raises(
-        ConnectionError, match=f"{next(iter(fields))}=.* needs .*vLLM.*answered without token_ids, only '"
-    ):
+    with pytest.raises(ConnectionError, match=f"answered without token_ids, only '.*; {next(iter(fields))}=.* needs "):
         complete(plain, [prompt] * 5, **fields)
     assert len(plain.asked) == 1
     assert plain.asked[0][2]["max_tokens"] == 1
@@ -295,20 +294,48 @@ def test_a_server_without_tokens_is_refused_before_the_first_completion(plain, f
 
 def test_a_server_that_refuses_the_question_is_quoted(plain):
     plain.fault = lambda number, question: status(422, {"detail": "Unexpected fields"})
-    with pytest.raises(
-        ConnectionError, match=r"logprobs=True needs .* answered 422 Unprocessable Entity .*Unexpected fields"
-    ):
+    with pytest.raises(ConnectionError, match=r"answered 422 Unproc.*Unexpected fields.*; logprobs=True needs "):
         complete(plain, ["w1"] * 5, logprobs=True)
-    with pytest.raises(ConnectionError, match=r"scoring needs .*Unexpected fields"):
+    with pytest.raises(ConnectionError, match=r"Unexpected fields.*; scoring needs "):
         score_on_server(settings(plain), [[5, 6]], 2)
 
 
 def test_a_server_without_scores_is_refused_after_one_request(plain):
-    with pytest.raises(
-        ConnectionError, match=r"scoring needs .* gave no log-probabilities of the prompt \(prompt_logprobs\)"
-    ):
+    with pytest.raises(ConnectionError, match=r"gave no log-prob.* \(prompt_logprobs\).*; scoring needs .*vLLM"):
         score_on_server(settings(plain), [[5, 6], [7, 8], [9, 10]], 2)
     assert len(plain.asked) == 1
+
+
+SCORES = [None, {"6": {"logprob": -0.5, "rank": 1}, "9": {"logprob": -2.0, "rank": 2}}]
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (SCORES[:1], "gave log-probabilities of 1 tokens for a sequence of 2"),
+        ([None, None], "gave no log-probability of token 1"),
+        ([None, {"9": {"logprob": -2.0}, "8": {"logprob": -1.0}}], "gave no log-probability of token 1"),
+        ([None, {"6": {"logprob": -0.5}}], "or fewer than top_k=2 others"),
+        ([None, SCORES[1] | {"-1": {"logprob": -3.0}}], "Input should be greater than or equal to 0"),
+        ([None, SCORES[1] | {str(2**40): {"logprob": -3.0}}], "Input should be less than 2147483648"),
+        (
+            [None, SCORES[1] | {"\x1b[31m" * 500: {"logprob": -3.0}}],
+            "answered not as agreed .*Input should be a valid int",
+        ),
+    ],
+)
+def test_scores_of_something_else_are_refused(server, scores, message):
+    faults(server, {0: body({"choices": [{"text": "", "prompt_logprobs": scores}]})})
+    with pytest.raises(ConnectionError, match=message) as caught:
+        score_on_server(settings(server), [[5, 6], [5, 6]], 2)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1200
+
+
+def test_sequences_after_the_first_are_named_where_they_fail(server):
+    server.fault = lambda number, question: status(400, "no") if question["prompt"] == [7, 8] else None
+    with pytest.raises(ConnectionError, match=r"1 of 3 sequences have no scores; 2: .*400 Bad Request"):
+        score_on_server(settings(server), [[5, 6], [6, 7], [7, 8]], 2)
 
 
 def test_only_vllm_is_asked_for_what_others_do_not_know(server, plain):
@@ -430,7 +457,7 @@ def test_retry_after_is_a_number_or_a_date():
     assert client.retry_after("7") == 7
     assert client.retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
     assert client.retry_after("Wed, 21 Oct 2499 07:28:00 GMT") > 1e9
-    assert [client.retry_after(text) for text in (None, "", "soon", "-3", "1e9", "21 Oct")] == [None] * 6
+    assert [client.retry_after(text) for text in (None, "", "soon", "-3", "1e9", "21 Oct", BEYOND)] == [None] * 7
 
 
 @pytest.mark.parametrize("prompt", ["", [], "\ud800", [{"role": "user", "content": "\udc00"}]])

@@ -10,6 +10,7 @@ import torch
 from server_processes import serving
 from tiny_llm import byte_tokenizer, tiny_module
 
+from pangu_modules.llm.causal_lm import CausalLM
 from pangu_modules.llm.generation.engine import GenerationEngine
 from pangu_modules.llm.generation.server import complete_on_server, score_on_server
 from pangu_modules.llm.generation.serving import VLLM_PYTHON, engine_command, main, vllm_python
@@ -46,9 +47,13 @@ def test_transformers_serve_answers_as_we_do_and_is_refused_where_tokens_are_nee
         assert [one.text for one in found] == [one.text for one in wanted]
         assert [one.finish_reason for one in found] == [one.finish_reason for one in wanted]
         assert all(one.token_ids == () and one.logprobs is None for one in found)
-        with pytest.raises(ConnectionError, match=r"logprobs=True needs a server that gives tokens.*return_token_ids"):
+        with pytest.raises(
+            ConnectionError, match=r"return_token_ids.*; logprobs=True needs a server that gives tokens"
+        ):
             complete_on_server(config.derive(logprobs=True), PROMPTS, 0, 1, 0)
-        with pytest.raises(ConnectionError, match=r"scoring needs a server .*prompt_logprobs"):
+        with pytest.raises(
+            ConnectionError, match=r"Unexpected fields.*; scoring needs a server that gives prompt_logprobs"
+        ):
             score_on_server(config, [[5, 6]], 2)
         with pytest.raises(ConnectionError, match=r"model 'other'.*set model to one that it offers: '.*served"):
             complete_on_server(config.derive(model="other"), PROMPTS, 0, 1, 0)
@@ -63,39 +68,71 @@ def test_transformers_serve_answers_as_we_do_and_is_refused_where_tokens_are_nee
 
 @pytest.mark.slow
 def test_vllm_answers_and_scores_as_we_do(folder, module, tmp_path):
-    """In float32. Seen: 5e-6 at most between log-probabilities of both."""
-    if VLLM_PYTHON not in os.environ:
-        pytest.skip(f"needs vLLM 0.32.0 for the CPU: {VLLM_PYTHON} names the Python of its environment")
+    need_vllm()
+    prompts = [*PROMPTS, [5, 6, 7]]
     sequences = [[258, 77, 77, 80, 9, 33], [5, 6, 7, 8, 9, 10, 11, 12], [200], list(range(2, 120))]
     with serving("vllm", folder, tmp_path / "log") as base_url:
         config = GenerationEngine.Config(base_url=base_url, model=str(folder), max_new_tokens=24, logprobs=True)
-        prompts = [*PROMPTS, [5, 6, 7]]
-        found = complete_on_server(config, prompts, 0, 1, 0)
-        wanted = in_process(module, prompts, max_new_tokens=24)
-        assert [one.token_ids for one in found] == [one.token_ids for one in wanted]
-        assert [one.finish_reason for one in found] == [one.finish_reason for one in wanted]
+        found = assert_agreement(module, config, prompts, sequences)
         sampling = config.derive(temperature=1.0)
         samples = complete_on_server(sampling, prompts, 3, 2, 0)
         assert complete_on_server(sampling, prompts[::-1], 3, 1, 1) == samples[1::2][::-1]
-        for one in (*found, *samples):
-            rows = reference(module, [*one.prompt_ids, *one.token_ids])[len(one.prompt_ids) - 1 : -1]
-            own = rows[range(len(one.token_ids)), list(one.token_ids)].tolist()
-            assert one.logprobs == pytest.approx(own, abs=1e-4)
-        for sequence, scores in zip(sequences, score_on_server(config, sequences, 32), strict=True):
-            rows = reference(module, sequence)[:-1]
-            assert np.abs(scores.logprobs - rows[range(len(rows)), sequence[1:]].numpy()).max(initial=0) < 1e-4
-            assert np.abs(scores.top_logprobs - rows.topk(32).values.numpy()).max(initial=0) < 1e-4
-            taken = rows.gather(1, torch.from_numpy(scores.top_ids).long()).numpy()
-            assert np.abs(scores.top_logprobs - taken).max(initial=0) < 1e-4
+        assert_logprobs(module, samples)
         with pytest.raises(ConnectionError, match=r"prompt logprobs of 65.*max allowed: 64"):
             score_on_server(config, sequences, 65)
         with pytest.raises(ConnectionError, match=r"max_model_len=128.*lower max_new_tokens=1000"):
             complete_on_server(config.derive(max_new_tokens=1000), ["hello"], 0, 1, 0)
         (stopped,) = complete_on_server(config.derive(stop_token_ids=(found[0].token_ids[2],)), ["hello"], 0, 1, 0)
         assert (stopped.token_ids, stopped.finish_reason) == (found[0].token_ids[:3], "stop")
-        text = "".join(character for character in found[0].text if character.isascii())
-        (cut,) = complete_on_server(config.derive(stop=(text[-1],)), ["hello"], 0, 1, 0)
-        assert (cut.text, cut.finish_reason) == (found[0].text[: found[0].text.index(text[-1])], "stop_string")
+        letter = [character for character in found[0].text if character.isascii()][-1]
+        (cut,) = complete_on_server(config.derive(stop=(letter,)), ["hello"], 0, 1, 0)
+        assert (cut.text, cut.finish_reason) == (found[0].text[: found[0].text.index(letter)], "stop_string")
+
+
+@pytest.mark.slow
+def test_vllm_agrees_on_smollm2(tmp_path):
+    need_vllm()
+    module = CausalLM.Config(model="smollm2").build().eval()
+    folder = tmp_path / "model"
+    module.model.save_pretrained(folder)
+    module.tokenizer.save_pretrained(folder)
+    prompts = ["The capital of France is", "def add(a, b):", [{"role": "user", "content": "What is 3 plus 4?"}]]
+    sequences = [module.tokenizer("The quick brown fox jumps over the lazy dog. " * 8)["input_ids"], [5, 6, 7]]
+    with serving("vllm", folder, tmp_path / "log", "--max-model-len", "512", seconds=600) as base_url:
+        config = GenerationEngine.Config(base_url=base_url, model=str(folder), max_new_tokens=24, logprobs=True)
+        assert_agreement(module, config, prompts, sequences)
+
+
+def need_vllm():
+    if VLLM_PYTHON not in os.environ:
+        pytest.skip(f"needs vLLM 0.32.0 for the CPU: {VLLM_PYTHON} names the Python of its environment")
+
+
+def assert_agreement(module, config, prompts, sequences):
+    """Same tokens at temperature 0, the same log-probabilities of them, and of the 32 likeliest of given sequences."""
+    found = complete_on_server(config, prompts, 0, 1, 0)
+    wanted = in_process(module, prompts, max_new_tokens=config.max_new_tokens)
+    assert [one.token_ids for one in found] == [one.token_ids for one in wanted]
+    assert [one.finish_reason for one in found] == [one.finish_reason for one in wanted]
+    assert_logprobs(module, found)
+    for sequence, scores in zip(sequences, score_on_server(config, sequences, 32), strict=True):
+        rows = reference(module, sequence)[:-1]
+        taken = rows.gather(1, torch.from_numpy(scores.top_ids).long()).numpy()
+        assert_close(scores.logprobs, rows[range(len(rows)), sequence[1:]].numpy())
+        assert_close(scores.top_logprobs, rows.topk(32).values.numpy())
+        assert_close(scores.top_logprobs, taken)
+    return found
+
+
+def assert_logprobs(module, rollouts):
+    for one in rollouts:
+        rows = reference(module, [*one.prompt_ids, *one.token_ids])[len(one.prompt_ids) - 1 : -1]
+        assert_close(np.array(one.logprobs), rows[range(len(one.token_ids)), list(one.token_ids)].numpy())
+
+
+def assert_close(found, wanted):
+    """Two implementations in float32: seen TINY for the tiny model, 6.5e-5 for SmolLM2."""
+    assert np.abs(found - wanted).max(initial=0) < 1e-4
 
 
 def reference(module, tokens):

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @contextmanager
-def serving(engine: str, folder: Path, log: Path, *options: str, seconds: float = 300) -> Iterator[str]:
+def serving(engine: str, folder: Path, log: Path, *options: str, seconds: float = 600) -> Iterator[str]:
     """Serve a folder on a free port; yields the address when the server is up, and ends it afterwards."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

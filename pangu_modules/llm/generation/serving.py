@@ -34,8 +34,9 @@ def engine_command(engine: str, folder: str, port: int) -> list[str]:
     """
     address = ["--host", "127.0.0.1", "--port", str(port)]
     if engine == "vllm":
-        # Not by its command `vllm`, which looks for a package of that name: the CPU build has another.
-        server = [str(vllm_python()), "-m", "vllm.entrypoints.openai.api_server"]
+        # Not by its command `vllm`, which looks for a package of that name: the CPU build has another. Without the
+        # current folder (-P), whose modules may have the names of others.
+        server = [str(vllm_python()), "-P", "-m", "vllm.entrypoints.openai.api_server"]
         return [*server, "--model", folder, "--served-model-name", folder, *address, *VLLM_OPTIONS]
     program = Path(sys.executable).with_name("transformers")
     if not program.exists():

@@ -98,7 +98,7 @@ def test_vllm_agrees_on_smollm2(tmp_path):
     module.tokenizer.save_pretrained(folder)
     prompts = ["The capital of France is", "def add(a, b):", [{"role": "user", "content": "What is 3 plus 4?"}]]
     sequences = [module.tokenizer("The quick brown fox jumps over the lazy dog. " * 8)["input_ids"], [5, 6, 7]]
-    with serving("vllm", folder, tmp_path / "log", "--max-model-len", "512", seconds=600) as base_url:
+    with serving("vllm", folder, tmp_path / "log", "--max-model-len", "512") as base_url:
         config = GenerationEngine.Config(base_url=base_url, model=str(folder), max_new_tokens=24, logprobs=True)
         assert_agreement(module, config, prompts, sequences)
 

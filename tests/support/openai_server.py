@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -89,6 +90,10 @@ class OpenAIServer(ThreadingHTTPServer):
         self.released.set()
         self.shutdown()
         self.server_close()
+
+    def handle_error(self, request, client_address) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # these are made on purpose
+            super().handle_error(request, client_address)
 
     def complete(self, path: str, question: Question) -> dict[str, Any]:
         is_chat = path.endswith("/chat/completions")

@@ -13,6 +13,11 @@ from typing import Any, Self
 
 import torch
 
+from pangu_modules.llm.generation.engine import GenerationEngine
+from pangu_modules.llm.generation.records import Rollout
+from pangu_modules.llm.generation.server import complete_on_server
+from pangu_modules.llm.generation.settings import GenerationSettings
+
 Question = dict[str, Any]
 Fault = Callable[["Handler", bytes], None]
 """Answers in place of the server; it gets the body of the good answer."""
@@ -203,3 +208,17 @@ def dripping(handler: Handler, good: bytes) -> None:
         except OSError:
             break
     handler.close_connection = True
+
+
+def settings(server: OpenAIServer | str, **fields: Any) -> GenerationSettings:
+    address = server if isinstance(server, str) else server.base_url
+    return GenerationEngine.Config(**{"base_url": address, "model": "tiny", "max_new_tokens": 6, **fields})
+
+
+def complete(server, prompts, seed=0, samples=1, first_sample=0, **fields) -> list[Rollout]:
+    return complete_on_server(settings(server, **fields), prompts, seed, samples, first_sample)
+
+
+def faults(server: OpenAIServer, by_number: Mapping[int, Fault]) -> None:
+    """Let requests of these numbers fail."""
+    server.fault = lambda number, question: by_number.get(number)

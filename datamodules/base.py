@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.calibration import calibration_batches, calibration_sequences
-from datamodules.loader import Collate, ResumableLoader, collate
+from datamodules.loader import Collate, Order, ResumableLoader, collate
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.common.config import Configurable
 
@@ -78,18 +78,25 @@ class DataModule(Configurable, LightningDataModule):
         """Return the resumable loader of `train_dataset`, of this process's share."""
         trainer = self.trainer
         share = (trainer.distributed_sampler_kwargs if trainer is not None else None) or {}
+        shuffle = not getattr(trainer, "overfit_batches", 0)  # overfitting wants the same batches every epoch
+        world_size = share.get("num_replicas", 1)
         return ResumableLoader(
             _present(self.train_dataset, "train_dataset", self),
             self.config.batch_size,
             seed=self.config.seed,
-            shuffle=not getattr(trainer, "overfit_batches", 0),  # overfitting wants the same batches every epoch
+            shuffle=shuffle,
             drop_last=self.config.drop_last,
             num_workers=self.config.num_workers,
             rank=share.get("rank", 0),
-            world_size=share.get("num_replicas", 1),
+            world_size=world_size,
             collate_fn=self.collate_fn,
             pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
+            order=self.train_order(self.config.batch_size * world_size) if shuffle else None,
         )
+
+    def train_order(self, global_batch_size: int) -> Order | None:
+        """Return the order of an epoch's training samples where it is not any shuffled one; see `ResumableLoader`."""
+        return None
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Return the loader of `val_dataset`, or none if there is no such dataset."""

@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 Collate = Callable[[Any], Any]
+Order = Callable[[int], Tensor]
+"""Gives an epoch's order of the samples, a permutation of their indices, int64."""
 Key = tuple[int, list[int]]
 """One batch of one process: the epoch, and the indices of its samples."""
 
@@ -46,6 +48,7 @@ class ResumableLoader:
         world_size: number of processes that share the data.
         collate_fn: joins a list of samples into a batch.
         pin_memory: copy batches to page-locked memory.
+        order: of an epoch's samples, in place of a shuffled one.
 
     Raises:
         ValueError: an epoch would have no batch.
@@ -64,6 +67,7 @@ class ResumableLoader:
         world_size: int = 1,
         collate_fn: Collate | None = None,
         pin_memory: bool = False,
+        order: Order | None = None,
     ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
@@ -76,6 +80,7 @@ class ResumableLoader:
             drop_last=drop_last,
             rank=rank,
             world_size=world_size,
+            order=order,
         )
         self._loader: DataLoader[Any] = DataLoader(
             _FetchByKey(dataset),
@@ -125,6 +130,7 @@ class EpochBatches:
         drop_last: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        order: Order | None = None,
     ) -> None:
         self.size = size
         self.batch_size = batch_size
@@ -133,6 +139,7 @@ class EpochBatches:
         self.drop_last = drop_last
         self.rank = rank
         self.world_size = world_size
+        self.order = order
         self.epoch = 0
         self.delivered = 0
         self._loaded = False
@@ -159,7 +166,10 @@ class EpochBatches:
 
     def indices(self) -> Tensor:
         """Return the epoch's sample indices of this process, int64."""
-        order = epoch_order(self.size, self.seed, self.epoch) if self.shuffle else torch.arange(self.size)
+        if self.order is not None:
+            order = self.order(self.epoch)
+        else:
+            order = epoch_order(self.size, self.seed, self.epoch) if self.shuffle else torch.arange(self.size)
         return shard(order, self.rank, self.world_size, drop_last=self.drop_last)
 
     def __iter__(self) -> Iterator[Key]:
@@ -179,16 +189,23 @@ class EpochBatches:
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Take over a position; see `ResumableLoader.load_state_dict`."""
         for name, value in self._fingerprint().items():
-            if 0 < state_dict["delivered"] < state_dict["batches"] and value != state_dict[name]:
+            stored = state_dict.get(name, 0)
+            if 0 < state_dict["delivered"] < state_dict["batches"] and value != stored:
                 raise ValueError(
-                    f"the checkpoint lies inside an epoch that was read with {name}={state_dict[name]}, now it is "
+                    f"the checkpoint lies inside an epoch that was read with {name}={stored}, now it is "
                     f"{value}: resume with the same data configuration and number of processes"
                 )
         self.epoch, self.delivered, self._loaded = state_dict["epoch"], state_dict["delivered"], True
 
     def _fingerprint(self) -> dict[str, int]:
         global_batch_size = self.batch_size * self.world_size
-        return {"samples": self.size, "seed": self.seed, "global_batch_size": global_batch_size, "batches": len(self)}
+        return {
+            "samples": self.size,
+            "seed": self.seed,
+            "global_batch_size": global_batch_size,
+            "batches": len(self),
+            "own_order": int(self.order is not None),
+        }
 
 
 def epoch_order(size: int, seed: int, epoch: int) -> Tensor:

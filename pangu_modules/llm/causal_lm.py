@@ -22,6 +22,7 @@ from pangu_modules.llm.generation.prompts import prompts_of
 from pangu_modules.llm.lora import LoRAConfig, merge_adapters
 from pangu_modules.llm.models.experts import active_parameters
 from pangu_modules.llm.next_token import NextTokenModule
+from pangu_modules.llm.packing import model_inputs
 from pangu_modules.llm.requests import requested_objectives
 from pangu_modules.llm.text_checks import check_positions, check_same_tokens
 from pangu_modules.llm.text_files import collect_text, take_generation_settings, tokenizer_of
@@ -193,9 +194,7 @@ class CausalLM(NextTokenModule):
         """Return ``logits`` (batch, seq, vocabulary), in the type of the computation."""
         input_ids = batch["input_ids"]
         # Without a cache transformers looks at the positions' values, which meta tensors do not have.
-        output = self.model(
-            input_ids=input_ids, attention_mask=batch.get("attention_mask"), use_cache=input_ids.is_meta
-        )
+        output = self.model(**model_inputs(batch), use_cache=input_ids.is_meta)
         router_loss = getattr(output, "aux_loss", None)
         return {"logits": output.logits} | ({} if router_loss is None else {"router_loss": router_loss})
 

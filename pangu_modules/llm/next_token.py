@@ -8,10 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from pangu_modules.llm.losses import count_targets, labels_of, per_sequence_loss
+from pangu_modules.llm.losses import labels_of, per_sequence_loss, token_losses
 from pangu_modules.llm.models.perplexity import MeanLoss
+from pangu_modules.llm.packing import check_kept_apart, sequence_counts, sequence_means
+from pangu_modules.training.composition import name_of, words_of
 from pangu_modules.training.module import PanguModule
-from pangu_modules.training.objectives import Batch, Losses, Objective, Outputs
+from pangu_modules.training.objectives import Batch, Losses, Objective, Outputs, check_objectives
 
 
 class NextTokenModule(PanguModule):
@@ -24,8 +26,25 @@ class NextTokenModule(PanguModule):
     def __init__(self, config: PanguModule.Config | Mapping[str, Any], **runtime: Any) -> None:
         super().__init__(config, **runtime)
         by_token = getattr(self.config, "loss_per", "sequence") == "token"
-        self.objectives["language_modelling"] = Objective(counted_loss if by_token else language_modelling_loss)
+        loss = counted_loss if by_token else language_modelling_loss
+        self.objectives["language_modelling"] = Objective(loss, packed=True)
         self._evaluated = MeanLoss()
+
+    def check_packing(self) -> None:
+        """Refuse rows of several sequences where model, objectives or callbacks cannot keep these apart.
+
+        Raises:
+            ValueError: one cannot; it is named.
+        """
+        callbacks = [] if self._trainer is None else self.trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if "sample weights" in words_of(callback):
+                raise ValueError(
+                    f"packing: callback {name_of(callback)!r} weights each row of a batch, and packed rows hold "
+                    "several sequences: set packing=none"
+                )
+        check_objectives(self.objectives)
+        check_kept_apart(self.model, lambda batch: self.compute_outputs(batch)["logits"])
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums of an evaluation."""
@@ -35,8 +54,8 @@ class NextTokenModule(PanguModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add the batch's losses, weighted by their numbers of targets."""
-        losses = language_modelling_loss(self, batch, self.compute_outputs(batch))
-        self._evaluated.update(losses, labels_of(batch))
+        labels = labels_of(batch)  # each row weighs as many targets as it has, so that of packed rows nothing differs
+        self._evaluated.update(per_sequence_loss(self.compute_outputs(batch)["logits"], labels), labels)
 
     test_step = validation_step
 
@@ -55,10 +74,11 @@ class NextTokenModule(PanguModule):
 
 
 def language_modelling_loss(module: PanguModule, batch: Batch, outputs: Outputs) -> Tensor:
-    """Return each sequence's mean next-token cross-entropy, (batch,); 0 for one without targets."""
-    return per_sequence_loss(outputs["logits"], labels_of(batch))
+    """Return each sequence's mean next-token cross-entropy, (sequences,), one in each row unless they are packed."""
+    return sequence_means(*token_losses(outputs["logits"], labels_of(batch)), batch)
 
 
 def counted_loss(module: PanguModule, batch: Batch, outputs: Outputs) -> Losses:
-    """Return `language_modelling_loss` and the number of targets of each sequence, both (batch,)."""
-    return language_modelling_loss(module, batch, outputs), count_targets(labels_of(batch))
+    """Return `language_modelling_loss` and the number of targets of each sequence, both (sequences,)."""
+    losses, valid = token_losses(outputs["logits"], labels_of(batch))
+    return sequence_means(losses, valid, batch), sequence_counts(valid, batch)

@@ -26,10 +26,16 @@ class Objective:
     """A loss ``(module, batch, outputs) -> (batch,)`` and the weight with which it enters the sum.
 
     The loss may return ``(losses, counts)``, both (batch,): each sequence's mean over its tokens, and their number.
+
+    Attributes:
+        loss: one value for each sequence: each row of the batch, or of packed rows each sequence in them.
+        weight: of its mean.
+        packed: whether the loss knows packed rows, whose ``position_ids`` count anew in each of several sequences.
     """
 
     loss: Loss
     weight: float = 1.0
+    packed: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,17 @@ def sequence_losses(losses: Losses) -> Tensor:
     return losses[0] if isinstance(losses, tuple) else losses
 
 
+def check_objectives(objectives: Mapping[str, Objective]) -> None:
+    """Refuse objectives that would take a packed row for one sequence.
+
+    Raises:
+        ValueError: there is one; it is named.
+    """
+    for name, objective in objectives.items():
+        if not objective.packed:
+            raise ValueError(f"objective {name!r} takes each row for one sequence: set packing=none, or leave it out")
+
+
 def evaluate(objectives: Mapping[str, Objective], module: Any, batch: Batch, outputs: Outputs) -> Evaluation:
     """Return the weighted sum of all objectives, and each one's own value.
 
@@ -90,6 +107,8 @@ def evaluate(objectives: Mapping[str, Objective], module: Any, batch: Batch, out
     """
     if not objectives:
         raise ValueError("the module has no objective; add one to module.objectives before training")
+    if "position_ids" in batch:
+        check_objectives(objectives)
     results = {name: objective.loss(module, batch, outputs) for name, objective in objectives.items()}
     counts = _common_counts(results)
     values: dict[str, Tensor] = {}

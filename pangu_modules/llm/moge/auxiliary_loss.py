@@ -20,6 +20,7 @@ from pangu_modules.common.config import Config
 from pangu_modules.llm.moge.block import recorded_routings
 from pangu_modules.llm.moge.routing import Routing
 from pangu_modules.llm.moge.rows import count_rows
+from pangu_modules.llm.packing import num_sequences
 from pangu_modules.training.objectives import Batch, Objective, Outputs
 
 AuxiliaryScope = Literal["micro", "global"]
@@ -59,9 +60,9 @@ def auxiliary_objective(coefficient: float = 0.001, scope: AuxiliaryScope = "glo
     def loss(module: Any, batch: Batch, outputs: Outputs) -> Tensor:
         routings = recorded_routings(module.model)
         value = auxiliary_loss(routings, padding_mask(batch), scope=scope)
-        return value.expand(len(batch["input_ids"]))
+        return value.expand(num_sequences(batch))
 
-    return Objective(loss, weight=coefficient)
+    return Objective(loss, weight=coefficient, packed=True)  # one value for all tokens of the batch
 
 
 def z_objective(coefficient: float = 0.001) -> Objective:
@@ -69,9 +70,9 @@ def z_objective(coefficient: float = 0.001) -> Objective:
 
     def loss(module: Any, batch: Batch, outputs: Outputs) -> Tensor:
         value = z_loss(recorded_routings(module.model), padding_mask(batch))
-        return value.expand(len(batch["input_ids"]))
+        return value.expand(num_sequences(batch))
 
-    return Objective(loss, weight=coefficient)
+    return Objective(loss, weight=coefficient, packed=True)
 
 
 def auxiliary_loss(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class Distillation(RecipeCallback):
             device=self.config.device,
             padded=True,  # checked just now
         )
-        pl_module.objectives[self.name] = Objective(loss, weight=self.config.method.lambda_kd)
+        pl_module.objectives[self.name] = Objective(loss, weight=self.config.method.lambda_kd, packed=True)
 
     def _weigh_language_modelling(self, module: PanguModule) -> None:
         """Give the module's own loss its weight; at 0 it is not computed."""
@@ -93,7 +94,7 @@ class Distillation(RecipeCallback):
                 raise ValueError(
                     f"callback {self.name!r}: lambda_ce weighs the objective language_modelling: none here"
                 )
-            module.objectives["language_modelling"] = Objective(own.loss, weight=self.config.method.lambda_ce)
+            module.objectives["language_modelling"] = replace(own, weight=self.config.method.lambda_ce)
 
     def _teacher(self, trainer: Trainer, module: PanguModule) -> nn.Module:
         from pangu_modules.llm.export.transformers import without_adapters

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from pydantic import Field
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.text.chat_labels import Sample, chat_sample
+from datamodules.loader import Order, ResumableLoader
+from datamodules.text.buckets import LengthBuckets
+from datamodules.text.chat_labels import RESERVED, Rendering, Sample, chat_sample
 from datamodules.text.conversations import conversation_of
+from datamodules.text.long import LengthLimit, TooLong
+from datamodules.text.modes import Mode, check_modes, mode_of, tagged, template_options
 from datamodules.text.ngrams import sequences_sharing
+from datamodules.text.packing import PackedConversations
 from datamodules.text.reading import download, located_rows
 from datamodules.text.rows import BadRows
 from datamodules.text.tokens import SPLITS, TokenData, assign_splits
@@ -24,20 +29,58 @@ class ChatData(TokenData):
     """Conversations, one in each row of a file or dataset, in any of the shapes of `conversation_of`.
 
     A batch holds ``input_ids``, ``attention_mask`` (0 at padding, which is on the right) and ``labels``, all
-    (batch, longest) int64; labels are the assistant's tokens, and -100 elsewhere.
+    (batch, longest) int64; labels are the assistant's tokens, and -100 elsewhere. Batches of packed rows also hold
+    ``position_ids``, which count from 0 in each conversation. Only training batches are packed or of similar lengths.
     """
 
     class Config(TokenData.Config):
         """Where the conversations come from."""
 
         source: str = Field(
-            description="A .jsonl or .json file, a folder of .jsonl files, or a dataset ('name', 'name:configuration')."
+            description="A .jsonl, .json or .parquet file, a folder of .jsonl or of .parquet files, or a dataset "
+            "('name', 'name:configuration')."
         )
         messages_field: str = Field(
             "messages",
             description="Name of the list of messages in each row; without it conversations (ShareGPT), prompt and "
             "completion, or instruction, input and output (Alpaca) are looked for.",
         )
+        mode_field: str | None = Field(
+            None,
+            description="Name of the field with a row's mode: thinking, fast, auto, true (thinking) or false (fast); "
+            "empty: rows have none.",
+        )
+        mode_option: str = Field(
+            "enable_thinking",
+            pattern=r"^([a-z]+_[a-z_]+|thinking)?$",
+            description="Option by which the chat template is told the mode, true or false; '' tells it nothing.",
+        )
+        mode_tags: dict[Mode, str] = Field(
+            {}, description="What the last question ends with in each mode: {fast: ' /no_think'} (openPangu)."
+        )
+        too_long: TooLong = Field(
+            "drop",
+            description="Conversations of more than sequence_length tokens: drop leaves them out, truncate keeps their "
+            "beginning if an answer begins there, error stops.",
+        )
+        packing: Literal["none", "best_fit"] = Field(
+            "none",
+            description="best_fit: training rows of sequence_length tokens hold several whole conversations, which do "
+            "not see each other; batch_size counts rows.",
+        )
+        length_buckets: bool = Field(
+            False, description="Training batches hold conversations of similar lengths, and so less padding."
+        )
+
+        @model_validator(mode="after")
+        def _check_rows(self) -> Self:
+            if self.packing != "none" and self.length_buckets:
+                raise ValueError("length_buckets=True: packed rows have one length already; choose one of the two")
+            if self.mode_option in RESERVED:
+                raise ValueError(f"mode_option={self.mode_option!r} is not the template's: name one that it reads")
+            if self.mode_tags and self.mode_field is None:
+                raise ValueError("mode_tags: no row has a mode; name its field in mode_field")
+            return self
 
     config: Config
 
@@ -45,6 +88,8 @@ class ChatData(TokenData):
         super().__init__(config, tokenizer=tokenizer)
         self.too_long = 0
         """Conversations left out because they have more than `sequence_length` tokens; known after `setup()`."""
+        self.truncated = 0
+        """Conversations cut to `sequence_length` tokens; known after `setup()`."""
         self.collate_fn = self._collate
 
     def source_names(self) -> list[str]:
@@ -60,39 +105,90 @@ class ChatData(TokenData):
 
         Raises:
             FileNotFoundError: the source is not there.
-            ValueError: a split has no conversation, or a row is none or does not fit the chat template; the message
-                has its number.
+            ValueError: a split has no conversation, the tokenizer no chat template, or a row is no conversation or does
+                not fit the template; the message has its number.
         """
         super().setup(stage)
         if self.train_dataset is not None:
             return
-        samples, bad, rows = [], BadRows(self.config.on_bad_row), 0
-        for number, (_, row) in enumerate(located_rows(self.config.source, self.config.messages_field)):
-            rows += 1
+        config = self.config
+        Rendering(self.tokenizer)  # without a template no row can be read
+        if config.mode_field is not None:
+            check_modes(self.tokenizer, config.mode_field, config.mode_option, config.mode_tags)
+        datasets = self._split(self._read())
+        if config.packing == "best_fit":
+            single = datasets["train"]
+            datasets.setdefault("calibration", single)  # methods take statistics of conversations, not of rows
+            packed = PackedConversations(single.samples, config.sequence_length)
+            rank_zero_info(
+                f"packing: {len(single)} conversations in {len(packed)} rows of {config.sequence_length} tokens, "
+                f"{100 * packed.filled:.1f} % filled"
+            )
+            self._take({**datasets, "train": packed})
+        else:
+            self._take(datasets)
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Return the resumable loader of the training conversations, single or packed.
+
+        Raises:
+            ValueError: rows are packed, and what is trained cannot keep the conversations of a row apart.
+        """
+        module = self._module()
+        if self.config.packing != "none" and module is not None:
+            check = getattr(module, "check_packing", None)
+            if check is None:
+                raise ValueError(
+                    f"packing: {type(module).__name__} has no check_packing(), which says whether it keeps the "
+                    "conversations of a row apart: set packing=none, or train a CausalLM"
+                )
+            check()
+        return super().train_dataloader()
+
+    def train_order(self, global_batch_size: int) -> Order | None:
+        """Return the order by length, if that is asked for."""
+        if not self.config.length_buckets or not isinstance(self.train_dataset, Conversations):
+            return None
+        lengths = [len(sample["input_ids"]) for sample in self.train_dataset.samples]
+        return LengthBuckets(lengths, global_batch_size, self.config.seed)
+
+    def _read(self) -> list[Sample]:
+        """Return all conversations of the source that can be used, tokenized."""
+        config, total = self.config, 0
+        bad, limit = BadRows(config.on_bad_row), LengthLimit(config.sequence_length, config.too_long)
+        samples = []
+        for number, (_, row) in enumerate(located_rows(config.source, config.messages_field)):
+            total += 1
+            where = f"conversation {number} of {config.source}"
             try:
-                conversation = conversation_of(row, self.config.messages_field)
-                samples.append(chat_sample(self.tokenizer, conversation.messages, conversation.tools))
+                sample = self._sample(row)
             except ValueError as error:
-                bad.meet(f"conversation {number} of {self.config.source}: {error}", error)
-        bad.report(self.config.source, rows)
-        if not samples:
-            raise ValueError(f"{self.config.source}: none of {rows} rows is a conversation to learn from. {bad.first}")
-        self._take(self._split(self._short_enough(samples)))
+                bad.meet(f"{where}: {error}", error)
+                continue
+            try:
+                sample = limit.fit(sample)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
+            if sample is not None:
+                samples.append(sample)
+        bad.report(config.source, total)
+        if bad.count == total:
+            raise ValueError(f"{config.source}: none of {total} rows is a conversation to learn from. {bad.first}")
+        self.too_long, self.truncated = limit.dropped, limit.truncated
+        limit.report(total - bad.count)
+        return samples
 
-    def _short_enough(self, samples: list[Sample]) -> list[Sample]:
-        limit = self.config.sequence_length
-        kept = [sample for sample in samples if len(sample["input_ids"]) <= limit]
-        self.too_long = len(samples) - len(kept)
-        if not kept:
-            raise ValueError(f"all {len(samples)} conversations have more than sequence_length={limit} tokens")
-        if self.too_long:
-            rank_zero_warn(f"{self.too_long} of {len(samples)} conversations left out: more than {limit} tokens")
-        return kept
+    def _sample(self, row: Any) -> Sample:
+        conversation = conversation_of(row, self.config.messages_field)
+        mode = mode_of(row, self.config.mode_field)
+        messages = tagged(conversation.messages, self.config.mode_tags.get(mode, "") if mode else "")
+        options = template_options(mode, self.config.mode_option)
+        return chat_sample(self.tokenizer, messages, conversation.tools, options)
 
-    def _split(self, samples: list[Sample]) -> dict[str, Dataset[Any]]:
+    def _split(self, samples: list[Sample]) -> dict[str, Conversations]:
         shares, n = self.config.shares(), self.config.overlap_ngram
         splits = assign_splits([len(sample["input_ids"]) for sample in samples], shares, self.config.seed)
-        datasets: dict[str, Dataset[Any]] = {}
+        datasets: dict[str, Conversations] = {}
         seen: list[Tensor] = []
         for split in (name for name in SPLITS if name == "train" or name in shares):
             own = [sample for sample, chosen in zip(samples, splits, strict=True) if chosen == split]
@@ -134,14 +230,22 @@ def answer_of(sample: Sample) -> Tensor:
 
 
 def pad_right(samples: Sequence[Sample], padding: int) -> dict[str, Tensor]:
-    """Return a batch, padded to its longest sample: input_ids, attention_mask, labels, all (batch, longest) int64."""
-    longest = max(len(sample["input_ids"]) for sample in samples)
+    """Return a batch, padded to its longest sample: input_ids, attention_mask, labels, all (batch, longest) int64.
+
+    Of packed rows also position_ids, in which the padding counts from 0 as a sequence of its own.
+    """
+    lengths = [len(sample["input_ids"]) for sample in samples]
+    longest = max(lengths)
 
     def padded(rows: list[list[int]], value: int) -> Tensor:
         return torch.tensor([row + [value] * (longest - len(row)) for row in rows])
 
-    return {
+    batch = {
         "input_ids": padded([sample["input_ids"] for sample in samples], padding),
-        "attention_mask": padded([[1] * len(sample["input_ids"]) for sample in samples], 0),
+        "attention_mask": padded([[1] * length for length in lengths], 0),
         "labels": padded([sample["labels"] for sample in samples], IGNORE_INDEX),
     }
+    if "position_ids" in samples[0]:
+        rows = [[*sample["position_ids"], *range(longest - len(sample["input_ids"]))] for sample in samples]
+        batch["position_ids"] = torch.tensor(rows)
+    return batch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datamodules.text.conversations import Message
@@ -12,6 +12,8 @@ from pangu_modules.common.batches import IGNORE_INDEX
 Sample = dict[str, list[int]]
 """A tokenized conversation: ``input_ids`` and ``labels`` of equal length."""
 QUESTION: list[Message] = [{"role": "user", "content": "a"}]
+RESERVED = ("add_generation_prompt", "continue_final_message", "max_length", "return_dict", "return_tensors")
+"""Arguments of transformers' `apply_chat_template` that no template reads."""
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 NO_BEGINNING = (
     "it begins with the assistant, and the chat template shows no place where such an answer begins: put a message of "
@@ -21,7 +23,12 @@ REWRITES = "the chat template rewrites earlier tokens around message {index}: cu
 CHECK_OF_TEMPLATE = "check the row's roles and their order, or give the tokenizer another chat template"
 
 
-def chat_sample(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> Sample:
+def chat_sample(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: Sequence[Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Sample:
     """Return a conversation's tokens and labels.
 
     Where the template marks answers with ``{% generation %}``, these are the labels. Otherwise an answer's label begins
@@ -31,12 +38,13 @@ def chat_sample(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any
         tokenizer: with a chat template.
         messages: each with ``role`` and ``content``.
         tools: JSON schemas of functions, for templates that write them.
+        options: what else the template is told, by name.
 
     Raises:
         ValueError: there is no answer, no chat template, or a template that refuses the conversation, leaves out its
             tool calls, or changes earlier tokens when it goes on, so that its answers have no place of their own.
     """
-    rendering = Rendering(tokenizer, tools)
+    rendering = Rendering(tokenizer, tools, options)
     answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if not answers:
         raise ValueError("it has no message with role 'assistant', so there is nothing to learn from it")
@@ -51,14 +59,20 @@ class Rendering:
     Args:
         tokenizer: with a chat template.
         tools: JSON schemas of functions, or None.
+        options: what else the template is told, by name.
+
+    Raises:
+        ValueError: the tokenizer has no chat template.
     """
 
-    def __init__(self, tokenizer: Any, tools: Sequence[Any] | None) -> None:
+    def __init__(
+        self, tokenizer: Any, tools: Sequence[Any] | None = None, options: Mapping[str, Any] | None = None
+    ) -> None:
         template = getattr(tokenizer, "chat_template", None)
         if template is None:
-            raise ValueError("the tokenizer has no chat template: take the tokenizer of a chat model")
+            raise ValueError("the tokenizer has no chat template: name the tokenizer of a chat model")
         self.tokenizer = tokenizer
-        self.options = {"tools": list(tools)} if tools else {}
+        self.options: dict[str, Any] = {**(options or {}), **({"tools": list(tools)} if tools else {})}
         if isinstance(template, dict):  # several templates by name: transformers chooses
             template = tokenizer.get_chat_template(None, self.options.get("tools"))
         self.fast = bool(getattr(tokenizer, "is_fast", False))  # it knows where in the text a token stands

@@ -72,7 +72,24 @@ def conversation_of(row: Any, field: str) -> Conversation:
     system = row.get("system")
     if isinstance(system, str) and system and (not entries or entries[0].get("role") != "system"):
         entries = [{"role": "system", "content": system}, *entries]
-    return Conversation([_message(entry, number) for number, entry in enumerate(entries)], _tools(row.get("tools")))
+    messages = [_message(entry, number) for number, entry in enumerate(entries)]
+    _check_said(messages)
+    return Conversation(messages, _tools(row.get("tools")))
+
+
+def _check_said(messages: Sequence[Message]) -> None:
+    """Refuse empty questions, and answers that are all empty: a model would learn to answer nothing."""
+    for number, message in enumerate(messages):
+        if message["role"] == "user" and not message["content"].strip():
+            raise ValueError(f"message {number} (user) is empty, so there is no prompt to answer")
+    answers = [message for message in messages if message["role"] == "assistant"]
+    if answers and not any(_says_something(message) for message in answers):
+        raise ValueError("its answers are all empty, so there is nothing to learn from it")
+
+
+def _says_something(message: Message) -> bool:
+    """Return whether a message has content, tool calls, a thought or anything else beside its role."""
+    return any(bool(value) for name, value in message.items() if name != "role")
 
 
 def _messages(value: Any, name: str) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Reading documents: text files, JSON lines, datasets of the hub, and the text inside Python itself."""
+"""Reading documents: text files, JSON lines, Parquet, datasets of the hub, and the text inside Python itself."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from datamodules.text.files import read_text, text_lines
-from datamodules.text.rows import BadRows, OnBad, checked_row, row_text, shown
+from datamodules.text.rows import BadRows, OnBad, checked_row, row_text, shown, without_nulls
 from pangu_modules.common.names import check_source
 
 PYTHON_TOPICS = "python_topics"
 BIBLE = "bible_"
 SUFFIXES = (".txt", ".jsonl")
+TABLE = ".parquet"
 
 
 def read_texts(source: str, field: str, on_bad_row: OnBad = "error") -> list[str]:
@@ -24,8 +25,9 @@ def read_texts(source: str, field: str, on_bad_row: OnBad = "error") -> list[str
     Args:
         source: ``"python_topics"`` (the language reference that Python carries), ``"bible_kjv"`` (any version of the
             packages `pythonbible-*`), a .txt file (one document), a .jsonl file (one in each line), a .json file (a
-            list of them), a folder of .txt and .jsonl files, or a dataset: its hub id, ``id:configuration`` or local
-            folder. Hidden files and folders are passed over.
+            list of them), a .parquet file, a folder of .txt and .jsonl files or of .parquet files, or a dataset: its
+            hub id, ``id:configuration`` or local folder. Of Parquet folders and datasets it is the split train; of
+            others, hidden files and folders are passed over.
         field: name of the text in JSON and datasets.
         on_bad_row: "error" stops at a row that holds no text, "skip" leaves it out and counts it.
 
@@ -79,11 +81,7 @@ def located_rows(source: str, field: str) -> Iterator[tuple[str, Any]]:
     elif _is_saved_dataset(path):
         yield from _rows_of_dataset(source)
     elif path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and not _is_hidden(file, path))
-        if not files:
-            raise FileNotFoundError(f"source={source!r}: no {' or '.join(SUFFIXES)} file below {path.absolute()}")
-        for file in files:
-            yield from _rows_of_file(file, field)
+        yield from _rows_of_folder(path, source, field)
     elif _looks_like_a_path(source):
         raise FileNotFoundError(f"source={source!r}: nothing there; searched {path.absolute().parent}{_there(path)}")
     else:
@@ -113,11 +111,30 @@ def download(source: str) -> None:
         _load_dataset(source)
 
 
+def _rows_of_folder(path: Path, source: str, field: str) -> Iterator[tuple[str, Any]]:
+    kinds = (*SUFFIXES, TABLE)
+    files = sorted(file for file in path.rglob("*") if file.suffix in kinds and not _is_hidden(file, path))
+    tables = [file for file in files if file.suffix == TABLE]
+    if not files:
+        raise FileNotFoundError(f"source={source!r}: no {', '.join(SUFFIXES)} or {TABLE} file below {path.absolute()}")
+    if tables and len(tables) < len(files):
+        other = next(file for file in files if file not in tables)
+        raise ValueError(
+            f"source={source!r} holds tables ({tables[0].name}) and texts ({other.name}): name a folder of one kind"
+        )
+    if tables:
+        yield from _rows_of_dataset(source)
+    for file in [] if tables else files:
+        yield from _rows_of_file(file, field)
+
+
 def _rows_of_file(path: Path, field: str) -> Iterator[tuple[str, Any]]:
     if path.suffix == ".txt":
         yield str(path), {field: read_text(path)}
     elif path.suffix == ".json":
         yield from _rows_of_json(path)
+    elif path.suffix == TABLE:
+        yield from _rows_of_table(path)
     elif path.suffix == ".jsonl":
         for number, line in enumerate(text_lines(path), start=1):
             where = f"{path}, line {number}"
@@ -129,7 +146,9 @@ def _rows_of_file(path: Path, field: str) -> Iterator[tuple[str, Any]]:
                 row = ValueError(f"{where} is no JSON: {error}")
             yield where, row
     else:
-        raise ValueError(f"{path} is neither {' nor '.join((*SUFFIXES, '.json'))}: bring it into one of these forms")
+        raise ValueError(
+            f"{path} is neither {' nor '.join((*SUFFIXES, '.json', TABLE))}: bring it into one of these forms"
+        )
 
 
 def _rows_of_json(path: Path) -> Iterator[tuple[str, Any]]:
@@ -143,9 +162,24 @@ def _rows_of_json(path: Path) -> Iterator[tuple[str, Any]]:
         yield f"row {number} of {path}", row
 
 
+def _rows_of_table(path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    yield f"row {number} of {path}", without_nulls(row)
+                    number += 1
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path} is no whole Parquet file (row {number}): {error}") from error
+
+
 def _rows_of_dataset(source: str) -> Iterator[tuple[str, Any]]:
     for number, row in enumerate(_load_dataset(source)):
-        yield f"row {number} of {source}", row
+        yield f"row {number} of {source}", without_nulls(row)
 
 
 def _load_dataset(source: str) -> Any:
@@ -162,13 +196,15 @@ def _load_dataset(source: str) -> Any:
     try:
         return load_dataset(name, configuration or None, split="train")
     except Exception as error:  # the library raises errors of many kinds when it is offline or knows no such name
+        if path.is_dir():
+            raise ValueError(f"source={source!r}: the folder's split 'train' cannot be read: {error}") from error
         raise FileNotFoundError(
             f"source={source!r} is no file or folder here, and no dataset of this name could be loaded: {error}"
         ) from error
 
 
 def _looks_like_a_path(source: str) -> bool:
-    return Path(source).suffix in (*SUFFIXES, ".json") or source.startswith((".", "~", "/"))
+    return Path(source).suffix in (*SUFFIXES, ".json", TABLE) or source.startswith((".", "~", "/"))
 
 
 def _is_hidden(file: Path, folder: Path) -> bool:

@@ -73,6 +73,21 @@ def row_text(row: Any, field: str, where: str) -> str:
     return value
 
 
+def without_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table's row without the nulls inside its fields; the fields themselves stay.
+
+    In a table all messages of a column have the same fields, so that those that a message does not have are null: they
+    would be written as arguments that no call has.
+    """
+    return {name: _pruned(value) for name, value in row.items()}
+
+
+def _pruned(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _pruned(part) for name, part in value.items() if part is not None}
+    return [_pruned(part) for part in value] if isinstance(value, list) else value
+
+
 def checked_row(row: Any, field: str, where: str) -> Mapping[str, Any]:
     """Return `row`, a mapping that has `field`, or raise a ValueError: the row itself if it is one."""
     if isinstance(row, ValueError):

@@ -44,6 +44,34 @@ def distillation_loss(
     Raises:
         ValueError: shapes or vocabularies differ, or the temperature is not positive.
     """
+    losses, valid = token_divergences(
+        student_logits,
+        teacher_logits,
+        labels,
+        temperature=temperature,
+        ignore_index=ignore_index,
+        chunk_tokens=chunk_tokens,
+    )
+    return mean_over_targets(losses, valid)
+
+
+def token_divergences(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float = 1.0,
+    ignore_index: int = IGNORE_INDEX,
+    chunk_tokens: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return ``T^2 KL(teacher || student)`` at each position, and where there is one, as `distillation_loss` does.
+
+    Returns:
+        losses (batch, seq), 0 where the next token is no target, and (batch, seq) bool.
+
+    Raises:
+        ValueError: shapes or vocabularies differ, or the temperature is not positive.
+    """
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(
             f"student logits have shape {tuple(student_logits.shape)}, the teacher's {tuple(teacher_logits.shape)}: "
@@ -56,7 +84,7 @@ def distillation_loss(
     student, teacher = student_logits.flatten(0, 1), teacher_logits.detach().flatten(0, 1)
     chunk = chunk_tokens or default_chunk(student)
     losses = _Divergence.apply(student, teacher, valid.flatten(), temperature, chunk)
-    return mean_over_targets(losses.view(labels.shape), valid)
+    return losses.view(labels.shape), valid
 
 
 class _Divergence(Function):

@@ -9,10 +9,13 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from torch import Tensor, nn
 
 from pangu_modules.common.config import Config
-from pangu_modules.llm.distillation.loss import distillation_loss
+from pangu_modules.llm.distillation.loss import token_divergences
 from pangu_modules.llm.losses import labels_of
+from pangu_modules.llm.packing import check_kept_apart, is_packed, model_inputs, sequence_means
 from pangu_modules.training.module import PanguModule
 from pangu_modules.training.objectives import Batch, Loss, Outputs
+
+MODEL_READS = ("input_ids", "attention_mask", "position_ids")
 
 
 class DistillationConfig(Config):
@@ -83,6 +86,7 @@ class _Distillation:
         self.chunk_tokens = chunk_tokens
         self.device = device
         self.padded = padded
+        self.keeps_apart = False  # not asked yet: whether the teacher does that with packed sequences
 
     def __call__(self, module: Any, batch: Batch, outputs: Outputs) -> Tensor:
         if module.model is self.teacher:
@@ -90,21 +94,28 @@ class _Distillation:
         student, teacher = outputs["logits"], self.teacher_logits(batch)
         if self.padded:
             student, teacher = common_rows(student, teacher)
-        return distillation_loss(
+        losses, valid = token_divergences(
             student,
             teacher.to(student.device),
             labels_of(batch),
             temperature=self.temperature,
             chunk_tokens=self.chunk_tokens,
         )
+        return sequence_means(losses, valid, batch)
 
     @torch.no_grad()
     def teacher_logits(self, batch: Batch) -> Tensor:
         """Return the teacher's logits (batch, seq, vocabulary) on the batch's tokens."""
         device = self.device or batch["input_ids"].device
         self.teacher.to(device)
-        inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask") if name in batch}
-        logits: Tensor = self.teacher(**inputs, use_cache=False).logits
+        if is_packed(batch) and not self.keeps_apart:
+            check_kept_apart(self.teacher, self._logits)
+            self.keeps_apart = True
+        given = {name: batch[name].to(device) for name in MODEL_READS if name in batch}
+        return self._logits(given)
+
+    def _logits(self, batch: Batch) -> Tensor:
+        logits: Tensor = self.teacher(**model_inputs(batch), use_cache=False).logits
         return logits
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:

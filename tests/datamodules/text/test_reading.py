@@ -45,7 +45,7 @@ def test_missing_files_are_named_with_the_folder_searched(tmp_path):
     with pytest.raises(FileNotFoundError, match="empty or missing"):
         read_texts(str(tmp_path / "no-folder" / "missing.jsonl"), "text")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"no .txt or .jsonl file below .*empty"):
+    with pytest.raises(FileNotFoundError, match=r"no .txt, .jsonl or .parquet file below .*empty"):
         read_texts(str(tmp_path / "empty"), "text")
 
 

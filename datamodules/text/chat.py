@@ -161,12 +161,12 @@ class ChatData(TokenData):
             total += 1
             where = f"conversation {number} of {config.source}"
             try:
-                sample = self._sample(row)
+                read = self._sample(row)
             except ValueError as error:
                 bad.meet(f"{where}: {error}", error)
                 continue
             try:
-                sample = limit.fit(sample)
+                sample = limit.fit(read)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from error
             if sample is not None:

@@ -50,10 +50,10 @@ class ChatData(TokenData):
             description="Name of the field with a row's mode: thinking, fast, auto, true (thinking) or false (fast); "
             "empty: rows have none.",
         )
-        mode_option: str = Field(
+        mode_option: str | None = Field(
             "enable_thinking",
-            pattern=r"^([a-z]+_[a-z_]+|thinking)?$",
-            description="Option by which the chat template is told the mode, true or false; '' tells it nothing.",
+            pattern=r"^[a-z][a-z_]*$",
+            description="Option by which the chat template is told the mode, true or false; empty: it is told nothing.",
         )
         mode_tags: dict[Mode, str] = Field(
             {}, description="What the last question ends with in each mode: {fast: ' /no_think'} (openPangu)."

@@ -12,8 +12,12 @@ from pangu_modules.common.batches import IGNORE_INDEX
 Sample = dict[str, list[int]]
 """A tokenized conversation: ``input_ids`` and ``labels`` of equal length."""
 QUESTION: list[Message] = [{"role": "user", "content": "a"}]
-RESERVED = ("add_generation_prompt", "continue_final_message", "max_length", "return_dict", "return_tensors")
-"""Arguments of transformers' `apply_chat_template` that no template reads."""
+RESERVED = frozenset(
+    ("add_generation_prompt", "chat_template", "continue_final_message", "conversation", "documents", "max_length")
+    + ("messages", "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "tokenize", "tools")
+    + ("tokenizer_kwargs", "truncation")
+)
+"""What transformers' `apply_chat_template` takes for itself or gives the template."""
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 NO_BEGINNING = (
     "it begins with the assistant, and the chat template shows no place where such an answer begins: put a message of "

@@ -31,7 +31,7 @@ def mode_of(row: Any, field: str | None) -> Mode | None:
     raise ValueError(f"{field!r} names no mode but holds {shown(value)}: write {', '.join(MODES)}, true or false")
 
 
-def template_options(mode: Mode | None, option: str) -> dict[str, bool]:
+def template_options(mode: Mode | None, option: str | None) -> dict[str, bool]:
     """Return what the template is told of a mode: nothing without an option's name, and nothing of auto."""
     return {option: OPTION_VALUES[mode]} if option and mode in OPTION_VALUES else {}
 
@@ -53,7 +53,7 @@ def tagged(messages: Sequence[Message], tag: str) -> Sequence[Message]:
     return [*messages[:last], question, *messages[last + 1 :]]
 
 
-def check_modes(tokenizer: Any, field: str, option: str, tags: Mapping[Mode, str]) -> None:
+def check_modes(tokenizer: Any, field: str, option: str | None, tags: Mapping[Mode, str]) -> None:
     """Refuse modes that would change nothing.
 
     Raises:

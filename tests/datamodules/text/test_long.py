@@ -62,5 +62,5 @@ def test_a_long_conversation_can_be_an_error_also_where_bad_rows_are_skipped(cha
     data = chat(sequence_length=20, too_long="error", on_bad_row="skip")
     with pytest.raises(ValueError, match=r"conversation 7 of .*chat.jsonl: it has 37 tokens, more than .*=20"):
         data.setup()
-    with pytest.raises(ValueError, match="all 9 conversations have more than .*=2 tokens before their first answer"):
+    with pytest.raises(ValueError, match=r"all 9 conversations have more than .*=2 tokens before their first answer"):
         chat(sequence_length=2, too_long="truncate").setup()

@@ -13,8 +13,23 @@ Sample = dict[str, list[int]]
 """A tokenized conversation: ``input_ids`` and ``labels`` of equal length."""
 QUESTION: list[Message] = [{"role": "user", "content": "a"}]
 RESERVED = frozenset(
-    "add_generation_prompt chat_template continue_final_message conversation documents max_length messages padding "
-    "return_assistant_tokens_mask return_dict return_tensors tokenize tokenizer_kwargs tools truncation".split()
+    [
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "documents",
+        "max_length",
+        "messages",
+        "padding",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    ]
 )
 """What transformers' `apply_chat_template` takes for itself or gives the template."""
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")

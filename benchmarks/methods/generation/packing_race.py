@@ -85,8 +85,8 @@ class Epoch:
 
         for batch in self.batches:
             self.optimizer.zero_grad()
-            loss, _ = evaluate(self.module.objectives, self.module, batch, self.module.compute_outputs(batch))
-            loss.backward()
+            outputs = self.module.compute_outputs(batch)
+            evaluate(self.module.objectives, self.module, batch, outputs).total.backward()
             self.optimizer.step()
 
     def mean_loss(self) -> float:
@@ -149,4 +149,4 @@ def new_module(model_args: Mapping[str, Any]) -> CausalLM:
     from pangu_modules.llm.causal_lm import CausalLM
 
     torch.manual_seed(0)
-    return CausalLM.Config(architecture="llama", model_args=dict(model_args)).build()
+    return CausalLM.Config(architecture="llama", model_args=dict(model_args), loss_per="token").build()

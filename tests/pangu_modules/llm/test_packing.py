@@ -12,7 +12,7 @@ from datamodules.text.packing import concatenated
 from pangu_modules.llm.causal_lm import CausalLM
 from pangu_modules.llm.distillation.teacher import distillation_objective
 from pangu_modules.llm.moge.auxiliary_loss import auxiliary_objective
-from pangu_modules.training.objectives import Objective, evaluate
+from pangu_modules.training.objectives import Objective, evaluate, sequence_losses
 
 SIZES = {"vocab_size": 128, "hidden_size": 32}
 LENGTHS = (7, 4, 9, 5, 3, 11)
@@ -69,7 +69,7 @@ def real(values, batch):
 
 def gradients(module, batch):
     module.zero_grad()
-    total, _ = evaluate(module.objectives, module, batch, module.compute_outputs(batch))
+    total = evaluate(module.objectives, module, batch, module.compute_outputs(batch)).total
     total.backward()
     return total.detach(), {name: weight.grad.clone() for name, weight in module.named_parameters()}
 
@@ -90,14 +90,18 @@ def test_logits_are_those_of_single_sequences(family):
     module.check_packing()
 
 
+@pytest.mark.parametrize("loss_per", ["sequence", "token"])
 @pytest.mark.parametrize("first_is_label", [False, True], ids=["answers", "every token"])
-def test_losses_and_gradients_are_those_of_single_sequences(first_is_label):
+def test_losses_and_gradients_are_those_of_single_sequences(first_is_label, loss_per):
     """Catches a mean over rows or over all targets, and a label across a border (where every token is a label)."""
-    module = tiny_module().double()
+    module = tiny_module(loss_per=loss_per).double()
     samples = conversations(first_is_label)
     packed, single = packed_batch(samples), single_batch(samples)
     loss = module.objectives["language_modelling"].loss
-    got, wanted = (loss(module, batch, module.compute_outputs(batch)) for batch in (packed, single))
+    results = [loss(module, batch, module.compute_outputs(batch)) for batch in (packed, single)]
+    if loss_per == "token":
+        assert torch.equal(*(counts for _, counts in results))
+    got, wanted = map(sequence_losses, results)
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
     assert len(got) == len(LENGTHS)
     (total, ours), (expected, theirs) = gradients(module, packed), gradients(module, single)
@@ -107,9 +111,10 @@ def test_losses_and_gradients_are_those_of_single_sequences(first_is_label):
     assert abs(rows - got.mean()) > 1e-4  # rows of three, two and one: their mean is another one
 
 
-def test_mixtures_count_each_token_once():
+@pytest.mark.parametrize("loss_per", ["sequence", "token"])
+def test_mixtures_count_each_token_once(loss_per):
     """Catches an auxiliary loss that counts the padding of a row's end."""
-    module = moge_module().double()
+    module = moge_module(loss_per=loss_per).double()
     module.objectives["balance"] = auxiliary_objective(0.1)
     samples = conversations()
     (_, ours), (_, theirs) = gradients(module, packed_batch(samples)), gradients(module, single_batch(samples))

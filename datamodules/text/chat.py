@@ -52,7 +52,6 @@ class ChatData(TokenData):
         )
         mode_option: str | None = Field(
             "enable_thinking",
-            pattern=r"^[a-z][a-z_]*$",
             description="Option by which the chat template is told the mode, true or false; empty: it is told nothing.",
         )
         mode_tags: dict[Mode, str] = Field(
@@ -76,7 +75,7 @@ class ChatData(TokenData):
         def _check_rows(self) -> Self:
             if self.packing != "none" and self.length_buckets:
                 raise ValueError("length_buckets=True: packed rows have one length already; choose one of the two")
-            if self.mode_option in RESERVED:
+            if self.mode_option is not None and (not self.mode_option.isidentifier() or self.mode_option in RESERVED):
                 raise ValueError(f"mode_option={self.mode_option!r} is not the template's: name one that it reads")
             if self.mode_tags and self.mode_field is None:
                 raise ValueError("mode_tags: no row has a mode; name its field in mode_field")

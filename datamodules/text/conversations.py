@@ -80,7 +80,7 @@ def conversation_of(row: Any, field: str) -> Conversation:
 def _check_said(messages: Sequence[Message]) -> None:
     """Refuse empty questions, and answers that are all empty: a model would learn to answer nothing."""
     for number, message in enumerate(messages):
-        if message["role"] == "user" and not message["content"].strip():
+        if message["role"] == "user" and not (message["content"] or "").strip():
             raise ValueError(f"message {number} (user) is empty, so there is no prompt to answer")
     answers = [message for message in messages if message["role"] == "assistant"]
     if answers and not any(_says_something(message) for message in answers):

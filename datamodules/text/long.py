@@ -58,10 +58,10 @@ class LengthLimit:
         Raises:
             ValueError: none is left.
         """
-        remedy = f"more than sequence_length={self.limit} tokens"
+        excess = f"more than sequence_length={self.limit} tokens"
         if self.dropped == total:
             why = " before their first answer begins" if self.unanswered else ""
-            raise ValueError(f"all {total} conversations have {remedy}{why}")
+            raise ValueError(f"all {total} conversations have {excess}{why}")
         if self.dropped:
             why = f", and {self.unanswered} of these no answer within them" if self.unanswered else ""
             rank_zero_warn(f"{self.dropped} of {total} conversations left out: more than {self.limit} tokens{why}")

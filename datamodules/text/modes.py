@@ -47,9 +47,10 @@ def tagged(messages: Sequence[Message], tag: str) -> Sequence[Message]:
     last = max((index for index, message in enumerate(messages) if message["role"] == "user"), default=None)
     if last is None:
         raise ValueError(f"it has no message of the user that could carry its mode's tag {tag!r}")
-    if messages[last]["content"].endswith(tag.rstrip()):
+    content = messages[last]["content"] or ""
+    if content.endswith(tag.rstrip()):
         return messages
-    question = {**messages[last], "content": messages[last]["content"] + tag}
+    question = {**messages[last], "content": content + tag}
     return [*messages[:last], question, *messages[last + 1 :]]
 
 

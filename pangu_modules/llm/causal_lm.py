@@ -38,8 +38,9 @@ class CausalLM(NextTokenModule):
     """Any transformers causal LM, in ``self.model``; plans of structure act on that.
 
     A batch holds ``input_ids`` (batch, seq), and may hold ``attention_mask`` (batch, seq; 0 at padding), ``labels``
-    (batch, seq; -100 where there is no target), ``sample_weight`` (batch,) and ``domain`` (batch,). The objective it
-    starts with, ``language_modelling``, is the mean next-token cross-entropy of each sequence.
+    (batch, seq; -100 where there is no target), ``sample_weight`` (batch,), ``domain`` (batch,), and if its rows are
+    packed ``position_ids`` (batch, seq; see `pangu_modules.llm.packing`). The objective it starts with,
+    ``language_modelling``, is the mean next-token cross-entropy of each sequence.
 
     Checkpoints hold the model's configuration and its text files (tokenizer, chat template, generation settings), so
     that they load without the folder or hub the model came from; models with remote code are the exception.

@@ -19,7 +19,7 @@ def test_batches_hold_similar_lengths():
     """Catches batches that are cut across pools, and sorting that the shuffle of batches undoes."""
     order = LengthBuckets(LENGTHS, 8, seed=0)(0)
     assert sorted(order.tolist()) == list(range(len(LENGTHS)))
-    assert padded(order) < 1.15 * sum(LENGTHS)  # seen: 1.08; shuffled alone: 2.5
+    assert padded(order) < 1.15 * sum(LENGTHS)  # seen: 1.10; shuffled alone: 3.1
     assert padded(epoch_order(len(LENGTHS), 0, 0)) > 2 * sum(LENGTHS)
     longest = torch.tensor([max(LENGTHS[index] for index in part.tolist()) for part in order[:1000].split(8)])
     assert not torch.equal(longest, longest.sort().values)  # long batches are not all at the end

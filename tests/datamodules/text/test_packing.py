@@ -54,8 +54,8 @@ def test_a_lognormal_mix_fills_97_percent_where_simpler_rules_do_not():
         return sum(lengths) / (len(rows) * ROW)
 
     assert filled(best_fit(lengths, ROW)) >= 0.97  # seen: 0.99
-    assert filled(slow_fit(lengths, ROW, best=False, decreasing=False)) < 0.97  # first fit as they come: 0.96
-    assert filled(slow_fit(lengths, ROW, decreasing=False)) < 0.97  # best fit as they come
+    assert filled(slow_fit(lengths, ROW, best=False, decreasing=False)) < 0.97  # first fit as they come: 0.95
+    assert filled(slow_fit(lengths, ROW, decreasing=False)) < 0.97  # best fit as they come: 0.96
 
 
 def test_many_short_conversations_need_hardly_a_row_more_than_their_tokens():

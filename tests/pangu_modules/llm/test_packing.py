@@ -81,7 +81,7 @@ def test_logits_are_those_of_single_sequences(family):
     samples = conversations()
     packed, single = packed_batch(samples), single_batch(samples)
     for dtype in (torch.float32,) if family in FLOAT32 else (torch.float32, torch.float64):
-        module, bound = module.to(dtype), {torch.float32: 1e-5, torch.float64: 1e-10}[dtype]  # seen: 2e-6 and 4e-15
+        module, bound = module.to(dtype), {torch.float32: 1e-5, torch.float64: 1e-10}[dtype]  # seen: 3e-6 and 9e-16
         with torch.no_grad():
             got, wanted = (real(module.compute_outputs(batch)["logits"], batch) for batch in (packed, single))
             contaminated = module.model(input_ids=packed["input_ids"], attention_mask=packed["attention_mask"]).logits

@@ -33,6 +33,16 @@ TARGETS: dict[str, dict[str, str]] = {
         "gguf_tq1_0": "pangu_modules.llm.onebit.gguf:export_tq1_0",
         "gguf_tq2_0": "pangu_modules.llm.onebit.gguf:export_tq2_0",
     },
+    # What stages that make data do, by their kind: functions (production), see `pangu_modules.common.production`.
+    "data stage": {
+        "generate": "pangu_modules.llm.generation.producing:generate",
+        "score": "pangu_modules.llm.generation.scoring:score",
+    },
+    # What `export` of such a stage writes: functions (folder of the data, output, choices).
+    "data export": {
+        "generate": "pangu_modules.llm.generation.data_card:export_rollouts",
+        "score": "pangu_modules.llm.generation.data_card:export_scores",
+    },
     # transformers' model types of this library; importing the module makes transformers know them.
     "architecture": {
         "PanguProMoE": "pangu_modules.llm.moge.modeling:PanguProMoEForCausalLM",
@@ -61,6 +71,7 @@ TARGETS: dict[str, dict[str, str]] = {
         "DistillationConfig": "pangu_modules.llm.distillation.teacher:DistillationConfig",
         "ExpertParallelStrategy": "pangu_modules.llm.moge.parallel.strategy:ExpertParallelStrategy",
         "GenerationEngine": "pangu_modules.llm.generation.engine:GenerationEngine",
+        "GenerateStage": "pangu_modules.engine.data_stages:GenerateStage",
         "GroupedExperts": "pangu_modules.llm.moge.experts:GroupedExperts",
         "ImageClassifier": "pangu_modules.vision.classifier:ImageClassifier",
         "InfluenceConfig": "pangu_modules.llm.weighting.baselines.influence:InfluenceConfig",
@@ -80,6 +91,7 @@ TARGETS: dict[str, dict[str, str]] = {
         "ParallelAdapter": "pangu_modules.vision.scalenet.sharing:ParallelAdapter",
         "Plan": "pangu_modules.training.structure:Plan",
         "Recipe": "pangu_modules.engine.recipe:Recipe",
+        "RolloutStore": "pangu_modules.llm.generation.rollouts:RolloutStore",
         "Router": "pangu_modules.llm.moge.router:Router",
         "RunReport": "pangu_modules.report.run_report:RunReport",
         "SandwichLlamaConfig": "pangu_modules.llm.models.sandwich:SandwichLlamaConfig",
@@ -88,6 +100,7 @@ TARGETS: dict[str, dict[str, str]] = {
         "ScaleNetConfig": "pangu_modules.vision.scalenet.config:ScaleNetConfig",
         "ScaleNetPlan": "pangu_modules.vision.scalenet.plan:ScaleNetPlan",
         "ScaleNetTraining": "pangu_modules.vision.scalenet.config:ScaleNetTraining",
+        "ScoreStage": "pangu_modules.engine.data_stages:ScoreStage",
         "ShapePlan": "pangu_modules.llm.pruning.plan:ShapePlan",
         "ShortGPTConfig": "pangu_modules.llm.pruning.short_gpt:ShortGPTConfig",
         "SlimLLMConfig": "pangu_modules.llm.pruning.slimllm.config:SlimLLMConfig",

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pydantic import NonNegativeInt, ValidationError
+from pydantic import ValidationError
 
 from pangu_modules.common.config import Config
 from pangu_modules.common.errors import UsageError, readable
@@ -16,14 +16,14 @@ from pangu_modules.common.masking import mask_secrets
 from pangu_modules.common.names import nearest
 from pangu_modules.engine.added_callbacks import check_lightning_callbacks, split_callbacks, with_added_callbacks
 from pangu_modules.engine.errors import usage_errors
-from pangu_modules.engine.lightning_callback import LightningCallback
 from pangu_modules.engine.messages import short_message
 from pangu_modules.engine.old_names import with_present_names
+from pangu_modules.engine.parser import OWN_FIELDS, build_parser, known_options, prefixed
 from pangu_modules.engine.request import COMMANDS, HELP, OPTIONS, Program, Request
-from pangu_modules.engine.spec import RecipeSpec, Stage
+from pangu_modules.engine.spec import RecipeSpec
+from pangu_modules.engine.stages import BaseStage, Stage
 
 PRINT_CONFIG = "--print_config"
-OWN_FIELDS = ("module", "data", "callbacks", "trainer")  # the other fields of Stage become plain options
 
 
 def main(recipe: RecipeSpec, arguments: list[str] | None = None) -> None:
@@ -116,7 +116,7 @@ def check_stage(recipe: RecipeSpec, chosen: str | None) -> None:
 def removed_callbacks(recipe: RecipeSpec, words: list[str]) -> set[str]:
     """Return the callbacks (with their stage's prefix) set to null on the command line or in a ``--config`` file."""
     removed = set()
-    for prefix, stage in _prefixed(recipe):
+    for prefix, stage in prefixed(recipe):
         for name, config in stage.callbacks.items():
             flag = f"--{prefix}callbacks.{name}"
             pairs = pairwise(words)
@@ -159,60 +159,6 @@ def _is_null(content: Any, dotted: str) -> bool:
     return content is None
 
 
-def build_parser(recipe: RecipeSpec, command: str, removed: set[str], program: Program) -> Any:
-    """Build the parser of a command: a group per stage and part, defaults from the recipe."""
-    from jsonargparse import ActionConfigFile, ArgumentParser
-    from lightning.pytorch import Trainer
-
-    parser = ArgumentParser(
-        prog=f"{program.call} {command}",
-        usage="%(prog)s [options]",  # the generated one lists every option a second time
-        description=program.title,
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of overrides; may be given repeatedly.")
-    for option, keywords in OPTIONS[command].items():
-        parser.add_argument(option, **keywords)
-    if not recipe.single:
-        parser.add_argument("--stage", type=str, help=f"Run one stage: {', '.join(recipe.stages)}.")
-        parser.add_argument("--seed", type=NonNegativeInt, help="Seed of all stages, instead of their own.")
-    for prefix, stage in _prefixed(recipe):
-        parser.add_class_arguments(type(stage.module), f"{prefix}module", fail_untyped=False)
-        parser.add_class_arguments(type(stage.data), f"{prefix}data", fail_untyped=False)
-        for name, config in stage.callbacks.items():
-            dotted = f"{prefix}callbacks.{name}"
-            if config is None or dotted in removed:
-                parser.add_argument(f"--{dotted}", type=str, help="Removed (null).")
-            elif isinstance(config, LightningCallback):
-                # Not as a class: the parser reserves `class_path` for subclasses of a class it knows.
-                for field, info in LightningCallback.model_fields.items():
-                    parser.add_argument(f"--{dotted}.{field}", type=info.annotation, help=info.description)
-            else:
-                parser.add_class_arguments(type(config), dotted, fail_untyped=False)
-        parser.add_class_arguments(Trainer, f"{prefix}trainer", skip={"callbacks"}, fail_untyped=False)
-        for name, info in Stage.model_fields.items():
-            if name not in OWN_FIELDS:
-                parser.add_argument(f"--{prefix}{name}", type=info.annotation, help=info.description)
-        _set_defaults(parser, prefix, stage, removed)
-    return parser
-
-
-def _set_defaults(parser: Any, prefix: str, stage: Stage, removed: set[str]) -> None:
-    plain = stage.plain()
-    defaults = {f"{prefix}module.{key}": value for key, value in plain["module"].items()}
-    defaults |= {f"{prefix}data.{key}": value for key, value in plain["data"].items()}
-    for name, config in plain["callbacks"].items():
-        if config is not None and f"{prefix}callbacks.{name}" not in removed:
-            defaults |= {f"{prefix}callbacks.{name}.{key}": value for key, value in config.items()}
-    defaults |= {f"{prefix}trainer.{key}": value for key, value in stage.trainer.items()}
-    defaults |= {f"{prefix}{key}": plain[key] for key in plain if key not in OWN_FIELDS}
-    try:
-        parser.set_defaults(defaults)
-    except Exception as error:
-        raise UsageError(f"the recipe's own values do not fit: {error}") from error
-
-
 def _parse(parser: Any, words: list[str]) -> dict[str, Any]:
     """Parse, and rewrite the parser's errors as short messages."""
     from argparse import ArgumentError
@@ -228,11 +174,6 @@ def _parse(parser: Any, words: list[str]) -> dict[str, Any]:
         raise UsageError(short_message(reason, known_options(parser))) from error
 
 
-def known_options(parser: Any) -> list[str]:
-    """Return every option string of the parser."""
-    return [option for action in parser._actions for option in action.option_strings]
-
-
 def overridden(recipe: RecipeSpec, values: dict[str, Any], removed: set[str]) -> RecipeSpec:
     """Return the recipe with the parsed values, validated by the configurations themselves.
 
@@ -240,7 +181,7 @@ def overridden(recipe: RecipeSpec, values: dict[str, Any], removed: set[str]) ->
         UsageError: a value or a combination of values does not validate.
     """
     stages = {}
-    for prefix, stage in _prefixed(recipe):
+    for prefix, stage in prefixed(recipe):
         name = prefix.removesuffix(".")
         part = fields_of(values[name], name) if name else values
         seed = part["seed"] if values["seed"] is None else values["seed"]
@@ -252,16 +193,19 @@ def overridden(recipe: RecipeSpec, values: dict[str, Any], removed: set[str]) ->
         raise UsageError(str(error)) from error
 
 
-def _overridden_stage(stage: Stage, values: dict[str, Any], prefix: str, removed: set[str]) -> Stage:
+def _overridden_stage(stage: BaseStage, values: dict[str, Any], prefix: str, removed: set[str]) -> BaseStage:
     def derived(config: Config, given: Any, where: str) -> Config:
         with usage_errors(prefix + where):
             return config.derive(**fields_of(given, prefix + where))
 
+    changes = {part: derived(getattr(stage, part), values.get(part, {}), part) for part in stage.parts}
+    changes |= {name: values[name] for name in type(stage).model_fields if name not in OWN_FIELDS}
+    if not isinstance(stage, Stage):
+        return stage.derive(**changes)
     # Callbacks without any field have no entry.
     callbacks = fields_of(values.get("callbacks", {}), f"{prefix}callbacks")
     return stage.derive(
-        module=derived(stage.module, values.get("module", {}), "module"),
-        data=derived(stage.data, values.get("data", {}), "data"),
+        **changes,
         callbacks={
             name: None
             if config is None or f"{prefix}callbacks.{name}" in removed
@@ -269,7 +213,6 @@ def _overridden_stage(stage: Stage, values: dict[str, Any], prefix: str, removed
             for name, config in stage.callbacks.items()
         },
         trainer=_given_trainer_arguments(fields_of(values["trainer"], f"{prefix}trainer"), stage.trainer),
-        **{name: values[name] for name in Stage.model_fields if name not in OWN_FIELDS},
     )
 
 
@@ -291,10 +234,6 @@ def _given_trainer_arguments(values: dict[str, Any], recipe_values: dict[str, An
 
     signature = inspect.signature(Trainer).parameters
     return {key: value for key, value in values.items() if key in recipe_values or value != signature[key].default}
-
-
-def _prefixed(recipe: RecipeSpec) -> list[tuple[str, Stage]]:
-    return [(f"{name}." if name else "", stage) for name, stage in recipe.stages.items()]
 
 
 def _option_key(option: str) -> str:

@@ -14,17 +14,21 @@ from typing import Any
 from pangu_modules.common.errors import UsageError
 from pangu_modules.common.files import check_new, write_atomically
 from pangu_modules.engine.checkpoint_io import read_checkpoint
+from pangu_modules.engine.data_export import export_data
+from pangu_modules.engine.data_stages import DataStage
+from pangu_modules.engine.earlier import recorded, with_earlier
 from pangu_modules.engine.errors import usage_errors
 from pangu_modules.engine.evaluating import EVALUATIONS, next_file, prepared, write_results
 from pangu_modules.engine.folder import RunFolder, to_yaml, versions
 from pangu_modules.engine.launch import leads
-from pangu_modules.engine.own_modules import check_predicts, started_from
+from pangu_modules.engine.making import DataResult, make_data
+from pangu_modules.engine.own_modules import check_predicts
 from pangu_modules.engine.place import Place, taken
 from pangu_modules.engine.predicting import PredictionRows, check_format, continue_prompts, write_predictions
 from pangu_modules.engine.request import Request
 from pangu_modules.engine.resuming import Given, check_given, resumed_stage
 from pangu_modules.engine.run import StageResult, build_data, fit_stage, load_module
-from pangu_modules.engine.spec import Stage
+from pangu_modules.engine.stages import BaseStage, Stage
 from pangu_modules.engine.starting import usage_errors_until_start
 from pangu_modules.engine.trainer import StageRun, build_trainer
 from pangu_modules.engine.writer import OWNER
@@ -57,7 +61,7 @@ def fit(request: Request) -> None:
             print(f"stopped before the end; to go on: {again}", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None
         except UsageError:
-            if leads() and not place.resumes and not list(place.folder.rglob("*.ckpt")):  # nothing was trained
+            if leads() and not place.resumes and not _holds_work(place.folder):
                 shutil.rmtree(place.folder, ignore_errors=True)
             raise
         except OSError as error:
@@ -67,7 +71,7 @@ def fit(request: Request) -> None:
 def _fit(request: Request, place: Place) -> None:
     from pangu_modules.engine.summary import finish
 
-    results: dict[str, StageResult] = {}
+    results: dict[str, StageResult | DataResult] = {}
     stages = dict(request.recipe.stages)  # as they run: a resumed one has its checkpoint's module
 
     def write_config() -> None:
@@ -76,22 +80,41 @@ def _fit(request: Request, place: Place) -> None:
     if leads() and not place.resumes:
         write_config()
     for name, stage in request.recipe.stages.items():
-        finished = StageResult.read(RunFolder(place.folder / name))
+        kind = DataResult if isinstance(stage, DataStage) else StageResult
+        finished: StageResult | DataResult | None = kind.read(RunFolder(place.folder / name))
         if finished is not None and not _runs_again(request, name, place):
             results[name] = finished
         elif request.options.get("stage") in (None, name):
+            started = with_earlier(stage, request.recipe.stages, place)
+            if isinstance(started, DataStage):
+                results[name] = _made(started, name, place, write_config)
+                continue
+            assert isinstance(started, Stage)
             ckpt_path = _resumed_from(request, name, place)
-            started = _started(stage, place)
             if ckpt_path is not None:
                 given = Given(request.given, f"{name}." if name else "")
                 started = resumed_stage(started, ckpt_path, given)
-                # The place of the stage before is this run's own, not the recipe's.
-                stages[name] = started.derive(module={"init_checkpoint": None}) if stage.start_from else started
-            if name:
-                print(f"stage {name}: {'resumes from ' + str(ckpt_path) if ckpt_path else 'starts'}", flush=True)
+                stages[name] = recorded(started, stage)
+            _announce(name, f"resumes from {ckpt_path}" if ckpt_path else "starts")
             results[name] = fit_stage(started, place.folder / name, ckpt_path=ckpt_path, begin=write_config)
     if leads():
         finish(replace(request, recipe=request.recipe.with_stages(stages)), place.folder, results)
+
+
+def _made(stage: DataStage, name: str, place: Place, write_config: Callable[[], None]) -> DataResult:
+    begun = (place.folder / name / stage.artefact).is_dir()
+    _announce(name, "goes on" if begun else "starts")
+    return make_data(stage, place.folder / name, begin=write_config)
+
+
+def _announce(name: str, what: str) -> None:
+    if name:
+        print(f"stage {name}: {what}", flush=True)
+
+
+def _holds_work(folder: Path) -> bool:
+    """Whether a run has left something that a resume would go on with."""
+    return any(path.suffix in (".ckpt", ".parquet") for path in folder.rglob("*"))
 
 
 def _runs_again(request: Request, name: str, place: Place) -> bool:
@@ -123,25 +146,23 @@ def _of_the_disk(error: OSError, folder: Path, again: str) -> Exception:
     return error
 
 
-def _started(stage: Stage, place: Place) -> Stage:
-    """Return the stage with the checkpoint of the stage it starts from."""
-    if stage.start_from is None:
-        return stage
-    checkpoint = RunFolder(place.folder / stage.start_from).last
-    if place.earlier is not None and not checkpoint.is_file():
-        checkpoint = RunFolder(place.earlier / stage.start_from).last
-    if not checkpoint.is_file():
-        raise UsageError(f"start_from: stage {stage.start_from!r} has no checkpoint {checkpoint}; run it first")
-    return started_from(stage, checkpoint)
+def _chosen(request: Request) -> tuple[str, BaseStage]:
+    """Return the stage that a command is about: of a pipeline the last, or --stage."""
+    name = request.options.get("stage") or list(request.recipe.stages)[-1]
+    if name not in request.recipe.stages:
+        raise UsageError(f"--stage: no stage {name!r}; stages: {', '.join(request.recipe.stages)}")
+    return name, request.recipe.stages[name]
 
 
 def _checkpoint(request: Request) -> tuple[Stage, Path, RunFolder]:
     """Return the stage (of a pipeline the last, or --stage), its checkpoint, and the folder the outputs go to."""
     given = request.options["ckpt_path"]
-    name = request.options.get("stage") or list(request.recipe.stages)[-1]
-    if name not in request.recipe.stages:
-        raise UsageError(f"--stage: no stage {name!r}; stages: {', '.join(request.recipe.stages)}")
-    stage = request.recipe.stages[name]
+    name, stage = _chosen(request)
+    if not isinstance(stage, Stage):
+        training = ", ".join(name for name, one in request.recipe.stages.items() if isinstance(one, Stage))
+        instead = f"; choose one that does with --stage: {training}" if training else "; its data: export"
+        kind = getattr(stage, "kind", "")
+        raise UsageError(f"{request.command}: a stage of kind {kind} makes data and has no checkpoint{instead}")
     if given in ("last", "best"):
         recipe = request.program.name
         existing = versions(recipe)
@@ -219,7 +240,13 @@ def predict(request: Request) -> None:
 
 
 def export(request: Request) -> None:
-    """Write a checkpoint in one of the module's export formats to a new folder."""
+    """Write a checkpoint in one of the module's export formats, or the data that a stage made, to a new folder."""
+    name, chosen_stage = _chosen(request)
+    if isinstance(chosen_stage, DataStage):
+        export_data(request, name, chosen_stage)
+        return
+    if request.options.get("min_reward") is not None:
+        raise UsageError("--min_reward: chooses rows of a stage that makes data; leave it out for a checkpoint")
     stage, path, folder = _checkpoint(request)
     owner: Any = stage.module.owner
     formats = getattr(owner, "export_formats", ())

@@ -84,7 +84,7 @@ def script(shell: str, recipes: Mapping[str, Sequence[str]]) -> str:
 
 def configuration_options(recipe: object, program: Program) -> list[str]:
     """Return the options that a recipe's configuration gives to its commands."""
-    from pangu_modules.engine.cli import build_parser, known_options
+    from pangu_modules.engine.parser import build_parser, known_options
 
     parser = build_parser(recipe, "validate", set(), program)  # type: ignore[arg-type]
     own = {"-h", *OPTIONS["validate"], "--help", "--print_shtab"}

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pangu_modules.common.config import Config
-from pangu_modules.engine.spec import RecipeSpec, Stage
+from pangu_modules.engine.spec import RecipeSpec
+from pangu_modules.engine.stages import BaseStage
 
 FLAG = "--config"
 
@@ -42,10 +43,10 @@ def _present(recipe: RecipeSpec, path: str) -> str:
     return path if present == content else str(yaml.safe_dump(present, sort_keys=False))
 
 
-def _stage(stage: Stage, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a stage's content with present names in module, data and callbacks."""
+def _stage(stage: BaseStage, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stage's content with present names in its parts and callbacks."""
     changed = dict(content)
-    for part in ("module", "data"):
+    for part in stage.parts:
         if isinstance(changed.get(part), dict):
             changed[part] = _renamed(type(getattr(stage, part)), changed[part])
     if isinstance(changed.get("callbacks"), dict):

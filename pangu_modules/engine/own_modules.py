@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -18,11 +18,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from pangu_modules.common.errors import UsageError
-from pangu_modules.engine.spec import Stage
+from pangu_modules.engine.stages import BaseStage
 from pangu_modules.training.module import PanguModule
 
+StageT = TypeVar("StageT", bound=BaseStage)
 
-def build_own(stage: Stage, arguments: Mapping[str, Any]) -> Any:
+
+def build_own(stage: BaseStage, arguments: Mapping[str, Any]) -> Any:
     """Build the module of a stage; one that is no `PanguModule` gets the arguments it takes, and its checkpoints data.
 
     Its configuration becomes a hyper-parameter, as plain data, so that checkpoints describe the module.
@@ -49,7 +51,7 @@ def build_own(stage: Stage, arguments: Mapping[str, Any]) -> Any:
     return module
 
 
-def rebuild_own(stage: Stage, stored: Mapping[str, Any]) -> Any:
+def rebuild_own(stage: BaseStage, stored: Mapping[str, Any]) -> Any:
     """Build a module that is no `PanguModule` from a checkpoint's hyper-parameters."""
     owner: Any = stage.module.owner
     config = type(stage.module).model_validate(stored["config"])
@@ -79,7 +81,7 @@ def has_test(module: LightningModule, data: LightningDataModule) -> bool:
     return is_overridden("test_dataloader", data) and is_overridden("test_step", module)
 
 
-def started_from(stage: Stage, checkpoint: str | Path) -> Stage:
+def started_from(stage: StageT, checkpoint: str | Path) -> StageT:
     """Return the stage with a checkpoint to start from.
 
     Raises:

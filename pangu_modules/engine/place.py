@@ -10,9 +10,11 @@ from pathlib import Path
 
 from pangu_modules.common.errors import UsageError
 from pangu_modules.common.names import nearest
+from pangu_modules.engine.data_stages import DataStage
 from pangu_modules.engine.folder import RUNS, RunFolder, new_folder, to_yaml, versions
 from pangu_modules.engine.launch import announced, announcement, follow, leads, tell
 from pangu_modules.engine.request import Request
+from pangu_modules.engine.stages import BaseStage
 from pangu_modules.engine.writer import RunningElsewhereError, claimed
 
 
@@ -77,9 +79,9 @@ def _claimed_place(request: Request, stack: ExitStack) -> Place:
 def decide(request: Request) -> Place:
     """Return where a fit writes, whoever else does; a new folder is made.
 
-    ``--ckpt_path last`` continues the newest run; a pipeline whose newest run is unfinished and has this very
-    configuration is continued without asking; a single stage of a pipeline runs inside the newest run. A dry run
-    (``fast_dev_run``) reads what these would continue, and writes elsewhere.
+    ``--ckpt_path last`` continues the newest run; a pipeline, or a stage that makes data, whose newest run is
+    unfinished and has this very configuration is continued without asking; a single stage of a pipeline runs inside the newest
+    run. A dry run (``fast_dev_run``) reads what these would continue, and writes elsewhere.
     """
     recipe = request.program.name
     earlier = _earlier(request, versions(recipe))
@@ -94,16 +96,24 @@ def _earlier(request: Request, existing: list[Path]) -> Path | None:
     if given == "last":
         if not existing:
             raise UsageError(f"--ckpt_path last: there is no run of {recipe} to resume; start with fit alone")
-        if request.recipe.single and not RunFolder(existing[-1]).last.is_file():
-            raise UsageError(f"--ckpt_path last: {RunFolder(existing[-1]).last} does not exist; start with fit alone")
+        if request.recipe.single and not (left := _left_by(request.recipe.stages[""], existing[-1])).exists():
+            raise UsageError(f"--ckpt_path last: {left} does not exist; start with fit alone")
         return existing[-1]
+    making = [name for name, stage in request.recipe.stages.items() if isinstance(stage, DataStage)]
+    if given is not None and (request.recipe.single or chosen) and (chosen or "") in making:
+        raise UsageError(f"--ckpt_path {given}: a stage that makes data has no checkpoint; go on with --ckpt_path last")
     if given is not None and not Path(given).is_file():
         raise UsageError(f"--ckpt_path: no file {given!r}; give a checkpoint's path, or 'last'")
     if chosen is not None and chosen not in request.recipe.stages:
         known = ", ".join(request.recipe.stages)
         raise UsageError(f"--stage: no stage {chosen!r}.{nearest(chosen, request.recipe.stages)} Stages: {known}")
-    goes_on = existing and not request.recipe.single and (chosen or _unfinished(existing[-1], request))
+    goes_on = existing and (making or not request.recipe.single) and (chosen or _unfinished(existing[-1], request))
     return existing[-1] if goes_on else None
+
+
+def _left_by(stage: BaseStage, folder: Path) -> Path:
+    """Return what a stage goes on with."""
+    return folder / stage.artefact if isinstance(stage, DataStage) else RunFolder(folder).last
 
 
 def _unfinished(folder: Path, request: Request) -> bool:

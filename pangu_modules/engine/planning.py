@@ -12,7 +12,8 @@ from pangu_modules.common.errors import UsageError
 from pangu_modules.common.parameters import count_parameters
 from pangu_modules.engine.errors import usage_errors
 from pangu_modules.engine.own_modules import build_own, counted
-from pangu_modules.engine.spec import RecipeSpec, Stage
+from pangu_modules.engine.spec import RecipeSpec
+from pangu_modules.engine.stages import BaseStage
 from pangu_modules.training.module import PanguModule, batch_size
 
 BYTES_FP32 = 4
@@ -32,7 +33,7 @@ def plan_recipe(recipe: RecipeSpec) -> dict[str, Any]:
     return figures
 
 
-def plan_stage(stage: Stage) -> dict[str, Any]:
+def plan_stage(stage: BaseStage) -> dict[str, Any]:
     """Return parameter counts, FLOPs of a forward pass per sample (and token of text), and bytes in fp32.
 
     ``training_bytes`` counts parameters, gradients and AdamW's two moments; activations are not in it. A callback that
@@ -89,13 +90,14 @@ def throughput_rows(recipe: RecipeSpec, hardware: str, layout: str) -> list[dict
         return list(estimate(hardware, layout))
 
 
-def meta_module(stage: Stage) -> PanguModule:
+def meta_module(stage: BaseStage) -> PanguModule:
     """Build a stage's module on the meta device: shapes without storage."""
-    with usage_errors("data"):
-        data = stage.data.build()
     arguments: dict[str, Any] = {}
-    with suppress(FileNotFoundError, ImportError):  # a plan needs no data: the configuration must be enough
-        arguments = getattr(data, "module_arguments", dict)()
+    if "data" in stage.parts:
+        with usage_errors("data"):
+            data = stage.data.build()
+        with suppress(FileNotFoundError, ImportError):  # a plan needs no data: the configuration must be enough
+            arguments = getattr(data, "module_arguments", dict)()
     if "init_checkpoint" in type(stage.module).model_fields:  # its weights do not matter, its stage may not have run
         stage = stage.derive(module={"init_checkpoint": None})
     with usage_errors("module"), torch.device("meta"):

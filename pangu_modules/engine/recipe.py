@@ -6,14 +6,16 @@ for, and nothing below imports this module.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pangu_modules.engine.spec import RecipeSpec
 
 if TYPE_CHECKING:
+    from pangu_modules.engine.making import DataResult
     from pangu_modules.engine.run import StageResult
+    from pangu_modules.engine.stages import BaseStage
 
 
 class Recipe(RecipeSpec):
@@ -35,20 +37,48 @@ class Recipe(RecipeSpec):
             The test metrics, parameter count, seconds and the last checkpoint's path.
 
         Raises:
-            ValueError: the recipe has several stages (take one with `stage`), or another process writes in `run_dir`.
+            ValueError: the recipe has several stages (take one with `stage`), or one that makes data (see `make`), or
+                another process writes in `run_dir`.
         """
-        from pangu_modules.engine.launch import leads
-        from pangu_modules.engine.own_modules import started_from
         from pangu_modules.engine.run import fit_stage
-        from pangu_modules.engine.writer import claimed
+        from pangu_modules.engine.stages import Stage
+
+        stage = self._only_stage(start_from)
+        if not isinstance(stage, Stage):
+            raise ValueError("fit trains; the recipe's stage makes data: call make(run_dir)")
+        with self._claimed(run_dir):
+            return fit_stage(stage, Path(run_dir), quiet=quiet)
+
+    def make(self, run_dir: str | Path, *, start_from: str | Path | None = None, quiet: bool = False) -> DataResult:
+        """Make the data of the recipe's only stage in `run_dir`, without the command line; it goes on where it stopped.
+
+        Arguments and errors are those of `fit`.
+
+        Returns:
+            The figures of the data, their rows, seconds, and the folder of shards.
+        """
+        from pangu_modules.engine.data_stages import DataStage
+        from pangu_modules.engine.making import make_data
+
+        stage = self._only_stage(start_from)
+        if not isinstance(stage, DataStage):
+            raise ValueError("make is for stages that make data; the recipe's stage trains: call fit(run_dir)")
+        with self._claimed(run_dir):
+            return make_data(stage, Path(run_dir), quiet=quiet)
+
+    def _only_stage(self, start_from: str | Path | None) -> BaseStage:
+        from pangu_modules.engine.own_modules import started_from
 
         if not self.single:
-            raise ValueError(f"fit runs one stage; choose with .stage(name): {', '.join(self.stages)}")
+            raise ValueError(f"one stage runs at a time; choose with .stage(name): {', '.join(self.stages)}")
         stage = self.stages[""]
-        if start_from is not None:
-            stage = started_from(stage, start_from)
-        with claimed(Path(run_dir)) if leads() else nullcontext():
-            return fit_stage(stage, Path(run_dir), quiet=quiet)
+        return stage if start_from is None else started_from(stage, start_from)
+
+    def _claimed(self, run_dir: str | Path) -> AbstractContextManager[None]:
+        from pangu_modules.engine.launch import leads
+        from pangu_modules.engine.writer import claimed
+
+        return claimed(Path(run_dir)) if leads() else nullcontext()
 
     def main(self, arguments: list[str] | None = None) -> None:
         """Run the command line: see ``--help``. Exits with code 2 and a short message on a bad value."""

@@ -16,7 +16,7 @@ COMMANDS = {
     "validate": "evaluate a checkpoint on the validation set",
     "test": "evaluate a checkpoint on the test set",
     "predict": "write predictions of a checkpoint",
-    "export": "write a checkpoint in the ecosystem's own format",
+    "export": "write a checkpoint, or the data that a stage made, in the ecosystem's own format",
     "evaluate": "run tasks of lm-evaluation-harness on a language model's checkpoint",
     "plan": "print parameters, FLOPs and memory without weights or data (--json for machines)",
 }
@@ -44,6 +44,10 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--output": {"type": str, "help": "Folder for the export (default: export/ in the run's folder)."},
         "--dtype": {"type": str, "help": "Type of the weights: float32, float16 or bfloat16 (default: as loaded)."},
         "--layout": {"type": str, "help": "Of a pruned model: uniform, padded or per_layer (default: its plan's)."},
+        "--min_reward": {
+            "type": float,
+            "help": "Of generated answers: those with at least this reward (default: all).",
+        },
     },
     "evaluate": {
         "--tasks": {"type": str, "help": "Tasks, groups or tags, comma-separated; * is any text: arc_easy,mmlu_*."},

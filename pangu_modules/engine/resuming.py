@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from pangu_modules.common.errors import UsageError, readable
 from pangu_modules.engine.checkpoint_io import read_checkpoint
 from pangu_modules.engine.folder import RunFolder
-from pangu_modules.engine.spec import Stage
+from pangu_modules.engine.stages import Stage
 
 OF_THE_RECIPE = ("init_checkpoint", "structure")  # a checkpoint's own are the results of training
 

@@ -23,7 +23,7 @@ from pangu_modules.engine.errors import usage_errors
 from pangu_modules.engine.folder import RunFolder, damaged_result, to_yaml
 from pangu_modules.engine.own_modules import build_own, counted, has_test, rebuild_own
 from pangu_modules.engine.resuming import changeable_fields, other_module
-from pangu_modules.engine.spec import Stage
+from pangu_modules.engine.stages import BaseStage, Stage
 from pangu_modules.engine.starting import StartMark, usage_errors_until_start
 from pangu_modules.engine.trainer import StageRun, build_clock, build_trainer
 from pangu_modules.training.module import PanguModule
@@ -144,17 +144,17 @@ def _finish_training(trainer: Trainer, run: StageRun, clock: RunClock) -> None:
         )
 
 
-def build_data(stage: Stage) -> LightningDataModule:
+def build_data(stage: BaseStage) -> LightningDataModule:
     """Build the datamodule of a stage."""
     with usage_errors("data"):
         data: LightningDataModule = stage.data.build()
     return data
 
 
-def build_module(stage: Stage, data: LightningDataModule) -> PanguModule:
+def build_module(stage: BaseStage, data: LightningDataModule | None) -> PanguModule:
     """Build the module of a stage from its configuration."""
     with usage_errors("data"):
-        arguments = module_arguments(data)
+        arguments = {} if data is None else module_arguments(data)
     start = getattr(stage.module, "init_checkpoint", None)
     if start is not None and Path(start).is_file():
         check_checkpoint(start)

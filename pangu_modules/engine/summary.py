@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pangu_modules.common.masking import mask_command, mask_secrets
+from pangu_modules.engine.data_stages import DataStage
 from pangu_modules.engine.folder import RunFolder, to_yaml
+from pangu_modules.engine.making import DataResult
 from pangu_modules.engine.request import Request
 from pangu_modules.engine.result_table import result_columns, result_row
 from pangu_modules.engine.run import StageResult
@@ -19,7 +21,7 @@ from pangu_modules.report.run_report import RunReport, collect_versions, learnin
 from pangu_modules.report.writing import write_report
 
 
-def result_rows(results: Mapping[str, StageResult]) -> list[dict[str, Any]]:
+def result_rows(results: Mapping[str, StageResult | DataResult]) -> list[dict[str, Any]]:
     """Return a row per stage: test metrics (accuracies in percent), parameters, epochs, seconds of training."""
     return [{**({"stage": name} if name else {}), **result_row(result.plain())} for name, result in results.items()]
 
@@ -31,6 +33,9 @@ def next_commands(request: Request, folder: Path) -> list[str]:
     chosen = [] if request.recipe.single else ["--stage", stage]
     checkpoint = [*config, *chosen, "--ckpt_path", str(RunFolder(folder / stage).last)]
     exports = getattr(request.recipe.stages[stage].module.owner, "export_formats", ())
+    if isinstance(request.recipe.stages[stage], DataStage):
+        lines = [["export", *config, *chosen], ["plan", *config]]
+        return [f"{request.program.call} {shlex.join(line)}" for line in lines]
     commands = ["validate", "test", "predict", *(["export"] if exports else [])]
     lines = [[command, *checkpoint] for command in commands]
     return [f"{request.program.call} {shlex.join(line)}" for line in [*lines, ["plan", *config]]]
@@ -49,7 +54,7 @@ def origin_of(request: Request, folder: Path) -> Origin:
     )
 
 
-def finish(request: Request, folder: Path, results: Mapping[str, StageResult]) -> None:
+def finish(request: Request, folder: Path, results: Mapping[str, StageResult | DataResult]) -> None:
     """Write the report of a run and print its result table and paths."""
     rows = result_rows(results)
     columns = result_columns(rows)
@@ -62,7 +67,8 @@ def finish(request: Request, folder: Path, results: Mapping[str, StageResult]) -
         seconds={labels[name]: result.seconds for name, result in results.items()},
         origin=origin_of(request, folder),
     )
-    report.add_table("Result on the test set", rows, columns)
+    heading = "Result on the test set" if any(isinstance(one, StageResult) for one in results.values()) else "Result"
+    report.add_table(heading, rows, columns)
     curves = {labels[name]: RunFolder(folder / name).metrics for name in results}
     for caption, figure in learning_curves({name: path for name, path in curves.items() if path.is_file()}).items():
         report.add_figure(figure, caption)
@@ -70,6 +76,6 @@ def finish(request: Request, folder: Path, results: Mapping[str, StageResult]) -
         add_parts(folder / name, report, prefix=name)
     page, _ = write_report(report, folder)
     narrow = [{name: value for name, value in row.items() if name != "test/accuracy_top5"} for row in rows]
-    title = f"{request.program.title}\nResult on the test set"
+    title = f"{request.program.title}\n{heading}"
     terminal_table(narrow, result_columns(narrow), title)  # fits 80 columns
     print(f"run folder  {folder}\nreport      {page}")

@@ -26,7 +26,7 @@ from pangu_modules.engine.own_modules import monitor_of
 from pangu_modules.engine.progress import RunProgressBar
 from pangu_modules.engine.resume_checkpoint import ResumeCheckpoint
 from pangu_modules.engine.resuming import ChangedOptimizer
-from pangu_modules.engine.spec import Stage
+from pangu_modules.engine.stages import Stage
 from pangu_modules.engine.starting import StartMark
 from pangu_modules.training.callback import RECIPE_FOLDER
 from pangu_modules.training.module import PanguModule

@@ -80,8 +80,8 @@ def decide(request: Request) -> Place:
     """Return where a fit writes, whoever else does; a new folder is made.
 
     ``--ckpt_path last`` continues the newest run; a pipeline, or a stage that makes data, whose newest run is
-    unfinished and has this very configuration is continued without asking; a single stage of a pipeline runs inside the newest
-    run. A dry run (``fast_dev_run``) reads what these would continue, and writes elsewhere.
+    unfinished and has this very configuration is continued without asking; a single stage of a pipeline runs inside the
+    newest run. A dry run (``fast_dev_run``) reads what these would continue, and writes elsewhere.
     """
     recipe = request.program.name
     earlier = _earlier(request, versions(recipe))

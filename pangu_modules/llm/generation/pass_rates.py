@@ -23,7 +23,6 @@ FIGURES = {
     "not_judged": Column("unjudged"),
     "tokens": Column("tokens", "", 1),
     "cut": Column("cut", "%", 1),
-    "per_second": Column("tokens/s", "", 0),
 }
 
 
@@ -51,7 +50,7 @@ class Counts:
             self.solved.add(row["key"])
 
     def row(self) -> dict[str, Any]:
-        """Return the figures of `FIGURES` but the speed: shares in percent, tokens as the mean of a sample."""
+        """Return the figures of `FIGURES`: shares in percent, tokens as the mean of a sample."""
         return {
             "rollouts": self.rollouts,
             "right": 100 * self.right / self.judged if self.judged else None,
@@ -113,9 +112,11 @@ def add_rollout_tables(folder: Path, store: Path, keys: Collection[str]) -> tupl
             if len(shown) < SHOWN and all(example["task"] != row["key"] for example in shown):
                 shown.append(_example(row))
     rows = [{**dict(pair.split("=", 1) for pair in group), **counts.row()} for group, counts in sorted(groups.items())]
-    total = {**dict.fromkeys(names, "all"), **whole.row(), "per_second": _speed(store)[1]}
+    total = {**dict.fromkeys(names, "all"), **whole.row()}
+    speed = _speed(store)[1]
+    title = "Pass rates" if speed is None else f"Pass rates, sampled at {speed:,.1f} tokens/s"
     heads: dict[str, Column | str] = {name: name for name in names}
-    add_table(folder, TABLE, "Pass rates", [*rows, total], heads | FIGURES)
+    add_table(folder, TABLE, title, [*rows, total], heads | FIGURES)
     reasons = [{"reason": reason, "samples": count} for reason, count in sorted(whole.finish.items())]
     add_table(folder, f"{TABLE}_finish", "Why answers ended", reasons)
     columns = {"task": "task", "question": "question", "answer": "answer", "verdict": "verdict"}

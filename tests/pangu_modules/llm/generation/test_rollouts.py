@@ -101,19 +101,21 @@ def test_killed_around_a_shard(moment: str, tmp_path: Path, monkeypatch: pytest.
     """Would fail if a shard that the manifest does not list yet were written again under another name, or were lost."""
     write(tmp_path / "whole", "a", "b")
     write(tmp_path / "s", "a")
-    calls: list[str] = []
 
     def stop(*_: Any, **__: Any) -> None:
-        calls.append(moment)
         raise Killed
 
-    with pytest.raises(Killed), RolloutStore(tmp_path / "s", IDENTITY) as store, monkeypatch.context() as patch:
-        if moment == "before the shard":
-            patch.setattr(pq, "write_table", stop)
-        elif moment == "before the manifest":
-            patch.setattr(shards, "write_atomically", stop)
-        store.add([rollout("b"), rollout("b", 1)], {"b": PROMPT}, number=1, seconds=0.5)
-        stop()
+    def killed_while_it_writes() -> None:
+        with RolloutStore(tmp_path / "s", IDENTITY) as store, monkeypatch.context() as patch:
+            if moment == "before the shard":
+                patch.setattr(pq, "write_table", stop)
+            elif moment == "before the manifest":
+                patch.setattr(shards, "write_atomically", stop)
+            store.add([rollout("b"), rollout("b", 1)], {"b": PROMPT}, number=1, seconds=0.5)
+            stop()
+
+    with pytest.raises(Killed):
+        killed_while_it_writes()
     with RolloutStore(tmp_path / "s", IDENTITY) as store:
         kept = store.samples_of("b")
     assert kept == (set() if moment == "before the shard" else {0, 1})
@@ -196,7 +198,7 @@ def test_another_models_store_is_refused(change: dict[str, Any], named: str, tmp
 def test_a_folder_that_is_no_store_is_refused_and_stays(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/cat.png").write_text("x")
-    with pytest.raises(ValueError, match="holds 'cat.png' and no manifest.json"):
+    with pytest.raises(ValueError, match=r"holds 'cat\.png' and no manifest\.json"):
         write(tmp_path / "photos", "a")
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.png"]
     with pytest.raises(ValueError, match="is a file"):
@@ -224,9 +226,9 @@ def test_a_manifest_cannot_lead_out_of_its_folder(tmp_path: Path) -> None:
 
 
 def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
-    with RolloutStore(tmp_path / "s", IDENTITY):
-        with pytest.raises(ValueError, match="being written by another process"):
-            write(tmp_path / "s", "a")
+    refused = pytest.raises(ValueError, match="being written by another process")
+    with RolloutStore(tmp_path / "s", IDENTITY), refused:
+        write(tmp_path / "s", "a")
     write(tmp_path / "s", "a")
 
 

@@ -36,7 +36,7 @@ TARGETS: dict[str, dict[str, str]] = {
     # What stages that make data do, by their kind: functions (production), see `pangu_modules.common.production`.
     "data stage": {
         "generate": "pangu_modules.llm.generation.producing:generate",
-        "score": "pangu_modules.llm.generation.scoring:score",
+        "score": "pangu_modules.llm.generation.score_store:score",
     },
     # What `export` of such a stage writes: functions (folder of the data, output, choices).
     "data export": {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from pangu_modules.report.tables import Column
 
 TABLE, SAMPLES = "rollouts_1_pass_rates", "rollouts_2_{}_answers"
 SHOWN = 6  # answers of each kind in the report
+READ = ("key", "prompt", "text", "rewards", "labels", "token_ids", "finish_reason")
 LONGEST = 600  # characters of an answer in the report
 FIGURES = {
     "rollouts": Column("samples"),
@@ -22,7 +23,6 @@ FIGURES = {
     "solved": Column("solved", "%", 1),
     "not_judged": Column("unjudged"),
     "tokens": Column("tokens", "", 1),
-    "cut": Column("cut", "%", 1),
 }
 
 
@@ -42,10 +42,10 @@ class Counts:
         """Count one row."""
         self.rollouts += 1
         self.keys.add(row["key"])
-        self.judged += row["reward"] is not None
+        self.judged += bool(row["rewards"])
         self.tokens += len(row["token_ids"])
         self.finish[row["finish_reason"]] += 1
-        if is_right(row["reward"]):
+        if is_right(row):
             self.right += 1
             self.solved.add(row["key"])
 
@@ -55,75 +55,88 @@ class Counts:
             "rollouts": self.rollouts,
             "right": 100 * self.right / self.judged if self.judged else None,
             "solved": 100 * len(self.solved) / len(self.keys) if self.judged else None,
-            "not_judged": self.rollouts - self.judged,
+            **({"not_judged": self.rollouts - self.judged} if self.rollouts > self.judged else {}),
             "tokens": self.tokens / max(1, self.rollouts) if self.tokens else None,  # a server may tell none
-            "cut": 100 * self.finish["length"] / max(1, self.rollouts),
         }
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Figures of a store: for the result table, the number of rows, and the seconds of generating."""
+@dataclass
+class Summary:
+    """What the rollouts of a store amount to.
 
-    metrics: dict[str, float]
-    rows: int
-    seconds: float
-
-
-def is_right(reward: float | None) -> bool:
-    """Whether an answer counts as right: it was judged, and got the whole reward."""
-    return reward is not None and reward >= 1
-
-
-def measured(store: Path, keys: Collection[str]) -> Measured:
-    """Return the figures of the rollouts of these keys; time and speed are those of generating, not of judging."""
-    counts = Counts()
-    for row in _rows(store, keys, ["key", "reward", "token_ids", "finish_reason"]):
-        counts.add(row)
-    seconds, speed = _speed(store)
-    metrics = {
-        "generate/right": counts.right / counts.judged if counts.judged else None,
-        "generate/solved": len(counts.solved) / len(counts.keys) if counts.judged else None,
-        "generate/rollouts": counts.rollouts,
-        "generate/tokens": counts.tokens,
-        "generate/tokens_per_second": speed,
-    }
-    known = {name: float(value) for name, value in metrics.items() if value is not None}
-    return Measured(known, counts.rollouts, seconds)
-
-
-def add_rollout_tables(folder: Path, store: Path, keys: Collection[str]) -> tuple[str, ...]:
-    """Add to the report of the run in `folder` the pass rates and some answers; return the names of the first.
-
-    Pass rates are by every label that the tasks have, e.g. task and level, and for all together.
+    Attributes:
+        whole: sums over all.
+        groups: sums by the values of `labels`.
+        labels: names of the labels that the tasks have, e.g. task and level.
+        examples: some right and some wrong answers, each of another task.
+        seconds: of generating, judging not included; of shards whose writer was killed before it listed them unknown.
+        speed: tokens per second of generating, where both are known.
     """
-    groups: dict[tuple[str, ...], Counts] = {}
-    whole, names = Counts(), dict[str, None]()
-    examples: dict[str, list[dict[str, Any]]] = {"right": [], "wrong": []}
-    for row in _rows(
-        store, keys, ["key", "sample", "prompt", "text", "reward", "rewards", "labels", "token_ids", "finish_reason"]
-    ):
-        labels = {label["name"]: label["value"] for label in row["labels"]}
-        names |= dict.fromkeys(labels)
-        groups.setdefault(tuple(f"{name}={value}" for name, value in labels.items()), Counts()).add(row)
-        whole.add(row)
-        if row["reward"] is not None:
-            shown = examples["right" if is_right(row["reward"]) else "wrong"]
+
+    whole: Counts = field(default_factory=Counts)
+    groups: dict[tuple[tuple[str, str], ...], Counts] = field(default_factory=dict)
+    labels: list[str] = field(default_factory=list)
+    examples: dict[str, list[dict[str, str]]] = field(default_factory=lambda: {"right": [], "wrong": []})
+    seconds: float = 0.0
+    speed: float | None = None
+
+    @classmethod
+    def of_store(cls, store: Path, keys: Collection[str]) -> Summary:
+        """Return the summary of the rollouts of these keys."""
+        summary = cls()
+        for shard, table in read_tables(store, KIND, READ):
+            summary.seconds += shard.statistics.get("seconds", 0.0)
+            for row in table.to_pylist():
+                if row["key"] in keys:
+                    summary._add(row)
+        summary.speed = _speed(store)
+        return summary
+
+    def metrics(self) -> dict[str, float]:
+        """Return the figures for the result table, shares from 0 to 1."""
+        whole = self.whole
+        judged = {"right": whole.right / whole.judged, "solved": len(whole.solved) / len(whole.keys)}
+        known = {**(judged if whole.judged else {}), "rollouts": whole.rollouts, "tokens": whole.tokens}
+        speed = {} if self.speed is None else {"tokens_per_second": self.speed}
+        return {f"generate/{name}": float(value) for name, value in {**known, **speed}.items()}
+
+    def add_tables(self, folder: Path) -> tuple[str, ...]:
+        """Add pass rates and some answers to the report of the run in `folder`; return the names of the first."""
+        total = {**{_label(name): "all" for name in self.labels}, **self.whole.row()}
+        rows = [
+            {**{_label(name): value for name, value in group}, **counts.row()}
+            for group, counts in sorted(self.groups.items())
+        ]
+        heads: dict[str, Column | str] = {_label(name): name for name in self.labels}
+        heads |= {name: column for name, column in FIGURES.items() if name in total}
+        title = "Pass rates" if self.speed is None else f"Pass rates, sampled at {self.speed:,.1f} tokens/s"
+        add_table(folder, TABLE, title, [*rows, total], heads)
+        reasons = [{"reason": reason, "samples": count} for reason, count in sorted(self.whole.finish.items())]
+        add_table(folder, f"{TABLE}_finish", "Why answers ended", reasons)
+        for kind, chosen in self.examples.items():
+            if chosen:
+                add_table(folder, SAMPLES.format(kind), f"Some {kind} answers", chosen)
+        return (TABLE, f"{TABLE}_finish")
+
+    def _add(self, row: Mapping[str, Any]) -> None:
+        group = tuple((label["name"], label["value"]) for label in row["labels"])
+        self.labels += [name for name, _ in group if name not in self.labels]
+        self.groups.setdefault(group, Counts()).add(row)
+        self.whole.add(row)
+        if row["rewards"]:
+            shown = self.examples["right" if is_right(row) else "wrong"]
             if len(shown) < SHOWN and all(example["task"] != row["key"] for example in shown):
                 shown.append(_example(row))
-    rows = [{**dict(pair.split("=", 1) for pair in group), **counts.row()} for group, counts in sorted(groups.items())]
-    total = {**dict.fromkeys(names, "all"), **whole.row()}
-    speed = _speed(store)[1]
-    title = "Pass rates" if speed is None else f"Pass rates, sampled at {speed:,.1f} tokens/s"
-    heads: dict[str, Column | str] = {name: name for name in names}
-    add_table(folder, TABLE, title, [*rows, total], heads | FIGURES)
-    reasons = [{"reason": reason, "samples": count} for reason, count in sorted(whole.finish.items())]
-    add_table(folder, f"{TABLE}_finish", "Why answers ended", reasons)
-    columns = {"task": "task", "question": "question", "answer": "answer", "verdict": "verdict"}
-    for kind, chosen in examples.items():
-        if chosen:
-            add_table(folder, SAMPLES.format(kind), f"Some {kind} answers", chosen, columns)
-    return (TABLE, f"{TABLE}_finish")
+
+
+def is_right(row: Mapping[str, Any]) -> bool:
+    """Whether an answer counts as right: it was judged, and each part of its reward is whole."""
+    return bool(row["rewards"]) and all(part["value"] >= 1 for part in row["rewards"])
+
+
+def _label(name: str) -> str:
+    """Return the key of a label's column, which may have the name of a figure."""
+    return f"label {name}"
 
 
 def _example(row: Mapping[str, Any]) -> dict[str, str]:
@@ -136,16 +149,10 @@ def _example(row: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _rows(store: Path, keys: Collection[str], columns: list[str]) -> Iterator[dict[str, Any]]:
-    for _, table in read_tables(store, KIND, columns):
-        yield from (row for row in table.to_pylist() if row["key"] in keys)
-
-
-def _speed(store: Path) -> tuple[float, float | None]:
-    """Return the seconds of generating, and tokens per second of the shards whose seconds and tokens are known."""
+def _speed(store: Path) -> float | None:
     known = [shard.statistics for shard in shards_of(store, read_manifest(store, KIND)) if shard.statistics]
     seconds, tokens = sum(one["seconds"] for one in known), sum(one["tokens"] for one in known)
-    return seconds, tokens / seconds if seconds and tokens else None
+    return tokens / seconds if seconds and tokens else None
 
 
 def _cut(text: str) -> str:

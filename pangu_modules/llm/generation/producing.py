@@ -11,7 +11,7 @@ from typing import Any
 
 from pangu_modules.common.production import Produced, Production
 from pangu_modules.common.tasks import Task
-from pangu_modules.llm.generation.pass_rates import add_rollout_tables, measured
+from pangu_modules.llm.generation.pass_rates import Summary
 from pangu_modules.llm.generation.records import IncompleteGenerationError, Rollout
 from pangu_modules.llm.generation.rollouts import KIND, RolloutStore
 from pangu_modules.report.run_report import collect_versions
@@ -62,10 +62,9 @@ def generate(production: Production) -> Produced:
                     judged = judge(rollouts, {task.key: task for task in chunk}, production.data)
                     store.add(judged, {task.key: task.messages for task in chunk}, number=number, seconds=seconds)
             production.progress(number + 1, len(chunks))
-    asked = {task.key for task in tasks}
-    figures = measured(folder, asked)
-    names = add_rollout_tables(production.folder, folder, asked)
-    return Produced(figures.metrics, figures.rows, figures.seconds, names, failures)
+    summary = Summary.of_store(folder, {task.key for task in tasks})
+    names = summary.add_tables(production.folder)
+    return Produced(summary.metrics(), summary.whole.rollouts, summary.seconds, names, failures)
 
 
 def missing_samples(store: RolloutStore, tasks: Sequence[Task], samples: int) -> list[Question]:

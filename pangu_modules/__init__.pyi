@@ -1,6 +1,8 @@
 # Written from pangu_modules/common/registry.py by `make tables`.
 from pangu_modules.common.config import Config as Config
 from pangu_modules.common.config import Configurable as Configurable
+from pangu_modules.engine.data_stages import GenerateStage as GenerateStage
+from pangu_modules.engine.data_stages import ScoreStage as ScoreStage
 from pangu_modules.engine.recipe import Recipe as Recipe
 from pangu_modules.engine.spec import Stage as Stage
 from pangu_modules.llm.calibration.windows import CalibrationConfig as CalibrationConfig
@@ -10,6 +12,7 @@ from pangu_modules.llm.distillation.teacher import DistillationConfig as Distill
 from pangu_modules.llm.distillation.teacher import distillation_objective as distillation_objective
 from pangu_modules.llm.generation.engine import GenerationEngine as GenerationEngine
 from pangu_modules.llm.generation.prompts import Completion as Completion
+from pangu_modules.llm.generation.rollouts import RolloutStore as RolloutStore
 from pangu_modules.llm.lora import LoRAConfig as LoRAConfig
 from pangu_modules.llm.lora import LoRAPlan as LoRAPlan
 from pangu_modules.llm.losses import per_sequence_loss as per_sequence_loss

@@ -104,7 +104,10 @@ def _fit(request: Request, place: Place) -> None:
 def _made(stage: DataStage, name: str, place: Place, write_config: Callable[[], None]) -> DataResult:
     begun = (place.folder / name / stage.artefact).is_dir()
     _announce(name, "goes on" if begun else "starts")
-    return make_data(stage, place.folder / name, begin=write_config)
+    try:
+        return make_data(stage, place.folder / name, begin=write_config)
+    except KeyboardInterrupt:  # Lightning's way of ending a training
+        raise SystemExit(INTERRUPTED) from None
 
 
 def _announce(name: str, what: str) -> None:

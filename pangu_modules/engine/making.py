@@ -71,7 +71,7 @@ def make_data(
         stage: what to make.
         path: folder for its files.
         quiet: no progress bar and no table.
-        begin: called before the work.
+        begin: called once some of the data are there, i.e. when nothing of the configuration is refused any more.
 
     Raises:
         UsageError: a value of the configuration cannot be used, the folder holds other data, a server cannot be asked,
@@ -81,13 +81,17 @@ def make_data(
         raise UsageError(f"a stage of kind {stage.kind} runs in one process: start it alone, without a launcher")
     folder = RunFolder(path)
     folder.path.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder.path / "config.yaml", to_yaml(stage.plain()))
-    if begin is not None:
-        begin()
     seed_everything(stage.seed, workers=True, verbose=False)
     data = build_data(stage) if "data" in stage.parts else None
     make = registry.load("data stage", stage.kind)
-    with usage_errors_of_making(), _progress(stage, quiet) as progress:
+    pending = [lambda: _write_config(stage, folder), *([] if begin is None else [begin])]
+    with usage_errors_of_making(), _progress(stage, quiet) as show:
+
+        def progress(done: int, total: int) -> None:
+            while pending:
+                pending.pop(0)()
+            show(done, total)
+
         produced: Produced = make(Production(stage, path, lambda: _module(stage, data), data, progress))
     if not quiet:
         _print_tables(path, produced)
@@ -106,6 +110,10 @@ def make_data(
     )
     write_atomically(folder.result, json.dumps(result.plain(), indent=2) + "\n")
     return result
+
+
+def _write_config(stage: DataStage, folder: RunFolder) -> None:
+    write_atomically(folder.path / "config.yaml", to_yaml(stage.plain()))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pangu_modules import Recipe
+from pangu_modules import Recipe, Stage
 from pangu_modules.engine.catalogue import UNSTATED, catalogue
 from pangu_modules.engine.cli import main
 from pangu_modules.engine.folder import RUN_DIR_VARIABLE
@@ -18,7 +18,9 @@ ENTRIES = {entry.name: entry for entry in catalogue(Path(__file__).parents[2] / 
 PAPER_SCALE = [name for name, entry in ENTRIES.items() if entry.cost == "paper scale"]
 EMBEDDED = [name for name in ENTRIES if name not in PAPER_SCALE]
 # Of the recipes on the real LLM two stay in the fast tests; the others take minutes each.
-SLOW = ("drafter_smollm2", "dwm_smollm2", "moge_upcycle_smollm2", "onebit_smollm2")
+SLOW = ("drafter_smollm2", "dwm_smollm2", "generate_smollm2", "moge_upcycle_smollm2", "onebit_smollm2")
+FAST = {"trainer.fast_dev_run": "true"}
+SHORT = {"limit": "1", "engine.max_new_tokens": "4"}  # of a stage that generates
 # Parameters of the 2x expansions: 12 d^2 + 13 d a block, 2 d r + r + d an adapter, 4 d the norms of an added block.
 SCALENET = {"scalenet_deit_t": 6_031_528, "scalenet_deit_s": 22_678_120, "scalenet_deit_b": 89_002_216}
 
@@ -53,10 +55,15 @@ def test_is_described_and_short(name: str) -> None:
 def test_trains_a_batch(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", [f"{name}.py"])
     recipe = load(name)
-    prefixes = [""] if recipe.single else [f"{stage}." for stage in recipe.stages]
-    words = [word for prefix in prefixes for word in (f"--{prefix}trainer.fast_dev_run", "true")]
+    words, trains = [], False
+    for stage, config in recipe.stages.items():
+        short = FAST if isinstance(config, Stage) else SHORT
+        trains |= isinstance(config, Stage)
+        words += [
+            word for option, value in short.items() for word in (f"--{stage}.{option}".replace("--.", "--"), value)
+        ]
     main(recipe, ["fit", *words])
-    folder = Path("runs") / name / "dry_run_0"  # fast_dev_run
+    folder = Path("runs") / name / ("dry_run_0" if trains else "version_0")
     assert (folder / "report.html").is_file()
     assert "run folder" in capsys.readouterr().out
 

@@ -9,16 +9,22 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow.parquet as pq
+import pytest
 from lightning.pytorch import LightningDataModule
 from pydantic import Field
 from tiny_llm import TINY_LLAMA
 
-from pangu_modules import CausalLM, Config, Configurable, Recipe
+from pangu_modules import CausalLM, Config, Configurable, GenerateStage, Recipe, ScoreStage
 from pangu_modules.common.tasks import Task
+from pangu_modules.engine.cli import main
 from pangu_modules.llm.generation.records import IncompleteGenerationError, Rollout, SequenceScores, sample_seed
 from pangu_modules.llm.generation.settings import GenerationSettings
+from pangu_modules.llm.generation.shard_files import read_manifest, shards_of
 from pangu_modules.verification.scores import Score
 
+FIRST = Path("runs/toy/version_0")
+TINY = CausalLM.Config(architecture="llama", model_args=TINY_LLAMA)
 SCRIPT = Path(__file__).with_name("sampled_recipe.py")
 
 
@@ -114,10 +120,40 @@ def sampling(**changes: Any) -> Recipe:
     engine: Mapping[str, Any] = {"max_new_tokens": 6, "temperature": 1.0, "samples": 2, **changes.pop("engine", {})}
     fields = {
         "kind": "generate",
-        "module": CausalLM.Config(architecture="llama", model_args=TINY_LLAMA),
+        "module": TINY,
         "data": Sums.Config(),
         "engine": SeededEngine.Config(**engine),
         "tasks_per_shard": 2,
         "device": "cpu",
     }
     return Recipe(**{**fields, **changes})
+
+
+def hashes(folder: Path, kind: str = "rollouts") -> dict[str, str]:
+    return {shard.name: shard.sha256 for shard in shards_of(folder / kind, read_manifest(folder / kind, kind))}
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = pq.read_table(folder / "data").to_pylist()
+    return found
+
+
+def refusal(recipe: Recipe, words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main(recipe, words)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err.partition("\nSee: ")[0]
+
+
+def pipeline(**score: Any) -> Recipe:
+    generate = {"module": TINY, "data": Sums.Config(), "engine": SeededEngine.Config(max_new_tokens=6, samples=2)}
+    return Recipe(
+        stages={
+            "sample": GenerateStage(**generate, tasks_per_shard=4, device="cpu"),
+            "teach": ScoreStage(
+                **{"module": TINY, "engine": SeededEngine.Config(), "top_k": 3, "device": "cpu", **score},
+                data_from="sample",
+            ),
+        }
+    )

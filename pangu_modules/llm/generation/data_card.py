@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pangu_modules.common.files import atomic_file, write_atomically
 from pangu_modules.llm.generation import rollouts, score_store
-from pangu_modules.llm.generation.shards import read_manifest, read_tables
+from pangu_modules.llm.generation.shard_files import read_manifest, read_tables
 
 if TYPE_CHECKING:
     import pyarrow as pa

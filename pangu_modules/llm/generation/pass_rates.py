@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_modules.llm.generation.rollouts import KIND
-from pangu_modules.llm.generation.shards import read_manifest, read_tables, shards_of
+from pangu_modules.llm.generation.shard_files import read_manifest, read_tables, shards_of
 from pangu_modules.report.parts import add_table
 from pangu_modules.report.tables import Column
 
@@ -94,9 +94,10 @@ class Summary:
 
     def metrics(self) -> dict[str, float]:
         """Return the figures for the result table, shares from 0 to 1."""
-        whole = self.whole
-        judged = {"right": whole.right / whole.judged, "solved": len(whole.solved) / len(whole.keys)}
-        known = {**(judged if whole.judged else {}), "rollouts": whole.rollouts, "tokens": whole.tokens}
+        whole, known = self.whole, dict[str, float]()
+        if whole.judged:
+            known = {"right": whole.right / whole.judged, "solved": len(whole.solved) / len(whole.keys)}
+        known |= {"rollouts": whole.rollouts, "tokens": whole.tokens}
         speed = {} if self.speed is None else {"tokens_per_second": self.speed}
         return {f"generate/{name}": float(value) for name, value in {**known, **speed}.items()}
 

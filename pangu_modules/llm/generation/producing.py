@@ -14,6 +14,7 @@ from pangu_modules.common.tasks import Task
 from pangu_modules.llm.generation.pass_rates import Summary
 from pangu_modules.llm.generation.records import IncompleteGenerationError, Rollout
 from pangu_modules.llm.generation.rollouts import KIND, RolloutStore
+from pangu_modules.llm.generation.shard_files import prompt_hash
 from pangu_modules.report.run_report import collect_versions
 from pangu_modules.training.fingerprint import fingerprint
 
@@ -68,9 +69,18 @@ def generate(production: Production) -> Produced:
 
 
 def missing_samples(store: RolloutStore, tasks: Sequence[Task], samples: int) -> list[Question]:
-    """Return what is to be asked so that the store holds samples 0 to ``samples`` - 1 of each task, in its order."""
+    """Return what is to be asked so that the store holds samples 0 to ``samples`` - 1 of each task, in its order.
+
+    Raises:
+        ValueError: the store's answers under a task's key are answers to something else.
+    """
     questions: list[Question] = []
     for task in tasks:
+        if store.prompts_of(task.key) - {prompt_hash(task.messages)}:
+            raise ValueError(
+                f"data: task {task.key!r} asks something else than what its answers in {store.folder} answer: they are "
+                "of other data; take another folder, a new run, for these"
+            )
         held = store.samples_of(task.key)
         for sample in (number for number in range(samples) if number not in held):
             last = questions[-1] if questions and questions[-1].task is task else None

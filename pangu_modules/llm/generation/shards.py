@@ -7,12 +7,10 @@ before the manifest lists it. Times are in the manifest only: equal work leaves 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -20,35 +18,23 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from filelock import FileLock, Timeout
 
 from pangu_modules.common.files import atomic_file, write_atomically
+from pangu_modules.llm.generation.shard_files import (
+    FORMAT,
+    MANIFEST,
+    Shard,
+    check_store,
+    described,
+    digest,
+    read_manifest,
+    sha256,
+    shard_files,
+    shards_of,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-MANIFEST = "manifest.json"
-SHARD = re.compile(r"shard-\d{5,}(-\d+)?\.parquet")
-IDENTITY = (
-    b"pangu.identity"  # in each shard's schema: of which store it is, for one that its manifest does not list yet
-)
-FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One shard, as the manifest lists it.
-
-    Attributes:
-        name: of its file in ``data/``.
-        rows: how many it holds.
-        sha256: of the file.
-        keys: key -> the sample numbers that the shard holds of it.
-        statistics: seconds and the like; of a shard whose writer was killed before it listed the shard there are none.
-    """
-
-    name: str
-    rows: int
-    sha256: str
-    keys: Mapping[str, Sequence[int]]
-    statistics: Mapping[str, float]
+IDENTITY = b"pangu.identity"  # in a shard's schema: of which store one is that its manifest does not list yet
 
 
 class ShardStore:
@@ -109,6 +95,10 @@ class ShardStore:
         """Return the sample numbers that the store holds of a key."""
         return {sample for shard in self.shards for sample in shard.keys.get(key, ())}
 
+    def prompts_of(self, key: str) -> set[str]:
+        """Return the hashes of the prompts that the store's rows of a key answer, see `prompt_hash`: one, or none."""
+        return {shard.prompts[key] for shard in self.shards if key in shard.prompts}
+
     def append(self, table: pa.Table, number: int, statistics: Mapping[str, float]) -> Shard:
         """Write a shard, and list it; once this returns, its rows are kept whatever happens.
 
@@ -123,10 +113,10 @@ class ShardStore:
         while (self.folder / "data" / name).exists():
             again += 1
             name = f"shard-{number:05d}-{again}.parquet"
-        marked = table.replace_schema_metadata({IDENTITY: _digest(self.identity)})
+        marked = table.replace_schema_metadata({IDENTITY: digest(self.identity)})
         with atomic_file(self.folder / "data" / name) as temporary:
             pq.write_table(marked, temporary, compression="zstd")
-            shard = _described(temporary, table, statistics)
+            shard = described(temporary, table, statistics)
         self._list(shard)
         return shard
 
@@ -151,7 +141,7 @@ class ShardStore:
         if self.facts not in self._manifest["facts"]:
             self._manifest["facts"].append(self.facts)
         listed = {shard.name: shard for shard in shards_of(self.folder, self._manifest)}
-        for name in sorted({*listed, *_files(self.folder)}):
+        for name in sorted({*listed, *shard_files(self.folder)}):
             shard, reason = self._looked_at(name, listed.get(name))
             if shard is None:
                 self._drop(name, reason)
@@ -168,11 +158,11 @@ class ShardStore:
         if not path.is_file():
             return None, "its file is gone"
         if listed is not None:
-            return (listed, "") if _sha256(path) == listed.sha256 else (None, "it is not what the manifest lists")
+            return (listed, "") if sha256(path) == listed.sha256 else (None, "it is not what the manifest lists")
         try:
             table = pq.read_table(path)
-            ours = (table.schema.metadata or {}).get(IDENTITY) == _digest(self.identity)
-            return (_described(path, table, {}), "") if ours else (None, "another store made it")
+            ours = (table.schema.metadata or {}).get(IDENTITY) == digest(self.identity)
+            return (described(path, table, {}), "") if ours else (None, "another store made it")
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             return None, f"it is torn: {str(error).splitlines()[0]}"
 
@@ -202,100 +192,6 @@ class ShardStore:
                 f"{self.folder} was made with another {', another '.join(differing)}: take another folder, or go on in "
                 "it with allow_other=True"
             )
-
-
-def check_store(folder: str | Path, kind: str) -> None:
-    """Refuse a folder that holds something, but no store of this kind.
-
-    Raises:
-        ValueError: it is a file, or has no manifest, or one of something else.
-    """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file, not a folder of {kind}: name another place")
-    if folder.is_dir() and not (folder / MANIFEST).is_file():
-        held = [path.name for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-        if held:
-            raise ValueError(f"{folder} is no store of {kind}: it holds {held[0]!r} and no {MANIFEST}; name another")
-
-
-def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
-    """Return the manifest of a store.
-
-    Raises:
-        ValueError: there is none, it is damaged, or it is of something else than `kind`.
-    """
-    path = Path(folder) / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is no store of {kind}: {path.name} cannot be read ({error})") from error
-    known = isinstance(manifest, dict) and manifest.get("kind") == kind and manifest.get("format") == FORMAT
-    parts = known and isinstance(manifest.get("identity"), dict) and isinstance(manifest.get("facts"), list)
-    if not parts or not isinstance(manifest.get("shards"), list):
-        raise ValueError(f"{folder} is no store of {kind}: {path.name} is of something else, or of another version")
-    return dict(manifest)
-
-
-def shards_of(folder: str | Path, manifest: Mapping[str, Any]) -> list[Shard]:
-    """Return the shards that a manifest lists, in the order of their names.
-
-    Raises:
-        ValueError: an entry is damaged; a name is no shard's, and might lead out of the folder.
-    """
-    try:
-        shards = [Shard(**entry) for entry in manifest["shards"]]
-        wrong = [shard.name for shard in shards if not SHARD.fullmatch(shard.name)]
-    except TypeError as error:
-        raise ValueError(f"{folder}: {MANIFEST} is damaged ({error})") from error
-    if wrong:
-        raise ValueError(f"{folder}: {MANIFEST} lists {wrong[0][:80]!r}, which is no shard's name")
-    return sorted(shards, key=lambda shard: shard.name)
-
-
-def read_tables(
-    folder: str | Path, kind: str, columns: Sequence[str] | None = None
-) -> Iterator[tuple[Shard, pa.Table]]:
-    """Yield each listed shard of a store with its rows, one in memory at a time.
-
-    Args:
-        folder: the store's.
-        kind: what it must hold.
-        columns: those to read; None: all.
-
-    Raises:
-        ValueError: it is no such store, or a shard is not the one that the manifest lists.
-    """
-    import pyarrow.parquet as pq
-
-    for shard in shards_of(folder, read_manifest(folder, kind)):
-        path = Path(folder) / "data" / shard.name
-        if not path.is_file() or _sha256(path) != shard.sha256:
-            raise ValueError(
-                f"{path} is not what {MANIFEST} lists: run the stage that made it again, it is mended then"
-            )
-        yield shard, pq.read_table(path, columns=None if columns is None else list(columns))
-
-
-def _described(path: Path, table: pa.Table, statistics: Mapping[str, float]) -> Shard:
-    """Return the shard that a file is, under the file's name."""
-    keys: dict[str, list[int]] = {}
-    for key, sample in zip(table["key"].to_pylist(), table["sample"].to_pylist(), strict=True):
-        keys.setdefault(key, []).append(sample)
-    return Shard(path.name, table.num_rows, _sha256(path), keys, dict(statistics))
-
-
-def _files(folder: Path) -> list[str]:
-    return [path.name for path in (folder / "data").glob("*") if SHARD.fullmatch(path.name)]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _digest(identity: Mapping[str, Any]) -> bytes:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest().encode()
 
 
 def _short(value: Any) -> str:

@@ -7,23 +7,20 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
-import yaml
-from sampled import SCRIPT, SeededEngine, Sums, sampling
-from tiny_llm import TINY_LLAMA, word_tokenizer
+from sampled import FIRST, SCRIPT, SeededEngine, Sums, hashes, refusal, rows, sampling
 from toys import ToyData, ToyModule
 
-from pangu_modules import CausalLM, GenerateStage, Recipe, ScoreStage, Stage
+from pangu_modules import CausalLM, Recipe, Stage
+from pangu_modules.common.tasks import Task
 from pangu_modules.engine.cli import main
 from pangu_modules.engine.folder import RUN_DIR_VARIABLE
-from pangu_modules.llm.generation.shards import read_manifest, shards_of
-
-FIRST = Path("runs/toy/version_0")
-MODULE = CausalLM.Config(architecture="llama", model_args=TINY_LLAMA)
+from pangu_modules.llm.generation.shard_files import read_manifest
 
 
 @pytest.fixture(autouse=True)
@@ -35,37 +32,8 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SeededEngine, "failing", frozenset())
 
 
-def hashes(folder: Path, kind: str = "rollouts") -> dict[str, str]:
-    return {shard.name: shard.sha256 for shard in shards_of(folder / kind, read_manifest(folder / kind, kind))}
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = pq.read_table(folder / "data").to_pylist()
-    return found
-
-
-def refusal(recipe: Recipe, words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        main(recipe, words)
-    assert stopped.value.code == 2
-    return capsys.readouterr().err.partition("\nSee: ")[0]
-
-
-def pipeline(**score: Any) -> Recipe:
-    generate = {"module": MODULE, "data": Sums.Config(), "engine": SeededEngine.Config(max_new_tokens=6, samples=2)}
-    return Recipe(
-        stages={
-            "sample": GenerateStage(**generate, tasks_per_shard=4, device="cpu"),
-            "teach": ScoreStage(
-                **{"module": MODULE, "engine": SeededEngine.Config(), "top_k": 3, "device": "cpu", **score},
-                data_from="sample",
-            ),
-        }
-    )
-
-
-def test_every_task_is_answered_and_judged(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_task_is_answered_judged_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a model or a task says is text of the report's page, and no part of it."""
     main(sampling(), ["fit"])
     answers = rows(FIRST / "rollouts")
     assert [(row["key"], row["sample"]) for row in answers] == [(f"train-{n}", s) for n in range(10) for s in (0, 1)]
@@ -80,10 +48,6 @@ def test_every_task_is_answered_and_judged(capsys: pytest.CaptureFixture[str]) -
     assert result["metrics"]["generate/solved"] == len(solved) / 10
     assert result["metrics"]["generate/tokens"] == sum(len(row["token_ids"]) for row in answers)
     assert "Pass rates" in capsys.readouterr().out
-
-
-def test_the_report_shows_answers_and_runs_nothing_of_them() -> None:
-    main(sampling(), ["fit"])
     page = (FIRST / "report.html").read_text(encoding="utf-8")
     assert "Some right answers" in page
     assert "Some wrong answers" in page
@@ -94,44 +58,73 @@ def test_the_report_shows_answers_and_runs_nothing_of_them() -> None:
 
 def test_answers_that_nothing_could_judge_are_counted_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sums, "verify", lambda self, task, text: None)
-    main(sampling(), ["fit"])
-    assert {row["reward"] for row in rows(FIRST / "rollouts")} == {None}
-    table = json.loads((FIRST / "report_parts/rollouts_1_pass_rates.json").read_text())
+    sampling().make("run", quiet=True)
+    assert {row["reward"] for row in rows(Path("run/rollouts"))} == {None}
+    table = json.loads(Path("run/report_parts/rollouts_1_pass_rates.json").read_text())
     assert table["rows"][-1]["not_judged"] == 20
     assert table["rows"][-1]["right"] is None
 
 
-@pytest.mark.parametrize("kill_at", [2, 4])
-def test_killed_at_40_and_80_percent_the_shards_are_those_of_an_uninterrupted_run(kill_at: int, tmp_path: Path) -> None:
-    """SIGKILL in a process of its own, in the call after two and after four of five shards."""
-    main(sampling(), ["fit"])
-    support = str(SCRIPT.parent)
-    path = os.pathsep.join([support, *(entry for entry in sys.path if entry)])
+def test_killed_at_40_and_80_percent_the_shards_are_those_of_an_uninterrupted_run(tmp_path: Path) -> None:
+    """SIGKILL in processes of their own, while the third and then the fifth of five shards is asked for."""
+    sampling().make("whole", quiet=True)
+    path = os.pathsep.join([str(SCRIPT.parent), *(entry for entry in sys.path if entry)])
     environment = {**os.environ, "PYTHONPATH": path}
     where = tmp_path / "killed"
     where.mkdir()
-    command = [sys.executable, str(SCRIPT), "fit"]
-    killed = {**environment, "KILL_AT_CALL": str(kill_at + 1)}
-    dead = subprocess.run(command, cwd=where, env=killed, capture_output=True, check=False)
-    assert dead.returncode == -signal.SIGKILL, dead.stderr
+
+    def fit(**more: str) -> int:
+        command = [sys.executable, str(SCRIPT), "fit"]
+        return subprocess.run(command, cwd=where, env=environment | more, capture_output=True, check=False).returncode
+
     folder = where / "runs/sampled_recipe/version_0"
-    assert len(hashes(folder)) == kill_at
-    again = subprocess.run(command, cwd=where, env=environment, capture_output=True, check=False)
-    assert again.returncode == 0, again.stderr
+    for shards in (2, 4):
+        assert fit(KILL_AT_CALL="3") == -signal.SIGKILL
+        assert len(hashes(folder)) == shards
+    assert fit() == 0
     assert len(list(folder.parent.iterdir())) == 1  # it went on where it was
-    assert hashes(folder) == hashes(FIRST)
+    assert hashes(folder) == hashes(Path("whole"))
 
 
 def test_nothing_is_asked_twice() -> None:
-    main(sampling(), ["fit"])
+    """Further samples of a task are asked for by their numbers, so that they are not the first ones again."""
+    sampling().make("run", quiet=True)
     asked = len(SeededEngine.calls)
-    main(sampling(), ["fit", "--ckpt_path", "last"])
+    sampling().make("run", quiet=True)
     assert len(SeededEngine.calls) == asked == 5
-    main(sampling(), ["fit", "--ckpt_path", "last", "--engine.samples", "3"])
+    sampling(engine={"samples": 3}).make("run", quiet=True)
     assert SeededEngine.calls[asked:] == [(2, 1)] * 5
     whole = sampling(engine={"samples": 3}).make("whole", quiet=True)
     three = {(row["key"], row["sample"]): row["text"] for row in rows(whole.artefact)}
-    assert {(row["key"], row["sample"]): row["text"] for row in rows(FIRST / "rollouts")} == three
+    assert {(row["key"], row["sample"]): row["text"] for row in rows(Path("run/rollouts"))} == three
+
+
+def test_other_questions_under_the_same_keys_are_refused() -> None:
+    """Keys of generated tasks are numbers: with another seed they name other questions."""
+    sampling().make("run", quiet=True)
+    kept = hashes(Path("run"))
+    Path("run/result.json").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        of_seed_0 = Sums.tasks
+        patch.setattr(Sums, "tasks", lambda self, split: other_questions(of_seed_0(self, split)))
+        with pytest.raises(ValueError, match="task 'train-0' asks something else"):
+            sampling().make("run", quiet=True)
+    assert hashes(Path("run")) == kept
+
+
+def other_questions(tasks: Sequence[Task]) -> list[Task]:
+    return [replace(task, messages=[{"role": "user", "content": "another"}]) for task in tasks]
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SeededEngine, "generate", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        main(sampling(), ["fit"])
+    assert stopped.value.code == 130
+    assert "to go on: python toy.py fit --ckpt_path last" in capsys.readouterr().err
 
 
 def test_failed_prompts_lose_no_others_and_are_asked_again(
@@ -175,73 +168,8 @@ def test_another_model_in_the_same_folder_is_refused(capsys: pytest.CaptureFixtu
     assert len(rows(FIRST / "rollouts")) == 24
 
 
-def test_a_teacher_scores_the_tokens_that_the_policy_wrote() -> None:
-    main(pipeline(), ["fit"])
-    samples = {(row["key"], row["sample"]): row for row in rows(FIRST / "sample/rollouts")}
-    scored = rows(FIRST / "teach/scores")
-    assert len(scored) == len(samples) == 20
-    for row in scored:
-        tokens = samples[row["key"], row["sample"]]["token_ids"]
-        assert row["token_ids"] == tokens
-        assert row["positions"] == [2 + number for number in range(len(tokens))]
-        assert row["logprobs"] == [-float(token) for token in tokens]  # of its own token, not of the one before
-        assert row["top_ids"] == [[0, 1, 2]] * len(tokens)
-        assert row["top_logprobs"] == [[0.0, -1.0, -2.0]] * len(tokens)
-
-
-def test_a_score_stage_goes_on_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    main(pipeline(), ["fit"])
-    before = hashes(FIRST / "teach", "scores")
-    (FIRST / "teach/result.json").unlink()
-    (FIRST / "teach/scores/data/shard-00001.parquet").unlink()
-    SeededEngine.calls.clear()
-    main(pipeline(), ["fit"])
-    assert SeededEngine.calls == [(8, 1)]
-    assert hashes(FIRST / "teach", "scores") == before
-
-
-def test_samples_of_other_tokens_are_not_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    few, many = (str(word_tokenizer(tmp_path / str(words), words)) for words in (20, 120))
-    recipe = pipeline(module=MODULE.derive(tokenizer=many)).derive(sample={"module": {"tokenizer": few}})
-    assert "another tokenizer's tokens" in refusal(recipe, ["fit"], capsys)
-
-
-def test_a_stage_runs_alone_and_options_have_its_name(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "data_from: stage 'sample' has no result" in refusal(pipeline(), ["fit", "--stage", "teach"], capsys)
-    main(pipeline(), ["fit", "--stage", "sample", "--sample.limit", "3", "--seed", "5"])
-    assert {row["seed"] for row in rows(FIRST / "sample/rollouts")} == {5}
-    main(pipeline(), ["fit", "--stage", "teach", "--teach.top_k", "1"])
-    assert len(rows(FIRST / "teach/scores")) == 6
-
-
-def test_the_configuration_round_trips(capsys: pytest.CaptureFixture[str]) -> None:
-    main(pipeline(), ["fit", "--teach.top_k", "7", "--print_config"])
-    printed = capsys.readouterr().out
-    assert yaml.safe_load(printed)["sample"]["kind"] == "generate"
-    Path("c.yaml").write_text(printed)
-    main(pipeline(), ["fit", "--config", "c.yaml", "--print_config"])
-    assert capsys.readouterr().out == printed
-    wrong = refusal(pipeline(), ["fit", "--sample.kind", "score", "--print_config"], capsys)
-    assert "--sample.kind: expected one of 'generate'" in wrong or "sample.kind" in wrong
-
-
-def test_training_data_get_the_folder_of_samples() -> None:
-    """A datamodule without a field for it is refused by name."""
-    train = {"module": ToyModule.Config(), "trainer": {"max_epochs": 1, "accelerator": "cpu"}}
-    stages = dict(pipeline().stages)
-    from pangu_modules.engine.earlier import with_earlier
-    from pangu_modules.engine.place import Place
-
-    main(pipeline(), ["fit"])
-    reads = with_earlier(Stage(**train, data=Sums.Config(), data_from="sample"), stages, Place(FIRST))
-    assert reads.data.rollouts == str(FIRST / "sample/rollouts")
-    with pytest.raises(ValueError, match=r"ToyData\.Config has no field 'rollouts'"):
-        with_earlier(Stage(**train, data=ToyData.Config(), data_from="sample"), stages, Place(FIRST))
-
-
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
 def test_what_needs_a_checkpoint_is_refused(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    main(sampling(), ["fit", "--limit", "1"])
     said = refusal(sampling(), [command], capsys)
     assert said == f"error: {command}: a stage of kind generate makes data and has no checkpoint; its data: export"
 

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from sampled import SeededEngine, Sums, sampling
-from tiny_llm import TINY_LLAMA, word_tokenizer
+from sampled import TINY, SeededEngine, Sums, refusal, sampling
+from tiny_llm import word_tokenizer
 
-from pangu_modules import CausalLM, GenerateStage, Recipe, ScoreStage
+from pangu_modules import GenerateStage, Recipe, ScoreStage
 from pangu_modules.engine.cli import main
 from pangu_modules.engine.folder import RUN_DIR_VARIABLE
 from pangu_modules.llm.generation.data_card import export_rollouts
 
-FIRST = Path("runs/toy/version_0")
 TRL = os.environ.get("PANGU_TRL")  # a folder with TRL, which is no dependency
 
 
@@ -31,14 +30,6 @@ def read(folder: str | Path) -> list[dict[str, object]]:
     from datasets import load_dataset
 
     return list(load_dataset(str(folder), split="train", cache_dir="cache"))
-
-
-def refusal(recipe: Recipe, words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        main(recipe, words)
-    assert stopped.value.code == 2
-    return capsys.readouterr().err.splitlines()[0]
 
 
 def test_the_command_writes_a_data_set_with_a_card(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,11 +76,10 @@ def test_nothing_is_written_where_no_answer_is_good_enough() -> None:
 
 
 def test_scores_are_exported_too(capsys: pytest.CaptureFixture[str]) -> None:
-    module = CausalLM.Config(architecture="llama", model_args=TINY_LLAMA)
     engine = SeededEngine.Config(max_new_tokens=4)
     stages = {
-        "sample": GenerateStage(module=module, data=Sums.Config(num=4), engine=engine, device="cpu"),
-        "teach": ScoreStage(module=module, engine=engine, top_k=2, data_from="sample", device="cpu"),
+        "sample": GenerateStage(module=TINY, data=Sums.Config(num=4), engine=engine, device="cpu"),
+        "teach": ScoreStage(module=TINY, engine=engine, top_k=2, data_from="sample", device="cpu"),
     }
     recipe = Recipe(stages=stages)
     main(recipe, ["fit"])
@@ -112,7 +102,7 @@ def test_trl_takes_a_step(format: str, tmp_path: Path, monkeypatch: pytest.Monke
     made = sampling().make("run", quiet=True)
     export_rollouts(made.artefact, Path("sft"), format=format)
     tokenizer = str(word_tokenizer(tmp_path / "words"))
-    model = CausalLM.Config(architecture="llama", model_args=TINY_LLAMA, tokenizer=tokenizer).build()
+    model = TINY.derive(tokenizer=tokenizer).build()
     settings = SFTConfig(
         output_dir="trl", max_steps=1, per_device_train_batch_size=2, report_to="none", use_cpu=True, bf16=False
     )

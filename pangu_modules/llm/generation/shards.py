@@ -69,6 +69,8 @@ class ShardStore:
         self.facts = dict(facts or {})
         self.allow_other = allow_other
         self.shards: list[Shard] = []
+        self._held: dict[str, set[int]] = {}
+        self._answered: dict[str, set[str]] = {}
         self._manifest: dict[str, Any] = {}
         self._lock = FileLock(self.folder / ".lock", timeout=0)
 
@@ -93,11 +95,11 @@ class ShardStore:
 
     def samples_of(self, key: str) -> set[int]:
         """Return the sample numbers that the store holds of a key."""
-        return {sample for shard in self.shards for sample in shard.keys.get(key, ())}
+        return self._held.get(key, set())
 
     def prompts_of(self, key: str) -> set[str]:
         """Return the hashes of the prompts that the store's rows of a key answer, see `prompt_hash`: one, or none."""
-        return {shard.prompts[key] for shard in self.shards if key in shard.prompts}
+        return self._answered.get(key, set())
 
     def append(self, table: pa.Table, number: int, statistics: Mapping[str, float]) -> Shard:
         """Write a shard, and list it; once this returns, its rows are kept whatever happens.
@@ -117,16 +119,19 @@ class ShardStore:
         with atomic_file(self.folder / "data" / name) as temporary:
             pq.write_table(marked, temporary, compression="zstd")
             shard = described(temporary, table, statistics)
-        self._list(shard)
+        self._take(shard)
+        self._write_manifest()
         return shard
 
-    def _list(self, shard: Shard) -> None:
+    def _take(self, shard: Shard) -> None:
         self.shards.append(shard)
-        self.shards.sort(key=lambda listed: listed.name)
-        self._write_manifest()
+        for key, samples in shard.keys.items():
+            self._held.setdefault(key, set()).update(samples)
+        for key, prompt in shard.prompts.items():
+            self._answered.setdefault(key, set()).add(prompt)
 
     def _write_manifest(self) -> None:
-        self._manifest["shards"] = [asdict(shard) for shard in self.shards]
+        self._manifest["shards"] = [asdict(shard) for shard in sorted(self.shards, key=lambda shard: shard.name)]
         write_atomically(self.folder / MANIFEST, json.dumps(self._manifest, indent=1, ensure_ascii=False) + "\n")
 
     def _take_over(self) -> None:
@@ -146,7 +151,7 @@ class ShardStore:
             if shard is None:
                 self._drop(name, reason)
             else:
-                self.shards.append(shard)
+                self._take(shard)
         self._write_manifest()
 
     def _looked_at(self, name: str, listed: Shard | None) -> tuple[Shard | None, str]:

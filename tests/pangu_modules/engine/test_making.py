@@ -200,8 +200,8 @@ def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 def test_other_kinds_of_stages_are_named() -> None:
-    with pytest.raises(ValueError, match="kind='generat': leave it out for a training run; others: generate, score"):
-        sampling(kind="generat")
+    with pytest.raises(ValueError, match="kind='sample': leave it out for a training run; others: generate, score"):
+        sampling(kind="sample")
     with pytest.raises(ValueError, match="names no earlier stage that makes data"):
         Recipe(stages={"a": Stage(module=ToyModule.Config(), data=ToyData.Config(), data_from="b")})
     with pytest.raises(ValueError, match="call make"):

@@ -96,6 +96,7 @@ def make_data(
     if not quiet:
         _print_tables(path, produced)
     if produced.failures:
+        folder.result.unlink(missing_ok=True)  # of an earlier run with fewer samples: the stage is unfinished again
         what, why = next(iter(produced.failures.items()))
         raise UsageError(
             f"{len(produced.failures)} of {len(produced.failures) + produced.rows} samples are missing; the first is "

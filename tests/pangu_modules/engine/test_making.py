@@ -20,6 +20,7 @@ from pangu_modules import CausalLM, Recipe, Stage
 from pangu_modules.common.tasks import Task
 from pangu_modules.engine.cli import main
 from pangu_modules.engine.folder import RUN_DIR_VARIABLE
+from pangu_modules.llm.generation.records import Rollout
 from pangu_modules.llm.generation.shard_files import read_manifest
 
 
@@ -65,6 +66,32 @@ def test_answers_that_nothing_could_judge_are_counted_and_kept(monkeypatch: pyte
     assert table["rows"][-1]["right"] is None
 
 
+def test_broken_off_again_and_again_the_shards_are_those_of_a_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would fail if a part were asked in other pieces after a resume, or a shard told of the time or the process."""
+
+    class Killed(BaseException):
+        pass
+
+    def dies_in_its_third_call(self: SeededEngine, prompts: Sequence[Any], **options: Any) -> list[Rollout]:
+        if len(self.calls) == 2:
+            raise Killed
+        return write(self, prompts, **options)
+
+    sampling().make("whole", quiet=True)
+    write = SeededEngine.generate
+    with monkeypatch.context() as patch:
+        patch.setattr(SeededEngine, "generate", dies_in_its_third_call)
+        for shards in (2, 4):
+            SeededEngine.calls.clear()
+            with pytest.raises(Killed):
+                sampling().make("run", quiet=True)
+            assert len(hashes(Path("run"))) == shards
+    sampling().make("run", quiet=True)
+    assert hashes(Path("run")) == hashes(Path("whole"))
+    assert rows(Path("run/rollouts")) == rows(Path("whole/rollouts"))
+
+
+@pytest.mark.slow
 def test_killed_at_40_and_80_percent_the_shards_are_those_of_an_uninterrupted_run(tmp_path: Path) -> None:
     """SIGKILL in processes of their own, while the third and then the fifth of five shards is asked for."""
     sampling().make("whole", quiet=True)

@@ -9,7 +9,7 @@ recipe = Recipe(
     data=ReasoningTasks.Config(num_train=100, num_test=100),
     engine=GenerationEngine.Config(samples=4, max_new_tokens=64, temperature=0.7, batch_size=32),
     split="test",
-    cost="3 minutes on two cores",
+    cost="4 minutes on two cores",
 )
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pangu_modules.training.fingerprint import fingerprint
 PACKAGES = ("pangu-recipes", "torch", "transformers", "pyarrow")
 NOT_OF_A_SAMPLE = (  # settings of generation that no completion depends on
     *("samples", "seed", "batch_size", "chunk_tokens", "base_url", "model"),
-    *("timeout", "connect_timeout", "retries", "api_key_variable", "assistant_tokens", "assistant_confidence"),
+    *("timeout", "connect_timeout", "retries", "api_key_variable"),
 )
 
 

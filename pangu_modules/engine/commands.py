@@ -61,7 +61,7 @@ def fit(request: Request) -> None:
             print(f"stopped before the end; to go on: {again}", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None
         except UsageError:
-            if leads() and not place.resumes and not _holds_work(place.folder):
+            if leads() and not place.resumes and not place.holds_work:
                 shutil.rmtree(place.folder, ignore_errors=True)
             raise
         except OSError as error:
@@ -113,11 +113,6 @@ def _made(stage: DataStage, name: str, place: Place, write_config: Callable[[], 
 def _announce(name: str, what: str) -> None:
     if name:
         print(f"stage {name}: {what}", flush=True)
-
-
-def _holds_work(folder: Path) -> bool:
-    """Whether a run has left something that a resume would go on with."""
-    return any(path.suffix in (".ckpt", ".parquet") for path in folder.rglob("*"))
 
 
 def _runs_again(request: Request, name: str, place: Place) -> bool:

@@ -45,7 +45,7 @@ class GenerateStage(DataStage):
     data: SerializeAsAny[Config] = Field(description="Configuration of the datamodule with tasks.")
     engine: SerializeAsAny[Config] = Field(description="How to choose tokens, and where; without a seed of its own.")
     split: Literal["train", "test"] = Field("train", description="Whose tasks are asked.")
-    limit: PositiveInt | None = Field(None, description="Ask this many of the tasks, the first; empty: all.")
+    num_tasks: PositiveInt | None = Field(None, description="Ask this many of the tasks, the first; empty: all.")
     tasks_per_shard: PositiveInt = Field(8, description="Tasks asked together; a kill loses at most these.")
     seed: NonNegativeInt = Field(0, description="Seed of the sampling.")
     start_from: str | None = Field(None, description="Earlier stage from whose last checkpoint is sampled.")

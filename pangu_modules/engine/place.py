@@ -36,6 +36,11 @@ class Place:
         """Whether the run goes on in a folder that was there."""
         return self.folder == self.earlier
 
+    @property
+    def holds_work(self) -> bool:
+        """Whether something lies there that a resume would go on with."""
+        return any(path.suffix in (".ckpt", ".parquet") for path in self.folder.rglob("*"))
+
 
 @contextmanager
 def taken(request: Request) -> Iterator[Place]:

@@ -20,7 +20,7 @@ EMBEDDED = [name for name in ENTRIES if name not in PAPER_SCALE]
 # Of the recipes on the real LLM two stay in the fast tests; the others take minutes each.
 SLOW = ("drafter_smollm2", "dwm_smollm2", "generate_smollm2", "moge_upcycle_smollm2", "onebit_smollm2")
 FAST = {"trainer.fast_dev_run": "true"}
-SHORT = {"limit": "1", "engine.max_new_tokens": "4"}  # of a stage that generates
+SHORT = {"num_tasks": "1", "engine.max_new_tokens": "4"}  # of a stage that generates
 # Parameters of the 2x expansions: 12 d^2 + 13 d a block, 2 d r + r + d an adapter, 4 d the norms of an added block.
 SCALENET = {"scalenet_deit_t": 6_031_528, "scalenet_deit_s": 22_678_120, "scalenet_deit_b": 89_002_216}
 

@@ -42,7 +42,7 @@ def generate(production: Production) -> Produced:
         ConnectionError: the server cannot be asked.
     """
     stage, folder = production.stage, production.folder / KIND
-    tasks = _tasks(production.data, stage.split, stage.limit)
+    tasks = _tasks(production.data, stage.split, stage.num_tasks)
     engine = engine_of(production)
     identity = rollout_identity(engine, stage)
     failures: dict[str, str] = {}
@@ -137,14 +137,14 @@ def engine_of(production: Production) -> Any:
     return config.build(model=module.model, tokenizer=module.tokenizer)
 
 
-def _tasks(data: Any, split: str, limit: int | None) -> list[Task]:
+def _tasks(data: Any, split: str, num_tasks: int | None) -> list[Task]:
     for name in ("tasks", "verify"):
         if not hasattr(data, name):
             raise ValueError(
                 f"data: {type(data).__name__} has no {name}(...): a stage that generates asks data.tasks(split), and "
                 "data.verify(task, text) judges the answers, as ReasoningTasks do"
             )
-    tasks = list(islice(data.tasks(split), limit))
+    tasks = list(islice(data.tasks(split), num_tasks))
     if not tasks:
         raise ValueError(f"data: {type(data).__name__} gives no task of split {split!r}")
     keys: set[str] = set()

@@ -67,7 +67,7 @@ def test_samples_of_other_tokens_are_not_scored(tmp_path: Path, capsys: pytest.C
 
 def test_a_stage_runs_alone_and_options_have_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert "data_from: stage 'sample' has no result" in refusal(pipeline(), ["fit", "--stage", "teach"], capsys)
-    main(pipeline(), ["fit", "--stage", "sample", "--sample.limit", "3", "--seed", "5"])
+    main(pipeline(), ["fit", "--stage", "sample", "--sample.num_tasks", "3", "--seed", "5"])
     assert {row["seed"] for row in rows(FIRST / "sample/rollouts")} == {5}
     main(pipeline(), ["fit", "--stage", "teach", "--teach.top_k", "1"])
     assert len(rows(FIRST / "teach/scores")) == 6

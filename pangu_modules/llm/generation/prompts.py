@@ -1,10 +1,9 @@
-"""What goes into generation and what comes out of it: prompts, conversations and completions."""
+"""What goes into generation: texts, tokens and conversations."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pangu_modules.common.batches import IGNORE_INDEX
 
@@ -13,21 +12,6 @@ Message = Mapping[str, str]
 
 Prompt = str | Sequence[int] | Sequence[Message]
 """A text, its tokens, or a conversation: messages with ``role`` and ``content``, through the chat template."""
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What a model wrote after a prompt.
-
-    Attributes:
-        text: without special tokens.
-        token_ids: with the token that ended it, if one did; empty from a server.
-        finish_reason: "stop" after an end-of-text token, "length" at the limit of new tokens.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: Literal["stop", "length"]
 
 
 def chat_tokens(tokenizer: Any, messages: Sequence[Message]) -> list[int]:

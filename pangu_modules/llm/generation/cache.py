@@ -44,7 +44,7 @@ class GrowingLayer(DynamicLayer):
             indices: their numbers there.
             most_rows: rows that this layer will have at most.
         """
-        if not other.is_initialized:  # a layer without keys of its own
+        if other.keys is None or other.values is None:  # a layer without keys of its own
             return
         theirs = (other.keys, other.values)
         if not self.is_initialized:

@@ -50,6 +50,7 @@ class CachedRows:
         self._model, self._most_rows = model, most_rows
         self._device = next(model.parameters()).device
         self._takes = arguments_of(model)
+        self._cache_argument = str(cache_argument(self._takes))
         self._cache = GrowingCache()
         self._mask = torch.zeros(0, 0, dtype=torch.long, device=self._device)
         self._lengths = torch.zeros(0, dtype=torch.long, device=self._device)  # of each text
@@ -94,7 +95,7 @@ class CachedRows:
             input_ids=input_ids,
             attention_mask=self._mask,
             use_cache=True,
-            **{cache_argument(self._takes): self._cache},
+            **{self._cache_argument: self._cache},
             **{name: value for name, value in optional.items() if name in self._takes},
         )
         logits: Tensor = output.logits[:, -1]

@@ -17,8 +17,7 @@ from pangu_modules.common.files import check_new
 from pangu_modules.llm import building
 from pangu_modules.llm.export.options import ExportOptions
 from pangu_modules.llm.generation.engine import GenerationEngine
-from pangu_modules.llm.generation.prompts import prompts_of
-from pangu_modules.llm.generation.records import Rollout
+from pangu_modules.llm.generation.prompts import prompts_of, row_of
 from pangu_modules.llm.lora import LoRAConfig, merge_adapters
 from pangu_modules.llm.models.experts import active_parameters
 from pangu_modules.llm.next_token import NextTokenModule
@@ -212,8 +211,8 @@ class CausalLM(NextTokenModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """Continue the prompts of a batch; a dictionary (text, token_ids, finish_reason) for each of their samples."""
-        engine = self._predicting or self.generation_engine()
-        return [_row(rollout) for rollout in engine.generate(prompts_of(batch))]
+        rollouts = (self._predicting or self.generation_engine()).generate(prompts_of(batch))
+        return [row_of(rollout) for rollout in rollouts]
 
     def on_predict_end(self) -> None:
         """Forget the engine: the model may be another by the next time."""
@@ -222,15 +221,14 @@ class CausalLM(NextTokenModule):
     def prediction_rows(self, batch: Batch, outputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return a row for each sample of a prompt: ``prompt`` (token ids without a tokenizer) and its completion."""
         decode = (lambda ids: ids) if self.tokenizer is None else self.tokenizer.decode
-        prompts = prompts_of(batch)
-        samples = len(outputs) // len(prompts)
+        prompts, samples = prompts_of(batch), self.config.generation.samples
         return [{"prompt": decode(prompts[row // samples]), **output} for row, output in enumerate(outputs)]
 
     def continue_texts(self, prompts: Sequence[str]) -> list[dict[str, Any]]:
         """Return rows, as `prediction_rows`, for texts of one's own; raises as `GenerationEngine.generate`."""
         rollouts = self.generation_engine().generate(list(prompts))
         samples = self.config.generation.samples
-        return [{"prompt": prompts[row // samples], **_row(rollout)} for row, rollout in enumerate(rollouts)]
+        return [{"prompt": prompts[row // samples], **row_of(rollout)} for row, rollout in enumerate(rollouts)]
 
     @staticmethod
     def evaluation(**settings: Any) -> Evaluation:
@@ -300,7 +298,3 @@ class CausalLM(NextTokenModule):
         from pangu_modules.simulator.throughput import plan_model
 
         return plan_model(self.model, hardware, layout)
-
-
-def _row(rollout: Rollout) -> dict[str, Any]:
-    return {name: getattr(rollout, name) for name in ("text", "token_ids", "finish_reason")}

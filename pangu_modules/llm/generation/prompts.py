@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pangu_modules.common.batches import IGNORE_INDEX
+from pangu_modules.llm.generation.records import Rollout
 
 Message = Mapping[str, str]
 """One turn of a conversation: ``role`` and ``content``."""
@@ -39,3 +40,8 @@ def prompts_of(batch: Mapping[str, Any]) -> list[list[int]]:
         start = next((position for position, label in enumerate(labels) if label != IGNORE_INDEX), length)
         prompts.append(input_ids[: start or length])
     return prompts
+
+
+def row_of(rollout: Rollout) -> dict[str, Any]:
+    """Return what tables of predictions show of a completion."""
+    return {name: getattr(rollout, name) for name in ("text", "token_ids", "finish_reason")}

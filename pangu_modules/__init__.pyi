@@ -11,7 +11,8 @@ from pangu_modules.llm.distillation.loss import distillation_loss as distillatio
 from pangu_modules.llm.distillation.teacher import DistillationConfig as DistillationConfig
 from pangu_modules.llm.distillation.teacher import distillation_objective as distillation_objective
 from pangu_modules.llm.generation.engine import GenerationEngine as GenerationEngine
-from pangu_modules.llm.generation.prompts import Completion as Completion
+from pangu_modules.llm.generation.records import Rollout as Rollout
+from pangu_modules.llm.generation.records import SequenceScores as SequenceScores
 from pangu_modules.llm.generation.rollouts import RolloutStore as RolloutStore
 from pangu_modules.llm.lora import LoRAConfig as LoRAConfig
 from pangu_modules.llm.lora import LoRAPlan as LoRAPlan

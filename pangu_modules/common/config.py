@@ -25,6 +25,9 @@ def caller_only(instead: Any = None) -> dict[str, Any]:
 PLAIN_NAME: dict[str, Any] = {"plain_name": True}
 """``json_schema_extra`` of a field that may name a place beside a known thing: stored data names known things alone."""
 
+FREE_TEXT: dict[str, Any] = {"free_text": True}
+"""``json_schema_extra`` of a field whose texts are no names: they may be blank, such as two line ends."""
+
 
 class Config(BaseModel):
     """Base of every configuration: immutable, no unknown fields, builds the class it is nested in.
@@ -84,7 +87,8 @@ class Config(BaseModel):
     def _can_be_meant(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse, in every field of every configuration, what no field can mean."""
         field = cls.model_fields[str(info.field_name)]
-        if _is_free(field.annotation):
+        mark = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        if _is_free(field.annotation) or "free_text" in mark:
             check_free_value(value)
         elif not cls.measured:
             check_value(value, may_be_empty=field.default == "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -18,7 +17,7 @@ from pangu_modules.common.files import check_new
 from pangu_modules.llm import building
 from pangu_modules.llm.export.options import ExportOptions
 from pangu_modules.llm.generation.engine import GenerationEngine
-from pangu_modules.llm.generation.prompts import prompts_of
+from pangu_modules.llm.generation.prompts import prompts_of, row_of
 from pangu_modules.llm.lora import LoRAConfig, merge_adapters
 from pangu_modules.llm.models.experts import active_parameters
 from pangu_modules.llm.next_token import NextTokenModule
@@ -211,23 +210,25 @@ class CausalLM(NextTokenModule):
         self._predicting = self.generation_engine()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
-        """Continue the prompts of a batch; one dictionary (text, token_ids, finish_reason) for each."""
-        engine = self._predicting or self.generation_engine()
-        return [asdict(completion) for completion in engine.generate(prompts_of(batch))]
+        """Continue the prompts of a batch; a dictionary (text, token_ids, finish_reason) for each of their samples."""
+        rollouts = (self._predicting or self.generation_engine()).generate(prompts_of(batch))
+        return [row_of(rollout) for rollout in rollouts]
 
     def on_predict_end(self) -> None:
         """Forget the engine: the model may be another by the next time."""
         self._predicting = None
 
     def prediction_rows(self, batch: Batch, outputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Return a row for each prompt of a batch: ``prompt`` (token ids without a tokenizer) and its completion."""
+        """Return a row for each sample of a prompt: ``prompt`` (token ids without a tokenizer) and its completion."""
         decode = (lambda ids: ids) if self.tokenizer is None else self.tokenizer.decode
-        return [{"prompt": decode(ids), **output} for ids, output in zip(prompts_of(batch), outputs, strict=True)]
+        prompts, samples = prompts_of(batch), self.config.generation.samples
+        return [{"prompt": decode(prompts[row // samples]), **output} for row, output in enumerate(outputs)]
 
     def continue_texts(self, prompts: Sequence[str]) -> list[dict[str, Any]]:
         """Return rows, as `prediction_rows`, for texts of one's own; raises as `GenerationEngine.generate`."""
-        completions = self.generation_engine().generate(list(prompts))
-        return [{"prompt": prompt, **asdict(written)} for prompt, written in zip(prompts, completions, strict=True)]
+        rollouts = self.generation_engine().generate(list(prompts))
+        samples = self.config.generation.samples
+        return [{"prompt": prompts[row // samples], **row_of(rollout)} for row, rollout in enumerate(rollouts)]
 
     @staticmethod
     def evaluation(**settings: Any) -> Evaluation:

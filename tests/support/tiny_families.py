@@ -100,3 +100,29 @@ def tiny_fields(model_type: str, known: set[str], read: frozenset[str]) -> dict[
     if "head_dim" in known:
         return fields | {"head_dim": 8}
     return fields | {"head_dim": 16} if "head_dim" in read and model_type not in HALF_READ else fields
+
+
+def families() -> list[str]:
+    """Return the families that these sizes make tiny and that read token ids alone."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    known = {config.model_type for config in MODEL_FOR_CAUSAL_LM_MAPPING}
+    return sorted(known - set(NOT_TINY) - set(NO_FORWARD))
+
+
+def tiny_float64(model_type: str) -> Any:
+    """Return a tiny random model in float64, whose texts matter more to its logits than in a fresh one."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from pangu_modules.llm.models.fields import fields_read
+
+    known = set(AutoConfig.for_model(model_type).to_dict())
+    config = AutoConfig.for_model(model_type, **tiny_fields(model_type, known, fields_read(model_type)))
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval().double()
+    model.set_experts_implementation("eager")  # the grouped product has no float64
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3 if parameter.ndim > 1 else 1)
+    return model

@@ -1,4 +1,4 @@
-"""GenerationEngine: the only way to sample text - transformers in this process, or an OpenAI-compatible server."""
+"""GenerationEngine: the only way to sample and to score text - a model in this process, or an OpenAI server."""
 
 from __future__ import annotations
 
@@ -6,28 +6,44 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pangu_modules.common.config import Configurable
-from pangu_modules.llm.generation.prompts import Completion, Prompt, chat_tokens
-from pangu_modules.llm.generation.server import complete_on_server
+from pangu_modules.llm.generation.checks import (
+    check_choice,
+    check_tokens,
+    positions_of,
+    prompt_tokens,
+    room_for_each,
+    vocabulary_of,
+)
+from pangu_modules.llm.generation.prompts import Prompt
+from pangu_modules.llm.generation.records import Rollout, SequenceScores, sample_seed
+from pangu_modules.llm.generation.sampling import random_numbers
+from pangu_modules.llm.generation.server import complete_on_server, score_on_server
 from pangu_modules.llm.generation.settings import GenerationSettings
-from pangu_modules.llm.generation.speculation import Speculation, fit_assistant, load_assistant, reading_lengths
+from pangu_modules.llm.generation.speculation import Speculation, SpeculativeDecoder
+from pangu_modules.llm.generation.stopping import Stopping, end_tokens
+from pangu_modules.llm.generation.weights_hash import weights_hash
+from pangu_modules.llm.generation.writing import Writing
 from pangu_modules.training.randomness import isolated_randomness
 
 
 class GenerationEngine(Configurable):
-    """Continues prompts, with random numbers of its own: it neither uses nor moves those of training.
+    """Continues prompts and scores texts, with random numbers of its own: it neither uses nor moves those of training.
 
-    With an assistant, a drafter, it decodes speculatively, one prompt at a time; `speculation` then counts passes, and
-    drafted and accepted tokens. Greedy continuations are the same with it and without.
+    **Each completion depends on the model, the seed, its prompt and its sample number alone**: not on the batch size,
+    on the other prompts or on their order, up to the rounding of the model's own arithmetic, which may differ between
+    batches where float64 does not compute it.
+
+    With an assistant, a drafter, it decodes speculatively, one completion at a time; `speculation` then counts passes,
+    and drafted and accepted tokens. Greedy continuations are the same with it and without, and there are no
+    log-probabilities.
 
     Args:
         config: the configuration.
         model: a transformers causal LM; needed unless a server is configured.
-        tokenizer: its tokenizer; needed for prompts that are not tokens already.
+        tokenizer: its tokenizer; needed for prompts that are not tokens already, for stop strings and for texts.
 
     Raises:
         ValueError: there is neither model nor server.
@@ -42,131 +58,104 @@ class GenerationEngine(Configurable):
         if model is None and config.base_url is None:
             raise ValueError("a generation engine needs a model in this process, or base_url and model of a server")
         self.config = config
-        self.model = model
+        self.model: Any = model
         self.tokenizer = tokenizer
-        self.speculation = Speculation()
-        self._fitting: Any = None  # the drafter that was checked
+        self._drafting = SpeculativeDecoder(model, tokenizer, config)
 
-    def generate(self, prompts: Sequence[Prompt], *, seed: int | None = None) -> list[Completion]:
-        """Return one completion for each prompt, in their order.
+    @property
+    def speculation(self) -> Speculation:
+        """Counts of speculative decoding, over all calls."""
+        return self._drafting.counts
 
-        The same call gives the same tokens; for several samples of a prompt, repeat the prompt.
+    def generate(
+        self, prompts: Sequence[Prompt], *, seed: int | None = None, samples: int | None = None, first_sample: int = 0
+    ) -> list[Rollout]:
+        """Return completions of each prompt: all samples of the first prompt, then all of the second, and so on.
 
         Args:
             prompts: texts, token ids or conversations.
             seed: in place of the configuration's.
+            samples: of each prompt, in place of the configuration's.
+            first_sample: number of the first; whoever has samples 0 to 3 gets further ones from 4 on.
 
         Raises:
-            ValueError: a prompt is empty, or it needs a tokenizer or chat template that is not there.
-            ConnectionError: the server cannot be reached, or answers with an error.
+            ValueError: a prompt is empty, too long or not the model's, or needs a tokenizer or chat template that is
+                not there; a setting does not fit the model.
+            IncompleteGenerationError: the server has no answer to some prompts.
+            ConnectionError: the server cannot be reached, or all its answers are errors.
         """
         seed = self.config.seed if seed is None else seed
+        samples = self.config.samples if samples is None else samples
+        if samples < 1 or first_sample < 0:
+            raise ValueError(f"samples={samples} from first_sample={first_sample}: give at least 1, from 0 on")
         if self.config.base_url is not None:
-            return complete_on_server(self.config, list(prompts), seed, self.config.samples, 0)  # type: ignore[return-value]
-        tokens = [self._tokens(prompt) for prompt in prompts]
+            return complete_on_server(self.config, list(prompts), seed, samples, first_sample)
+        return self._write([prompt_tokens(prompt, self.tokenizer) for prompt in prompts], seed, samples, first_sample)
+
+    def score(self, sequences: Sequence[Sequence[int]], *, top_k: int = 0) -> list[SequenceScores]:
+        """Return the log-probability of each token of each sequence, given those before it, and of the likeliest.
+
+        Logits of at most ``config.chunk_tokens`` tokens are in memory at a time.
+
+        Args:
+            sequences: token ids.
+            top_k: number of likeliest tokens at each place.
+
+        Raises:
+            ValueError: a sequence is empty or has tokens that the model does not have, or there are fewer than `top_k`.
+            ConnectionError: the server cannot be reached, or gives no log-probabilities.
+        """
+        from pangu_modules.llm.generation.scoring import score_sequences
+
+        if self.config.base_url is not None:
+            return score_on_server(self.config, sequences, top_k)
+        vocabulary = vocabulary_of(self.model)
+        if not 0 <= top_k <= vocabulary:
+            raise ValueError(f"top_k={top_k}: the model has {vocabulary} tokens; give 0 to {vocabulary}")
+        for number, sequence in enumerate(sequences):
+            if not len(sequence):
+                raise ValueError(f"sequence {number} is empty: a model can only score one token or more")
+        check_tokens(sequences, vocabulary, "sequence")
+        with _undisturbed(self.model, seed=0):
+            return score_sequences(self.model, sequences, self.config, top_k)
+
+    def _write(self, prompts: list[list[int]], seed: int, samples: int, first_sample: int) -> list[Rollout]:
+        """Continue prompts with the model in this process."""
+        from pangu_modules.llm.generation.decoding import BatchDecoder
+
+        vocabulary = vocabulary_of(self.model)
+        check_choice(self.config, vocabulary)
+        check_tokens(prompts, vocabulary, "prompt")
+        rooms = room_for_each(prompts, positions_of(self.model), self.config.max_new_tokens)
+        stopping = Stopping(self.config, self.tokenizer, end_tokens(self.model, self.tokenizer))
+        writings = [
+            Writing(number, tuple(ids), sample, room, random_numbers(sample_seed(seed, ids, sample)), stopping)
+            for number, (ids, room) in enumerate(zip(prompts, rooms, strict=True))
+            for sample in range(first_sample, first_sample + samples)
+        ]
         # Prompts of about the same length share a batch, which saves padding.
-        order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
-        completions: dict[int, Completion] = {}
-        size = self.config.batch_size if self.config.assistant is None else 1  # transformers drafts for one prompt
-        for number, start in enumerate(range(0, len(order), size)):
-            chosen = order[start : start + size]
-            batch_seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
-            written = self._continue([tokens[index] for index in chosen], batch_seed)
-            completions |= dict(zip(chosen, written, strict=True))
-        return [completions[index] for index in range(len(tokens))]
-
-    def _tokens(self, prompt: Prompt) -> list[int]:
-        if not prompt:
-            raise ValueError("a prompt is empty: a model can only continue one token or more")
-        if not isinstance(prompt, str) and isinstance(prompt[0], int):
-            return list(prompt)  # type: ignore[arg-type]
-        if self.tokenizer is None:
-            raise ValueError("the model has no tokenizer: give prompts as token ids, or set module.tokenizer")
-        if isinstance(prompt, str):
-            tokens: list[int] = self.tokenizer(prompt)["input_ids"]
-            return tokens
-        return chat_tokens(self.tokenizer, prompt)  # type: ignore[arg-type]
-
-    def _continue(self, prompts: list[list[int]], seed: int) -> list[Completion]:
-        """Continue one batch of prompts, padded on the left, with the model in this process."""
-        from transformers import GenerationConfig
-
-        assert self.model is not None
-        device = next(self.model.parameters()).device
-        ends = self._end_tokens()
-        padding = ends[0] if ends else 0
-        input_ids, mask = pad_left(prompts, padding)
-        settings = {"max_new_tokens": self.config.max_new_tokens, "pad_token_id": padding, "eos_token_id": ends or None}
-        drafter = self._drafter(device)
-        # No inference mode: buffers a model renews while it writes (rotary frequencies) must be fit for training.
-        with (
-            _evaluating(self.model),
-            isolated_randomness(device, seed),
-            torch.no_grad(),
-            reading_lengths(self.model) as lengths,
-        ):
-            written: Tensor = self.model.generate(  # type: ignore[operator]
-                input_ids.to(device),
-                attention_mask=mask.to(device),
-                generation_config=GenerationConfig(**settings, **self._choice()),
-                **({} if drafter is None else {"assistant_model": drafter}),
-            )
-        rows = written[:, input_ids.shape[1] :].tolist()
-        if drafter is not None:
-            self.speculation.add(len(rows[0]), input_ids.shape[1], lengths)
-        return [self._completion(row, ends) for row in rows]
-
-    def _drafter(self, device: torch.device) -> Any:
-        """Return the drafter with its settings, or None without one."""
-        config = self.config
-        if config.assistant is None:
-            return None
-        drafter: Any = load_assistant(config.assistant, next(self.model.parameters()).dtype, device)  # type: ignore[union-attr]
-        if drafter is not self._fitting:
-            fit_assistant(config.assistant, drafter, self.model, self.tokenizer)
-            self._fitting = drafter
-        drafter.generation_config.num_assistant_tokens = config.assistant_tokens
-        drafter.generation_config.num_assistant_tokens_schedule = "constant"
-        drafter.generation_config.assistant_confidence_threshold = config.assistant_confidence
-        return drafter
-
-    def _choice(self) -> dict[str, Any]:
-        """Return how to choose tokens, in transformers' words."""
-        config = self.config
-        if config.temperature == 0:
-            return {"do_sample": False}
-        limits = {"temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
-        return {"do_sample": True, **limits}
-
-    def _end_tokens(self) -> list[int]:
-        """Return the tokens that end a text: those of the model's generation settings, and the tokenizer's."""
-        of_model = getattr(self.model.generation_config, "eos_token_id", None)  # type: ignore[union-attr]
-        of_tokenizer = getattr(self.tokenizer, "eos_token_id", None)
-        ends = of_model if isinstance(of_model, list) else [of_model]
-        return list(dict.fromkeys(end for end in (*ends, of_tokenizer) if end is not None))
-
-    def _completion(self, row: list[int], ends: Sequence[int]) -> Completion:
-        length = next((index + 1 for index, token in enumerate(row) if token in ends), None)
-        token_ids = row if length is None else row[:length]
-        text = "" if self.tokenizer is None else self.tokenizer.decode(token_ids, skip_special_tokens=True)
-        return Completion(text, tuple(token_ids), "length" if length is None else "stop")
-
-
-def pad_left(prompts: Sequence[Sequence[int]], padding: int) -> tuple[Tensor, Tensor]:
-    """Return token ids and attention mask, both (batch, longest) int64, padded on the left."""
-    longest = max(len(prompt) for prompt in prompts)
-    rows = [[padding] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(rows), torch.tensor(mask)
+        waiting = sorted(writings, key=lambda writing: -len(writing.prompt_ids))
+        with _undisturbed(self.model, seed):
+            if self.config.assistant is None:
+                BatchDecoder(self.model, self.config).write(prompts, waiting)
+            else:
+                self._drafting.write(waiting)
+        name = weights_hash(self.model) if prompts else ""
+        return [writing.rollout(seed, name) for writing in writings]
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put all parts of a model into evaluation mode within the block, and each back into its own mode after it."""
+def _undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
+    """Put all parts of a model into evaluation mode within the block, and each back into its own mode after it.
+
+    What a model's own code draws at random there is seeded, and training's random numbers stay as they were.
+    """
     training = [part for part in model.modules() if part.training]
     model.eval()
     try:
-        yield
+        # No inference mode: buffers a model renews while it writes (rotary frequencies) must be fit for training.
+        with isolated_randomness(next(model.parameters()).device, seed):
+            yield
     finally:
         for part in training:
             part.training = True

@@ -15,8 +15,8 @@ from pangu_modules.llm.generation.pass_rates import Summary
 from pangu_modules.llm.generation.records import IncompleteGenerationError, Rollout
 from pangu_modules.llm.generation.rollouts import KIND, RolloutStore
 from pangu_modules.llm.generation.shard_files import prompt_hash
+from pangu_modules.llm.generation.weights_hash import weights_hash
 from pangu_modules.report.run_report import collect_versions
-from pangu_modules.training.fingerprint import fingerprint
 
 PACKAGES = ("pangu-recipes", "torch", "transformers", "pyarrow")
 NOT_OF_A_SAMPLE = (  # settings of generation that no completion depends on
@@ -115,7 +115,7 @@ def model_identity(engine: Any, stage: Any) -> dict[str, str]:
         return {"model": f"{stage.engine.model} on a server", "template": "", "tokenizer": ""}
     template = getattr(engine.tokenizer, "chat_template", None)
     return {
-        "model": fingerprint(engine.model),
+        "model": weights_hash(engine.model),
         "template": "" if template is None else _hash(str(template)),
         "tokenizer": vocabulary_hash(engine.tokenizer),
     }

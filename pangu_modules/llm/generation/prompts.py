@@ -1,33 +1,18 @@
-"""What goes into generation and what comes out of it: prompts, conversations and completions."""
+"""What goes into generation: texts, tokens and conversations."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pangu_modules.common.batches import IGNORE_INDEX
+from pangu_modules.llm.generation.records import Rollout
 
 Message = Mapping[str, str]
 """One turn of a conversation: ``role`` and ``content``."""
 
 Prompt = str | Sequence[int] | Sequence[Message]
 """A text, its tokens, or a conversation: messages with ``role`` and ``content``, through the chat template."""
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What a model wrote after a prompt.
-
-    Attributes:
-        text: without special tokens.
-        token_ids: with the token that ended it, if one did; empty from a server.
-        finish_reason: "stop" after an end-of-text token, "length" at the limit of new tokens.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: Literal["stop", "length"]
 
 
 def chat_tokens(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
@@ -55,3 +40,8 @@ def prompts_of(batch: Mapping[str, Any]) -> list[list[int]]:
         start = next((position for position, label in enumerate(labels) if label != IGNORE_INDEX), length)
         prompts.append(input_ids[: start or length])
     return prompts
+
+
+def row_of(rollout: Rollout) -> dict[str, Any]:
+    """Return what tables of predictions show of a completion."""
+    return {name: getattr(rollout, name) for name in ("text", "token_ids", "finish_reason")}

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from pangu_modules.common.config import Config, caller_only
+from pangu_modules.common.config import FREE_TEXT, Config, caller_only
 from pangu_modules.common.values import check_address
 
 
@@ -27,7 +27,9 @@ class GenerationSettings(Config):
     top_k: NonNegativeInt = Field(0, description="Keep this many of the likeliest tokens; 0 keeps all.")
     samples: PositiveInt = Field(1, description="Completions of each prompt; they share its prefill.")
     seed: NonNegativeInt = Field(0, description="Seed of the sampling.")
-    stop: tuple[str, ...] = Field((), description="Texts that end a completion; they are not part of it.")
+    stop: tuple[str, ...] = Field(
+        (), description="Texts that end a completion; they are not part of it.", json_schema_extra=FREE_TEXT
+    )
     stop_token_ids: tuple[NonNegativeInt, ...] = Field(
         (), description="Tokens that end a completion, beside the model's own end-of-text tokens."
     )
@@ -39,7 +41,7 @@ class GenerationSettings(Config):
     assistant: str | None = Field(
         None,
         description="Drafter of speculative decoding, with the same tokenizer: hub id, folder or 'smollm2'; empty: "
-        "none. Prompts are then continued one at a time.",
+        "none. Completions are then written one at a time, without log-probabilities.",
         json_schema_extra=caller_only(),
     )
     assistant_tokens: PositiveInt = Field(5, description="Tokens drafted at most before the model looks at them.")
@@ -76,7 +78,7 @@ class GenerationSettings(Config):
         return value
 
     @model_validator(mode="after")
-    def _check_server(self) -> Self:
+    def _check_together(self) -> Self:
         if (self.base_url is None) != (self.model is None):
             raise ValueError(
                 f"base_url and model name a server and its model: give both or neither, got {self.base_url!r} "
@@ -87,4 +89,10 @@ class GenerationSettings(Config):
                 f"assistant={self.assistant!r} drafts for a model in this process: leave it empty with base_url, a "
                 "server is started with a drafter of its own"
             )
+        if self.assistant is not None and self.logprobs:
+            raise ValueError(
+                f"assistant={self.assistant!r} gives no log-probabilities: leave logprobs off, or assistant empty"
+            )
+        if "" in self.stop:
+            raise ValueError("stop has an empty text, which would end every completion: leave it out")
         return self

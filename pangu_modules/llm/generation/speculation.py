@@ -1,13 +1,13 @@
 """Speculative decoding: a small drafter proposes tokens, the model accepts or replaces them in one pass.
 
 The written text follows the model's own distribution (Leviathan et al. 2023, arXiv:2211.17192); how much is saved
-depends on the share of drafted tokens that are accepted. transformers does the work; here are the drafter's loading and
-the counts.
+depends on the share of drafted tokens that are accepted. transformers does the work; here are the drafter's loading,
+the ends of completions and the counts. It gives no log-probabilities.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +15,9 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from pangu_modules.llm.generation.settings import GenerationSettings
+from pangu_modules.llm.generation.writing import Writing
 
 
 @dataclass
@@ -57,6 +60,75 @@ class Speculation:
         self.written += written
         self.passes += len(lengths)
         self.drafted += sum(lengths) - prompt - (len(lengths) - 1)
+
+
+class SpeculativeDecoder:
+    """Writes completions one after the other, each with random numbers of its own.
+
+    Args:
+        model: the transformers model.
+        tokenizer: its tokenizer, or None.
+        settings: the drafter, and how to choose tokens.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, settings: GenerationSettings) -> None:
+        self._model, self._tokenizer, self._settings = model, tokenizer, settings
+        self._fitting: Any = None  # the drafter that was checked
+        self.counts = Speculation()
+
+    @torch.no_grad()
+    def write(self, waiting: Sequence[Writing]) -> None:
+        """Write completions."""
+        device = next(self._model.parameters()).device
+        drafter = self._drafter(device)
+        for writing in waiting:
+            # What follows a stop string is written in vain, and left out.
+            for token in self._continue(writing, drafter, device):
+                if not writing.add(token):
+                    break
+
+    def _continue(self, writing: Writing, drafter: Any, device: torch.device) -> list[int]:
+        from transformers import GenerationConfig
+
+        ends = sorted(writing.stopping.tokens)
+        settings = {
+            "max_new_tokens": writing.room,
+            "pad_token_id": ends[0] if ends else 0,
+            "eos_token_id": ends or None,
+        }
+        prompt = torch.tensor([writing.prompt_ids], device=device)
+        torch.manual_seed(int(writing.generator.integers(2**63)))
+        with reading_lengths(self._model) as lengths:
+            written = self._model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                generation_config=GenerationConfig(**settings, **self._choice()),
+                assistant_model=drafter,
+            )
+        tokens: list[int] = written[0, prompt.shape[1] :].tolist()
+        self.counts.add(len(tokens), prompt.shape[1], lengths)
+        return tokens
+
+    def _drafter(self, device: torch.device) -> Any:
+        """Return the drafter with its settings."""
+        settings = self._settings
+        assert settings.assistant is not None
+        drafter: Any = load_assistant(settings.assistant, next(self._model.parameters()).dtype, device)
+        if drafter is not self._fitting:
+            fit_assistant(settings.assistant, drafter, self._model, self._tokenizer)
+            self._fitting = drafter
+        drafter.generation_config.num_assistant_tokens = settings.assistant_tokens
+        drafter.generation_config.num_assistant_tokens_schedule = "constant"
+        drafter.generation_config.assistant_confidence_threshold = settings.assistant_confidence
+        return drafter
+
+    def _choice(self) -> dict[str, Any]:
+        """Return how to choose tokens, in transformers' words."""
+        settings = self._settings
+        if settings.temperature == 0:
+            return {"do_sample": False}
+        limits = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": settings.top_k}
+        return {"do_sample": True, **limits}
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from datamodules.text.running import TextData
 from pangu_modules.engine.exact_resume import ExactResume
 from pangu_modules.llm.causal_lm import CausalLM
 from pangu_modules.llm.distillation.teacher import distillation_objective
-from pangu_modules.llm.generation import engine as engine_of_generation
+from pangu_modules.llm.generation import speculation
 from pangu_modules.llm.generation.engine import GenerationEngine
 from pangu_modules.llm.generation.prompts import prompts_of
 from pangu_modules.llm.generation.speculation import fit_assistant
@@ -391,7 +391,7 @@ def test_predict_compares_the_drafter_once_and_later_ones_again(tmp_path, monkey
         compared.append(args)
         fit_assistant(*args)
 
-    monkeypatch.setattr(engine_of_generation, "fit_assistant", counted)
+    monkeypatch.setattr(speculation, "fit_assistant", counted)
     assert len(quiet_trainer(tmp_path).predict(module, loader(count=6, seq=5))) == 3
     assert len(compared) == 1
     module.config = module.config.derive(generation=settings.derive(max_new_tokens=1, assistant=None))

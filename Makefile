@@ -29,7 +29,7 @@ list: ## Every recipe with its description and cost
 	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m pangu_modules.engine.catalogue
 
 serve: .venv/.installed ## Serve a model's folder on this machine: make serve ENGINE=vllm|transformers MODEL=folder [ARGS="--port 8001"]
-	$(PY) -m pangu_modules.llm.generation.serving "$(ENGINE)" "$(MODEL)" $(if $(filter file,$(origin ARGS)),,$(ARGS))
+	$(PY) -m pangu_modules.llm.generation.server.serving "$(ENGINE)" "$(MODEL)" $(if $(filter file,$(origin ARGS)),,$(ARGS))
 
 test: .venv/.installed ## The fast tests: two workers of one thread each, since threads of both would wait for cores
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile

@@ -13,7 +13,7 @@ from pangu_modules.llm.distillation.teacher import distillation_objective as dis
 from pangu_modules.llm.generation.engine import GenerationEngine as GenerationEngine
 from pangu_modules.llm.generation.records import Rollout as Rollout
 from pangu_modules.llm.generation.records import SequenceScores as SequenceScores
-from pangu_modules.llm.generation.rollouts import RolloutStore as RolloutStore
+from pangu_modules.llm.generation.store.rollouts import RolloutStore as RolloutStore
 from pangu_modules.llm.lora import LoRAConfig as LoRAConfig
 from pangu_modules.llm.lora import LoRAPlan as LoRAPlan
 from pangu_modules.llm.losses import per_sequence_loss as per_sequence_loss

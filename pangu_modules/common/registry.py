@@ -35,13 +35,13 @@ TARGETS: dict[str, dict[str, str]] = {
     },
     # What stages that make data do, by their kind: functions (production), see `pangu_modules.common.production`.
     "data stage": {
-        "generate": "pangu_modules.llm.generation.producing:generate",
-        "score": "pangu_modules.llm.generation.score_store:score",
+        "generate": "pangu_modules.llm.generation.store.producing:generate",
+        "score": "pangu_modules.llm.generation.store.scores:score",
     },
     # What `export` of such a stage writes: functions (folder of the data, output, choices).
     "data export": {
-        "generate": "pangu_modules.llm.generation.data_card:export_rollouts",
-        "score": "pangu_modules.llm.generation.data_card:export_scores",
+        "generate": "pangu_modules.llm.generation.store.data_card:export_rollouts",
+        "score": "pangu_modules.llm.generation.store.data_card:export_scores",
     },
     # transformers' model types of this library; importing the module makes transformers know them.
     "architecture": {
@@ -90,7 +90,7 @@ TARGETS: dict[str, dict[str, str]] = {
         "ParallelAdapter": "pangu_modules.vision.scalenet.sharing:ParallelAdapter",
         "Plan": "pangu_modules.training.structure:Plan",
         "Recipe": "pangu_modules.engine.recipe:Recipe",
-        "RolloutStore": "pangu_modules.llm.generation.rollouts:RolloutStore",
+        "RolloutStore": "pangu_modules.llm.generation.store.rollouts:RolloutStore",
         "Rollout": "pangu_modules.llm.generation.records:Rollout",
         "Router": "pangu_modules.llm.moge.router:Router",
         "RunReport": "pangu_modules.report.run_report:RunReport",

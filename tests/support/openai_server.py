@@ -15,7 +15,7 @@ import torch
 
 from pangu_modules.llm.generation.engine import GenerationEngine
 from pangu_modules.llm.generation.records import Rollout
-from pangu_modules.llm.generation.server import complete_on_server
+from pangu_modules.llm.generation.server.calls import complete_on_server
 from pangu_modules.llm.generation.settings import GenerationSettings
 
 Question = dict[str, Any]

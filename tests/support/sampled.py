@@ -20,7 +20,7 @@ from pangu_modules.common.tasks import Task
 from pangu_modules.engine.cli import main
 from pangu_modules.llm.generation.records import IncompleteGenerationError, Rollout, SequenceScores, sample_seed
 from pangu_modules.llm.generation.settings import GenerationSettings
-from pangu_modules.llm.generation.shard_files import read_manifest, shards_of
+from pangu_modules.llm.generation.store.shard_files import read_manifest, shards_of
 from pangu_modules.verification.scores import Score
 
 FIRST = Path("runs/toy/version_0")

@@ -23,7 +23,7 @@ def serving(engine: str, folder: Path, log: Path, *options: str, seconds: float 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    module = "pangu_modules.llm.generation.serving"
+    module = "pangu_modules.llm.generation.server.serving"
     command = [sys.executable, "-m", module, engine, str(folder), "--port", str(port), *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with log.open("wb") as out:

@@ -145,11 +145,11 @@ def lognormal_lengths(load: Load) -> list[int]:
 
 def written_by_engine(model: Any, prompts: Sequence[list[int]], lengths: Sequence[int]) -> list[list[int]]:
     """Return completions of these lengths by the engine's loop, in the order in which they wait."""
-    from pangu_modules.llm.generation.decoding import BatchDecoder
-    from pangu_modules.llm.generation.sampling import random_numbers
+    from pangu_modules.llm.generation.decoding.batch import BatchDecoder
+    from pangu_modules.llm.generation.decoding.sampling import random_numbers
+    from pangu_modules.llm.generation.decoding.stopping import Stopping
+    from pangu_modules.llm.generation.decoding.writing import Writing
     from pangu_modules.llm.generation.settings import GenerationSettings
-    from pangu_modules.llm.generation.stopping import Stopping
-    from pangu_modules.llm.generation.writing import Writing
 
     settings = GenerationSettings(batch_size=BATCH)
     stopping = Stopping(settings, None, ())
@@ -166,7 +166,7 @@ def written_by_generate(model: Any, prompts: Sequence[list[int]], lengths: Seque
     import torch
     from transformers import GenerationConfig
 
-    from pangu_modules.llm.generation.rows import pad_left
+    from pangu_modules.llm.generation.decoding.rows import pad_left
 
     written: list[list[int]] = []
     for start in range(0, len(prompts), BATCH):

@@ -31,7 +31,7 @@ def store_contest(engine: Any, folder: Path) -> Contest:
 
     Two runs of a model differ by more than the two hundredths that are asked about, so both times are of one run.
     """
-    from pangu_modules.llm.generation.rollouts import RolloutStore, read_rollouts
+    from pangu_modules.llm.generation.store.rollouts import RolloutStore, read_rollouts
 
     prompts = {f"task-{number}": [_message(number)] for number in range(TASKS)}
     generating: list[float] = []

@@ -1,1 +1,1 @@
-"""Sampling text: prompts, the engine in this process, servers, speculative decoding."""
+"""Sampling and scoring text: the engine, its decoding in this process, servers, and the store of samples."""

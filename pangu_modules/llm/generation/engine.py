@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from pangu_modules.common.config import Configurable
-from pangu_modules.llm.generation.checks import (
+from pangu_modules.llm.generation.decoding.checks import (
     check_choice,
     check_tokens,
     positions_of,
@@ -17,15 +17,15 @@ from pangu_modules.llm.generation.checks import (
     room_for_each,
     vocabulary_of,
 )
+from pangu_modules.llm.generation.decoding.sampling import random_numbers
+from pangu_modules.llm.generation.decoding.speculation import Speculation, SpeculativeDecoder
+from pangu_modules.llm.generation.decoding.stopping import Stopping, end_tokens
+from pangu_modules.llm.generation.decoding.writing import Writing
 from pangu_modules.llm.generation.prompts import Prompt
 from pangu_modules.llm.generation.records import Rollout, SequenceScores, sample_seed
-from pangu_modules.llm.generation.sampling import random_numbers
-from pangu_modules.llm.generation.server import complete_on_server, score_on_server
+from pangu_modules.llm.generation.server.calls import complete_on_server, score_on_server
 from pangu_modules.llm.generation.settings import GenerationSettings
-from pangu_modules.llm.generation.speculation import Speculation, SpeculativeDecoder
-from pangu_modules.llm.generation.stopping import Stopping, end_tokens
 from pangu_modules.llm.generation.weights_hash import weights_hash
-from pangu_modules.llm.generation.writing import Writing
 from pangu_modules.training.randomness import isolated_randomness
 
 
@@ -105,7 +105,7 @@ class GenerationEngine(Configurable):
             ValueError: a sequence is empty or has tokens that the model does not have, or there are fewer than `top_k`.
             ConnectionError: the server cannot be reached, or gives no log-probabilities.
         """
-        from pangu_modules.llm.generation.scoring import score_sequences
+        from pangu_modules.llm.generation.decoding.scoring import score_sequences
 
         if self.config.base_url is not None:
             return score_on_server(self.config, sequences, top_k)
@@ -121,7 +121,7 @@ class GenerationEngine(Configurable):
 
     def _write(self, prompts: list[list[int]], seed: int, samples: int, first_sample: int) -> list[Rollout]:
         """Continue prompts with the model in this process."""
-        from pangu_modules.llm.generation.decoding import BatchDecoder
+        from pangu_modules.llm.generation.decoding.batch import BatchDecoder
 
         vocabulary = vocabulary_of(self.model)
         check_choice(self.config, vocabulary)

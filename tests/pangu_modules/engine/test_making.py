@@ -21,7 +21,7 @@ from pangu_modules.common.tasks import Task
 from pangu_modules.engine.cli import main
 from pangu_modules.engine.folder import RUN_DIR_VARIABLE
 from pangu_modules.llm.generation.records import Rollout
-from pangu_modules.llm.generation.shard_files import read_manifest
+from pangu_modules.llm.generation.store.shard_files import read_manifest
 
 
 @pytest.fixture(autouse=True)

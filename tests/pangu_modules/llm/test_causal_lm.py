@@ -16,10 +16,10 @@ from datamodules.text.running import TextData
 from pangu_modules.engine.exact_resume import ExactResume
 from pangu_modules.llm.causal_lm import CausalLM
 from pangu_modules.llm.distillation.teacher import distillation_objective
-from pangu_modules.llm.generation import speculation
+from pangu_modules.llm.generation.decoding import speculation
+from pangu_modules.llm.generation.decoding.speculation import fit_assistant
 from pangu_modules.llm.generation.engine import GenerationEngine
 from pangu_modules.llm.generation.prompts import prompts_of
-from pangu_modules.llm.generation.speculation import fit_assistant
 from pangu_modules.llm.lora import LoRAConfig, LoRAPlan, has_adapters
 from pangu_modules.training.objectives import Objective
 

@@ -10,7 +10,7 @@ from sampled import SeededEngine
 
 from benchmarks.methods.generation.store_race import contests
 from benchmarks.races.race import UnequalOutcomeError, run_contests
-from pangu_modules.llm.generation import rollouts
+from pangu_modules.llm.generation.store import rollouts
 
 
 def test_keeping_takes_longer_than_generating_alone() -> None:

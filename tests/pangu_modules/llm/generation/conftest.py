@@ -4,7 +4,7 @@ import pytest
 from openai_server import OpenAIServer
 from tiny_llm import tiny_module, word_tokenizer
 
-from pangu_modules.llm.generation import client
+from pangu_modules.llm.generation.server import client
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import torch
 from pydantic import ValidationError
 from tiny_llm import tiny_module, word_tokenizer
 
+from pangu_modules.llm.generation.decoding.speculation import load_assistant
 from pangu_modules.llm.generation.engine import GenerationEngine
-from pangu_modules.llm.generation.speculation import load_assistant
 from pangu_modules.llm.generation.weights_hash import weights_hash
 
 

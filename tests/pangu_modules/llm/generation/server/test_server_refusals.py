@@ -7,9 +7,9 @@ import warnings
 import pytest
 from openai_server import OpenAIServer, body, complete, faults, settings, status
 
-from pangu_modules.llm.generation import client
 from pangu_modules.llm.generation.records import IncompleteGenerationError
-from pangu_modules.llm.generation.server import score_on_server
+from pangu_modules.llm.generation.server import client
+from pangu_modules.llm.generation.server.calls import score_on_server
 
 CONVERSATION = [{"role": "user", "content": "w3 w4"}]
 PROMPTS = ["w1 w2 w3", [9, 10], CONVERSATION, "w7", [11, 12, 13, 14]]

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pangu_modules.llm.generation.rollouts import KIND
-from pangu_modules.llm.generation.shard_files import read_manifest, read_tables, shards_of
+from pangu_modules.llm.generation.store.rollouts import KIND
+from pangu_modules.llm.generation.store.shard_files import read_manifest, read_tables, shards_of
 from pangu_modules.report.parts import add_table
 from pangu_modules.report.tables import Column
 

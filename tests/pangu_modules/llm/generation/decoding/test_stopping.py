@@ -4,8 +4,8 @@ import pytest
 from pydantic import ValidationError
 from tiny_llm import byte_tokenizer, word_tokenizer
 
+from pangu_modules.llm.generation.decoding.stopping import Stopping
 from pangu_modules.llm.generation.settings import GenerationSettings
-from pangu_modules.llm.generation.stopping import Stopping
 from pangu_modules.llm.models.tokenizer_loading import load_tokenizer
 
 

@@ -10,7 +10,7 @@ from sampled import TINY, Sums, rows
 from tiny_llm import word_tokenizer
 
 from pangu_modules import GenerateStage, GenerationEngine, Recipe, ScoreStage
-from pangu_modules.llm.generation.rollouts import read_rollouts
+from pangu_modules.llm.generation.store.rollouts import read_rollouts
 
 
 def test_a_model_scores_its_own_samples_as_it_sampled_them(tmp_path: Path) -> None:

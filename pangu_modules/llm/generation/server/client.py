@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import httpx
 
-from pangu_modules.llm.generation.server_answers import BrokenAnswerError, ModelsAnswer, ServerError, quote, read_answer
+from pangu_modules.llm.generation.server.answers import BrokenAnswerError, ModelsAnswer, ServerError, quote, read_answer
 
 if TYPE_CHECKING:
     from pangu_modules.llm.generation.settings import GenerationSettings

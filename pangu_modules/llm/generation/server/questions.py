@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from pangu_modules.llm.generation.prompts import Message, Prompt
 from pangu_modules.llm.generation.records import sample_seed
-from pangu_modules.llm.generation.server_answers import Asked
+from pangu_modules.llm.generation.server.answers import Asked
 from pangu_modules.llm.generation.settings import GenerationSettings
 
 OWN_DEFAULTS = {"min_p": 0.0, "repetition_penalty": 1.0}

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pangu_modules import RolloutStore
-from pangu_modules.llm.generation import shards
 from pangu_modules.llm.generation.records import Rollout
-from pangu_modules.llm.generation.rollouts import read_rollouts
-from pangu_modules.llm.generation.shard_files import read_manifest, shards_of
+from pangu_modules.llm.generation.store import shards
+from pangu_modules.llm.generation.store.rollouts import read_rollouts
+from pangu_modules.llm.generation.store.shard_files import read_manifest, shards_of
 
 IDENTITY = {"model": "abc", "template": "", "sampling": {"temperature": 1.0}, "seed": 0}
 PROMPT = [{"role": "user", "content": "what is 3 + 4? ☃"}]

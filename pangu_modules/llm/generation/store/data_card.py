@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pangu_modules.common.files import atomic_file, write_atomically
-from pangu_modules.llm.generation import rollouts, score_store
-from pangu_modules.llm.generation.shard_files import read_manifest, read_tables
+from pangu_modules.llm.generation.store import rollouts, scores
+from pangu_modules.llm.generation.store.shard_files import read_manifest, read_tables
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -104,21 +104,21 @@ def export_rollouts(
     return rows
 
 
-def export_scores(store: Path, output: Path, *, format: str = score_store.KIND, min_reward: float | None = None) -> int:
+def export_scores(store: Path, output: Path, *, format: str = scores.KIND, min_reward: float | None = None) -> int:
     """Write scores as a data set; return its rows. Arguments as of `export_rollouts`; there is one format.
 
     Raises:
         ValueError: another format, or a reward, which scores do not have.
     """
-    if format != score_store.KIND:
-        raise ValueError(f"--format: unknown format {format!r}; scores have: {score_store.KIND}")
+    if format != scores.KIND:
+        raise ValueError(f"--format: unknown format {format!r}; scores have: {scores.KIND}")
     if min_reward is not None:
         raise ValueError("--min_reward: scores have no reward; leave it out")
-    manifest = read_manifest(store, score_store.KIND)
+    manifest = read_manifest(store, scores.KIND)
     identity = manifest["identity"]
     rows, columns = 0, []
     with atomic_file(output) as folder:
-        for number, table in enumerate(_tables(store, score_store.KIND)):
+        for number, table in enumerate(_tables(store, scores.KIND)):
             columns = table.column_names
             rows += _write(table, folder, number)
         facts = {"rows": rows, "teacher": identity["model"], "top k": identity["top_k"], **_versions(manifest)}

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pangu_modules.common.production import Produced, Production
-from pangu_modules.llm.generation import rollouts
-from pangu_modules.llm.generation.producing import PACKAGES, engine_of, model_identity
 from pangu_modules.llm.generation.records import SequenceScores
-from pangu_modules.llm.generation.shard_files import Shard, read_manifest, read_tables, shards_of
-from pangu_modules.llm.generation.shards import ShardStore
+from pangu_modules.llm.generation.store import rollouts
+from pangu_modules.llm.generation.store.producing import PACKAGES, engine_of, model_identity
+from pangu_modules.llm.generation.store.shard_files import Shard, read_manifest, read_tables, shards_of
+from pangu_modules.llm.generation.store.shards import ShardStore
 from pangu_modules.report.run_report import collect_versions
 
 if TYPE_CHECKING:

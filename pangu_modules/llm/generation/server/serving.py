@@ -1,8 +1,8 @@
 """Serve the folder of a language model in the OpenAI protocol, on this machine alone.
 
-``python -m pangu_modules.llm.generation.serving ENGINE FOLDER [--port 8000] [options of the engine]``; the engine is
-``vllm``, which tells tokens and log-probabilities, or ``transformers``, which tells texts. Nothing is fetched but vLLM
-itself, once, into an environment of its own: it needs other versions of torch and transformers than ours.
+``python -m pangu_modules.llm.generation.server.serving ENGINE FOLDER [--port 8000] [options of the engine]``; the
+engine is ``vllm``, which tells tokens and log-probabilities, or ``transformers``, which tells texts. Nothing is fetched
+but vLLM itself, once, into an environment of its own: it needs other versions of torch and transformers than ours.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pangu_modules.llm.generation.decoding.writing import Writing
 from pangu_modules.llm.generation.settings import GenerationSettings
-from pangu_modules.llm.generation.writing import Writing
 
 
 @dataclass

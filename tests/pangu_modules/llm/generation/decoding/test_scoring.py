@@ -6,8 +6,8 @@ import torch
 from tiny_families import families, tiny_float64
 from tiny_llm import tiny_module
 
+from pangu_modules.llm.generation.decoding.rows import arguments_of
 from pangu_modules.llm.generation.engine import GenerationEngine
-from pangu_modules.llm.generation.rows import arguments_of
 
 SEQUENCES = [[5, 6, 7], list(range(9, 29)), [3], list(range(30, 37))]
 # Caps, scales, biases, projections around the head, and bodies within bodies.

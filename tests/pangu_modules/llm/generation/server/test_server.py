@@ -12,7 +12,7 @@ from openai_server import body, complete, cut_json, dripping, faults, reset, set
 
 from pangu_modules.llm.generation.engine import GenerationEngine
 from pangu_modules.llm.generation.records import IncompleteGenerationError
-from pangu_modules.llm.generation.server import score_on_server
+from pangu_modules.llm.generation.server.calls import score_on_server
 
 CONVERSATION = [{"role": "user", "content": "w3 w4"}]
 PROMPTS = ["w1 w2 w3", [9, 10], CONVERSATION, "w7", [11, 12, 13, 14], "w5 w6", [30], "w9 w9 w9", [40, 41], "w2"]

@@ -14,7 +14,7 @@ from tiny_llm import word_tokenizer
 from pangu_modules import GenerateStage, Recipe, ScoreStage
 from pangu_modules.engine.cli import main
 from pangu_modules.engine.folder import RUN_DIR_VARIABLE
-from pangu_modules.llm.generation.data_card import export_rollouts
+from pangu_modules.llm.generation.store.data_card import export_rollouts
 
 TRL = os.environ.get("PANGU_TRL")  # a folder with TRL, which is no dependency
 

@@ -11,11 +11,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pangu_modules.llm.generation.asking import ask_each, run
 from pangu_modules.llm.generation.prompts import Prompt
 from pangu_modules.llm.generation.records import IncompleteGenerationError, Rollout, SequenceScores
-from pangu_modules.llm.generation.server_answers import ServerError, quote, read_completion, read_scores
-from pangu_modules.llm.generation.server_questions import (
+from pangu_modules.llm.generation.server.answers import ServerError, quote, read_completion, read_scores
+from pangu_modules.llm.generation.server.asking import ask_each, run
+from pangu_modules.llm.generation.server.questions import (
     ServerPrompt,
     asked_for,
     question_of,
@@ -25,7 +25,7 @@ from pangu_modules.llm.generation.server_questions import (
 from pangu_modules.llm.generation.settings import GenerationSettings
 
 if TYPE_CHECKING:
-    from pangu_modules.llm.generation.client import ServerClient
+    from pangu_modules.llm.generation.server.client import ServerClient
 
 
 def complete_on_server(
@@ -75,7 +75,7 @@ def score_on_server(config: GenerationSettings, sequences: Sequence[Sequence[int
 async def _complete(
     config: GenerationSettings, prompts: Sequence[ServerPrompt], seed: int, samples: range
 ) -> list[Rollout]:
-    from pangu_modules.llm.generation.client import ServerClient
+    from pangu_modules.llm.generation.server.client import ServerClient
 
     jobs = [(prompt, sample) for prompt in prompts for sample in samples]
     if not jobs:
@@ -100,7 +100,7 @@ async def _complete(
 
 
 async def _score(config: GenerationSettings, sequences: Sequence[Sequence[int]], top_k: int) -> list[SequenceScores]:
-    from pangu_modules.llm.generation.client import ServerClient
+    from pangu_modules.llm.generation.server.client import ServerClient
 
     async def score(number: int) -> SequenceScores:
         question, limit = scores_question(config, sequences[number], top_k)

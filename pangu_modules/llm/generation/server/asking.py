@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from pangu_modules.llm.generation.server_answers import ServerError
+from pangu_modules.llm.generation.server.answers import ServerError
 
 GIVE_UP_AFTER = 8
 """Failed requests without a single success after which the rest is not asked, or as many as are under way."""

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from pangu_modules.llm.generation.rows import CachedRows, RecomputedRows, Rows, holds_rows, order_kept
-from pangu_modules.llm.generation.sampling import choose
+from pangu_modules.llm.generation.decoding.rows import CachedRows, RecomputedRows, Rows, holds_rows, order_kept
+from pangu_modules.llm.generation.decoding.sampling import choose
+from pangu_modules.llm.generation.decoding.writing import Writing
 from pangu_modules.llm.generation.settings import GenerationSettings
-from pangu_modules.llm.generation.writing import Writing
 
 REFILL_SHARE = 0.25  # of the batch that is free before waiting prompts are read: they are read faster together
 

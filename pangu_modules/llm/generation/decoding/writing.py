@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pangu_modules.llm.generation.decoding.stopping import Stopping
 from pangu_modules.llm.generation.records import FinishReason, Rollout
-from pangu_modules.llm.generation.stopping import Stopping
 
 
 @dataclass(eq=False)

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pangu_modules.llm.generation.decoding.rows import arguments_of
 from pangu_modules.llm.generation.records import SequenceScores
-from pangu_modules.llm.generation.rows import arguments_of
 from pangu_modules.llm.generation.settings import GenerationSettings
 from pangu_modules.llm.losses import wide
 

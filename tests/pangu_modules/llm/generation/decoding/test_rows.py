@@ -5,8 +5,8 @@ import torch
 from tiny_families import families, tiny_float64
 from tiny_llm import tiny_module
 
+from pangu_modules.llm.generation.decoding.rows import CachedRows, RecomputedRows, holds_rows, order_kept, pad_left
 from pangu_modules.llm.generation.engine import GenerationEngine
-from pangu_modules.llm.generation.rows import CachedRows, RecomputedRows, holds_rows, order_kept, pad_left
 
 PROMPTS = [[5, 6, 7], list(range(9, 29)), list(range(30, 37))]
 OTHER = list(range(40, 47))  # as long as the last: see `decoding` about padding in float64

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pangu_modules.llm.generation.records import Rollout
-from pangu_modules.llm.generation.shard_files import Shard, read_tables
-from pangu_modules.llm.generation.shards import ShardStore
+from pangu_modules.llm.generation.store.shard_files import Shard, read_tables
+from pangu_modules.llm.generation.store.shards import ShardStore
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,8 +12,8 @@ from tiny_llm import byte_tokenizer, tiny_module
 
 from pangu_modules.llm.causal_lm import CausalLM
 from pangu_modules.llm.generation.engine import GenerationEngine
-from pangu_modules.llm.generation.server import complete_on_server, score_on_server
-from pangu_modules.llm.generation.serving import VLLM_PYTHON, engine_command, main, vllm_python
+from pangu_modules.llm.generation.server.calls import complete_on_server, score_on_server
+from pangu_modules.llm.generation.server.serving import VLLM_PYTHON, engine_command, main, vllm_python
 
 PROMPTS = ["hello", "the shell", "x", [{"role": "user", "content": "he said"}], "hehehehehe"]
 # vLLM's kernels for a CPU want heads of 32 channels or more.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pangu_modules.llm.generation.sampling import choose, draw, kept_logits, random_numbers
+from pangu_modules.llm.generation.decoding.sampling import choose, draw, kept_logits, random_numbers
 from pangu_modules.llm.generation.settings import GenerationSettings
 
 

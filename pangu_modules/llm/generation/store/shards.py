@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from filelock import FileLock, Timeout
 
 from pangu_modules.common.files import atomic_file, write_atomically
-from pangu_modules.llm.generation.shard_files import (
+from pangu_modules.llm.generation.store.shard_files import (
     FORMAT,
     MANIFEST,
     Shard,

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pangu_modules.llm.generation.cache import GrowingCache, joined_masks
+from pangu_modules.llm.generation.decoding.cache import GrowingCache, joined_masks
 
 POSITIONS_FROM_MASK = ("bloom", "mpt")  # families that take no positions, and place texts right behind padding
 OWN_WAYS = ("dory", "minimax", "xlm")  # families that do more with their cache than adding to it

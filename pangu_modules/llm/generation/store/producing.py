@@ -11,10 +11,10 @@ from typing import Any
 
 from pangu_modules.common.production import Produced, Production
 from pangu_modules.common.tasks import Task
-from pangu_modules.llm.generation.pass_rates import Summary
 from pangu_modules.llm.generation.records import IncompleteGenerationError, Rollout
-from pangu_modules.llm.generation.rollouts import KIND, RolloutStore
-from pangu_modules.llm.generation.shard_files import prompt_hash
+from pangu_modules.llm.generation.store.pass_rates import Summary
+from pangu_modules.llm.generation.store.rollouts import KIND, RolloutStore
+from pangu_modules.llm.generation.store.shard_files import prompt_hash
 from pangu_modules.llm.generation.weights_hash import weights_hash
 from pangu_modules.report.run_report import collect_versions
 

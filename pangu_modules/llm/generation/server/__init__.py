@@ -1,0 +1,1 @@
+"""Asking a server in the OpenAI protocol, and starting one."""

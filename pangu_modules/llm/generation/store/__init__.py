@@ -1,0 +1,1 @@
+"""Samples and scores on disk, and the stages that make them."""

@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from pangu_modules.common.config import Config
 from pangu_modules.common.errors import UsageError
 from pangu_modules.common.names import nearest
 from pangu_modules.engine.data_stages import DataStage
-from pangu_modules.engine.folder import RUNS, RunFolder, new_folder, to_yaml, versions
+from pangu_modules.engine.folder import RUNS, RunFolder, new_folder, versions
 from pangu_modules.engine.launch import announced, announcement, follow, leads, tell
 from pangu_modules.engine.request import Request
 from pangu_modules.engine.stages import BaseStage
@@ -123,10 +127,42 @@ def _left_by(stage: BaseStage, folder: Path) -> Path:
 
 def _unfinished(folder: Path, request: Request) -> bool:
     try:
-        same = (folder / "config.yaml").read_text(encoding="utf-8") == to_yaml(request.recipe.plain())
-    except (OSError, UnicodeDecodeError):  # missing or damaged: not known to be the same
+        stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):  # missing or damaged: not known to be the same
         return False
+    recipe = request.recipe
+    if recipe.single:
+        stored = {"": stored}
+    if not isinstance(stored, dict) or set(stored) != set(recipe.stages):
+        return False
+    same = all(with_new_fields(stored[name], stage) == stage.plain() for name, stage in recipe.stages.items())
     return same and not all(RunFolder(folder / name).result.is_file() for name in request.recipe.stages)
+
+
+def with_new_fields(stored: Any, config: Config) -> Any:
+    """Return a stored configuration with those fields that did not exist when it was written, if they have defaults.
+
+    Args:
+        stored: what the file says of it.
+        config: the present configuration.
+    """
+    if not isinstance(stored, dict):
+        return stored
+    filled, plain = dict(stored), config.plain()
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        parts = value if isinstance(value, dict) else {}
+        if name not in filled:
+            if not field.is_required() and value == field.get_default(call_default_factory=True):
+                filled[name] = plain[name]
+        elif isinstance(value, Config):
+            filled[name] = with_new_fields(filled[name], value)
+        elif isinstance(filled[name], dict):
+            filled[name] = {
+                key: with_new_fields(part, parts[key]) if isinstance(parts.get(key), Config) else part
+                for key, part in filled[name].items()
+            }
+    return filled
 
 
 def _is_dry(request: Request) -> bool:

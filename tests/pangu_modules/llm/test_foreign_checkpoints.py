@@ -185,6 +185,7 @@ HARMLESS = {
     "targets": "names of submodules",
     "exclude": "names of submodules",
     "device": "a device",
+    "stop": "texts that end a completion",
 }
 """Fields of text that a checkpoint may bring, and why."""
 

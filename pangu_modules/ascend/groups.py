@@ -1,0 +1,58 @@
+"""What Trainer's and Fabric's strategies have in common: the processes, their backend, and what they refuse."""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import distributed as dist
+
+BACKEND = "hccl"
+HOOKS = ("ddp_comm_hook", "ddp_comm_state", "ddp_comm_wrapper")
+
+
+def refuse_hooks(options: Mapping[str, Any]) -> None:
+    """Refuse communication hooks of DDP, which Lightning registers on CUDA only and drops elsewhere without a word."""
+    given = [name for name in HOOKS if options.get(name) is not None]
+    if given:
+        raise ValueError(
+            f"{given[0]}: communication hooks of DDP need nccl; leave it out, or average less often with "
+            "accumulate_grad_batches"
+        )
+
+
+def refuse_start_method(options: Mapping[str, Any]) -> None:
+    """Refuse every way of starting processes but as scripts: one that was forked hangs on an NPU."""
+    method = options.get("start_method", "popen")
+    if method != "popen":
+        raise ValueError(
+            f"start_method={method!r}: a process forked or spawned from another hangs on an NPU; leave it out and run "
+            'a script (or torchrun); in a notebook take one device with strategy="single_npu"'
+        )
+
+
+def one_device(devices: Sequence[torch.device]) -> torch.device:
+    """Return the only device of a strategy for one.
+
+    Raises:
+        MisconfigurationException: there are more.
+    """
+    if len(devices) != 1:
+        raise MisconfigurationException(
+            f'strategy="single_npu" trains on one device, and devices= names {len(devices)}: give strategy="ddp_npu"'
+        )
+    return devices[0]
+
+
+def leave_at_exit() -> None:
+    """See that the process group ends before the interpreter does."""
+    atexit.unregister(_leave)
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

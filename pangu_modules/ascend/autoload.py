@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-SWITCH = "TORCH_DEVICE_BACKEND_AUTOLOAD"
-"""torch's variable; "0" keeps it from loading what is installed for other devices."""
+SWITCH = "TORCH_DEVICE_BACKEND_AUTOLOAD"  # as in `availability`, which imports torch
 
 
 def import_torch() -> None:

@@ -9,13 +9,27 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import os
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 
 SET_ENV = "source /usr/local/Ascend/cann/set_env.sh (older: /usr/local/Ascend/ascend-toolkit/set_env.sh)"
-CPU_BUILD = "pip install torch=={minor}.* --index-url https://download.pytorch.org/whl/cpu"
+SWITCH = "TORCH_DEVICE_BACKEND_AUTOLOAD"
+"""torch's variable; "0" keeps it from loading what is installed for other devices."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why there is no NPU to use, and what mends it, each a clause of a sentence."""
+
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.remedy}"
 
 
 def npu() -> Any:
@@ -28,66 +42,69 @@ def is_available() -> bool:
     return problem() is None
 
 
-def problem() -> str | None:
-    """Return why there is no NPU to use, as a sentence with the remedy; None where there is one."""
+def problem() -> Problem | None:
+    """Return why there is no NPU to use; None where there is one."""
     if importlib.util.find_spec("torch_npu") is None:
-        return (
-            f"torch_npu is not installed: install torch_npu matching torch {minor(torch.__version__)} "
-            f"(pip install torch_npu=={minor(torch.__version__)}.*), on a machine with CANN; elsewhere use "
-            'accelerator="cpu"'
-        )
+        return Problem("torch_npu is not installed", f"on a machine with CANN, {_matching()}; elsewhere train on the CPU")
     error = load_torch_npu()
     if error is not None:
         return error
+    what = "torch_npu is loaded and finds no device"
     try:
-        if npu().device_count() > 0 and npu().is_available():
+        if npu().is_available() and npu().device_count() > 0:
             return None
-        reason = "torch_npu is loaded and finds no device"
     except (ImportError, RuntimeError, OSError) as raised:
-        reason = f"torch_npu is loaded and cannot use a device ({_first_line(raised)})"
-    return (
-        f"{reason}: npu-smi info must list one, ASCEND_RT_VISIBLE_DEVICES must not hide it, and you must be allowed to "
-        "use /dev/davinci*"
+        what = f"torch_npu is loaded and cannot use a device ({_first_line(raised)})"
+    return Problem(
+        what,
+        "see that npu-smi info lists one, that ASCEND_RT_VISIBLE_DEVICES does not hide it, and that you may use "
+        "/dev/davinci*",
     )
 
 
 @cache
-def load_torch_npu() -> str | None:
-    """Import torch_npu if it is installed and fits this torch; return what is wrong with it, or None."""
+def load_torch_npu() -> Problem | None:
+    """Import torch_npu if it is installed and made for this torch; return what is wrong with it, or None."""
     if importlib.util.find_spec("torch_npu") is None or hasattr(torch, "npu"):
         return None
-    ours, theirs = minor(torch.__version__), minor(installed_version("torch_npu") or "")
-    if theirs and theirs != ours:
-        return (
-            f"torch_npu {installed_version('torch_npu')} is made for torch {theirs}, and this is torch "
-            f"{torch.__version__}: pip install torch_npu=={ours}.* , or pip install torch=={theirs}.*"
+    installed, switch = installed_version("torch_npu"), os.environ.get(SWITCH)
+    if installed is not None and minor(installed) != minor(torch.__version__):
+        return Problem(
+            f"torch_npu {installed} is made for torch {minor(installed)}, and this is torch {torch.__version__}",
+            f"{_matching()}, or pip install 'torch=={minor(installed)}.*'",
         )
     try:
         importlib.import_module("torch_npu")
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
         return explain(error)
+    finally:  # it switches off what has loaded it, and where it fails leaves it off for the processes started from here
+        os.environ.pop(SWITCH, None)
+        if switch is not None:
+            os.environ[SWITCH] = switch
     return None
 
 
-def explain(error: BaseException) -> str:
-    """Return what an error of ``import torch_npu`` means, with the remedy."""
+def explain(error: BaseException) -> Problem:
+    """Return what an error of ``import torch_npu`` means."""
     text = _first_line(error)
     if "Two accelerators" in text:
         built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "another accelerator"
-        return (
-            f"torch {torch.__version__} is built for {built}, and torch_npu works beside no other accelerator ({text}): "
-            f"install the CPU build of torch, {CPU_BUILD.format(minor=minor(torch.__version__))}"
+        return Problem(
+            f"torch {torch.__version__} is built for {built}, beside which torch_npu does not work ({text})",
+            f"take the CPU build: pip install 'torch=={minor(torch.__version__)}.*' --index-url "
+            "https://download.pytorch.org/whl/cpu",
         )
+    without = f"on a machine without an NPU pip uninstall torch_npu, or set {SWITCH}=0 so that import torch works"
     if "cannot open shared object file" in text:
-        return (
-            f"torch_npu does not find CANN's libraries ({text}): install CANN, then {SET_ENV}; on a machine without an "
-            "NPU, pip uninstall torch_npu, or set TORCH_DEVICE_BACKEND_AUTOLOAD=0 so that import torch works"
-        )
-    return (
-        f"torch_npu is installed but broken ({type(error).__name__}: {text}): install torch_npu matching torch "
-        f"{minor(torch.__version__)} again; on a machine without an NPU, pip uninstall torch_npu, or set "
-        "TORCH_DEVICE_BACKEND_AUTOLOAD=0 so that import torch works"
+        return Problem(f"torch_npu does not find CANN's libraries ({text})", f"install CANN, then {SET_ENV}; {without}")
+    return Problem(
+        f"torch_npu is installed but broken ({type(error).__name__}: {text})", f"{_matching()} again; {without}"
     )
+
+
+def _matching() -> str:
+    ours = minor(torch.__version__)
+    return f"install torch_npu matching torch {ours} (pip install 'torch_npu=={ours}.*')"
 
 
 def installed_version(package: str) -> str | None:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 
 COUNT = "FAKE_NPUS"  # how many there are, unless the argument says so
 _current = 0
+_tags: dict[int, str] = {}  # devices of stored memory, by its address
 _generators: dict[int, torch.Tensor] = {}  # states of the random numbers, by index
 
 
@@ -53,6 +54,11 @@ class FakeTensor(torch.Tensor):
 
     def __repr__(self, **_: Any) -> str:
         return f"npu({self.inner!r})"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Store the numbers as those of a device: see `_tag`."""
+        _tags[self.inner.untyped_storage().data_ptr()] = f"npu:{self.index}"
+        return self.inner.detach().requires_grad_(self.requires_grad).__reduce_ex__(protocol)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -212,8 +218,15 @@ def install(count: int | None = None) -> None:
     aten = torch.library.Library("aten", "IMPL")
     aten.impl("_copy_from", _copy_from, "PrivateUse1")
     _libraries.extend([everything, aten])
+    torch.serialization.register_package(0, _tag, lambda storage, location: None)
     torch.__future__.set_swap_module_params_on_conversion(True)
     dist.Backend.register_backend("hccl", _gloo, devices=["npu", "cpu"])
+    _keep_storages()
+
+
+def _tag(storage: Any) -> str | None:
+    """Return the device that a checkpoint says memory is on, as it does of a real NPU's."""
+    return _tags.get(storage.data_ptr())
 
 
 def _gloo(store: Any, rank: int, size: int, timeout: Any) -> Any:
@@ -224,3 +237,11 @@ def _copy_from(source: torch.Tensor, target: torch.Tensor, non_blocking: bool = 
     target_inner = target.inner if isinstance(target, FakeTensor) else target
     target_inner.copy_(source.inner if isinstance(source, FakeTensor) else source)
     return target
+
+
+def _keep_storages() -> None:
+    """Let FSDP2 keep the memory that it would free between uses: it resizes storages, and wrappers have none."""
+    from torch.distributed.fsdp._fully_shard import _fsdp_param
+
+    _fsdp_param.free_storage = lambda tensor: None
+    _fsdp_param.alloc_storage = lambda tensor: None

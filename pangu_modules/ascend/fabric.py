@@ -11,7 +11,7 @@ from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy, Sing
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pangu_modules.ascend.groups import BACKEND, leave_at_exit, one_device, refuse_start_method
+from pangu_modules.ascend.groups import BACKEND, leave_at_exit, one_device, reduced, refuse_start_method
 from pangu_modules.ascend.guards import check_parameters
 from pangu_modules.ascend.precision import on_npu_fabric
 
@@ -56,7 +56,20 @@ class SingleNPUFabricStrategy(_OnNPU, SingleDeviceStrategy):
         return super().root_device if self._chosen is None else self._chosen
 
 
-class NPUDDPFabricStrategy(_OnNPU, DDPStrategy):
+class _Parallel(_OnNPU):
+    """Several processes over hccl."""
+
+    def setup_environment(self) -> None:
+        """Connect the processes."""
+        super().setup_environment()
+        leave_at_exit()
+
+    def all_reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        """Return a tensor's sum, mean, maximum ... over all processes; see `groups.reduced`."""
+        return reduced(super().all_reduce, tensor, group, reduce_op)
+
+
+class NPUDDPFabricStrategy(_Parallel, DDPStrategy):
     """Data-parallel over hccl, "ddp_npu"; see `strategies.NPUDDPStrategy`.
 
     Args:
@@ -71,17 +84,12 @@ class NPUDDPFabricStrategy(_OnNPU, DDPStrategy):
         super().__init__(process_group_backend=process_group_backend, **options)
         self._of_ddp = {n: v for n, v in options.items() if n not in (*self._OF_LIGHTNING, "start_method")}
 
-    def setup_environment(self) -> None:
-        """Connect the processes."""
-        super().setup_environment()
-        leave_at_exit()
-
     def setup_module(self, module: nn.Module) -> DistributedDataParallel:
         """Wrap a module that is on its device; Lightning opens a CUDA stream for that."""
         return DistributedDataParallel(module, **self._of_ddp)
 
 
-class NPUModelParallelFabricStrategy(_OnNPU, ModelParallelStrategy):
+class NPUModelParallelFabricStrategy(_Parallel, ModelParallelStrategy):
     """FSDP2 and tensor parallelism over hccl.
 
     Args:
@@ -92,8 +100,3 @@ class NPUModelParallelFabricStrategy(_OnNPU, ModelParallelStrategy):
 
     def __init__(self, parallelize_fn: Any, *, process_group_backend: str = BACKEND, **options: Any) -> None:
         super().__init__(parallelize_fn, process_group_backend=process_group_backend, **options)
-
-    def setup_environment(self) -> None:
-        """Connect the processes."""
-        super().setup_environment()
-        leave_at_exit()

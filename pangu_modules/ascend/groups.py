@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +45,18 @@ def one_device(devices: Sequence[torch.device]) -> torch.device:
             f'strategy="single_npu" trains on one device, and devices= names {len(devices)}: give strategy="ddp_npu"'
         )
     return devices[0]
+
+
+def reduced(reduce: Callable[..., Any], tensor: Any, group: Any, operation: Any) -> Any:
+    """Return what a strategy's `reduce` returns, with means as sums that are divided here, in place as Lightning does.
+
+    Lightning spares only gloo the operation AVG, which is not every backend's, and nobody's for whole numbers.
+    """
+    is_mean = operation is dist.ReduceOp.AVG or (isinstance(operation, str) and operation.lower() in ("mean", "avg"))
+    if not is_mean or not isinstance(tensor, torch.Tensor) or not dist.is_initialized():
+        return reduce(tensor, group, operation)
+    total = reduce(tensor, group, "sum")
+    return total.copy_(total / dist.get_world_size(group))
 
 
 def leave_at_exit() -> None:

@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import (
     Strategy,
 )
 
-from pangu_modules.ascend.groups import BACKEND, leave_at_exit, one_device, refuse_hooks, refuse_start_method
+from pangu_modules.ascend.groups import BACKEND, leave_at_exit, one_device, reduced, refuse_hooks, refuse_start_method
 from pangu_modules.ascend.precision import on_npu
 
 
@@ -70,6 +70,10 @@ class _Parallel(_OnNPU):
         """Connect the processes."""
         super().setup_environment()
         leave_at_exit()
+
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        """Return a tensor's sum, mean, maximum ... over all processes; see `groups.reduced`."""
+        return reduced(super().reduce, tensor, group, reduce_op)
 
 
 class NPUDDPStrategy(_Parallel, DDPStrategy):

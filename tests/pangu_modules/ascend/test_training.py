@@ -1,0 +1,90 @@
+"""Trainings on the fake NPU are the CPU's, bit for bit in float32: the same arithmetic, and nothing lost on the way."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from npu_ranks import with_npus
+from npu_training import STATE, Kept, Regression, Sharded, fit, numbers
+
+import pangu_modules.ascend as ascend
+
+ONE = {"accelerator": "npu", "devices": 1, "strategy": "single_npu"}
+
+
+def trained(folder, options, averaged=False):
+    from callbacks import WeightAverage
+
+    callbacks = [WeightAverage.Config(decay=0.5).build()] if averaged else []
+    trainer = fit(folder, callbacks=[*callbacks, Kept(folder / STATE, epoch=1)], **options)  # after it, all is on the CPU
+    return {**numbers(trainer), "device": str(trainer.strategy.root_device)}
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 3}, {"gradient_clip_val": 0.1}, {"averaged": True}])
+def test_a_fit_is_the_cpus(tmp_path, options):
+    averaged = bool(options.get("averaged"))
+    options = {} if averaged else options
+    on_npu = with_npus(trained, tmp_path / "npu", tmp_path / "npu", {**ONE, **options}, averaged)
+    on_cpu = with_npus(trained, tmp_path / "cpu", tmp_path / "cpu", {"accelerator": "cpu", **options}, averaged, npus=0)
+    assert (on_npu.pop("device"), on_cpu.pop("device")) == ("npu:0", "cpu")
+    torch.testing.assert_close(on_npu, on_cpu, rtol=0, atol=0)
+    check_loads_on_the_cpu(tmp_path / "npu" / STATE, tmp_path / "cpu" / STATE)
+
+
+def check_loads_on_the_cpu(path, expected):
+    """This process has no NPU: a checkpoint says where its tensors were, and must load nevertheless."""
+    assert b"npu:0" in path.read_bytes() and b"npu:0" not in expected.read_bytes()
+    states = [torch.load(each, map_location="cpu", weights_only=True) for each in (path, expected)]
+    for part in ("state_dict", "optimizer_states"):
+        torch.testing.assert_close(states[0][part], states[1][part], rtol=0, atol=0)
+
+
+def dropped_out(folder, stored, interrupted):
+    """Train with dropout, whose masks the NPU draws; interrupted after an epoch and resumed, or not."""
+    callbacks = [ascend.NPURandomState()] if stored else []
+    options = {**ONE, "module": partial(Regression, 0.5)}
+    if not interrupted:
+        return numbers(fit(folder, callbacks=callbacks, **options))
+    fit(folder, callbacks=[*callbacks, Kept(folder / STATE, epoch=0)], **options)
+    return numbers(fit(folder, callbacks=callbacks, ckpt_path=folder / STATE, **options))
+
+
+def test_a_resumed_run_draws_the_masks_of_one_that_was_not_interrupted(tmp_path):
+    whole = with_npus(dropped_out, tmp_path / "0", tmp_path / "0", True, False)
+    resumed = with_npus(dropped_out, tmp_path / "1", tmp_path / "1", True, True)
+    torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
+    without = with_npus(dropped_out, tmp_path / "2", tmp_path / "2", False, True)
+    assert not torch.equal(without["model.0.weight"], whole["model.0.weight"])  # so the states did it
+
+
+def on_two(folder, options):
+    if options.get("strategy") == "model_parallel":
+        kind = ascend.NPUModelParallelStrategy if options["accelerator"] == "npu" else _cpu_model_parallel()
+        strategy = kind(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False)
+        options = {**options, "strategy": strategy, "module": Sharded}
+    trainer = fit(folder, devices=2, **options)
+    trainer.save_checkpoint(folder / STATE)
+    backend = torch.distributed.get_backend()
+    stored = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    loss = trainer.callback_metrics["val/loss"].cpu()
+    return {**stored["state_dict"], "loss": loss, "where": f"{trainer.strategy.root_device} over {backend}"}
+
+
+def _cpu_model_parallel():
+    from lightning.pytorch.strategies import ModelParallelStrategy
+
+    return ModelParallelStrategy
+
+
+@pytest.mark.parametrize(("npu", "cpu"), [("ddp_npu", "ddp"), ("model_parallel", "model_parallel")])
+def test_two_npus_over_hccl_are_two_cpus_over_gloo(tmp_path: Path, npu, cpu):
+    options = {"accelerator": "npu", "strategy": npu, "accumulate_grad_batches": 2}
+    on_npus = with_npus(on_two, tmp_path / "npu", tmp_path / "npu", options, ranks=2)
+    options = {"accelerator": "cpu", "strategy": cpu, "accumulate_grad_batches": 2}
+    on_cpus = with_npus(on_two, tmp_path / "cpu", tmp_path / "cpu", options, ranks=2, npus=0)
+    assert [each.pop("where") for each in on_npus] == ["npu:0 over hccl", "npu:1 over hccl"]
+    assert [each.pop("where") for each in on_cpus] == ["cpu over gloo", "cpu over gloo"]
+    torch.testing.assert_close(on_npus, on_cpus, rtol=0, atol=0)

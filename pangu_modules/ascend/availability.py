@@ -45,7 +45,9 @@ def is_available() -> bool:
 def problem() -> Problem | None:
     """Return why there is no NPU to use; None where there is one."""
     if importlib.util.find_spec("torch_npu") is None:
-        return Problem("torch_npu is not installed", f"on a machine with CANN, {_matching()}; elsewhere train on the CPU")
+        return Problem(
+            "torch_npu is not installed", f"on a machine with CANN, {_matching()}; elsewhere train on the CPU"
+        )
     error = load_torch_npu()
     if error is not None:
         return error

@@ -52,6 +52,9 @@ class FakeTensor(torch.Tensor):
     def device(self) -> torch.device:
         return torch.device("npu", self.index)
 
+    def tolist(self) -> Any:
+        return self.inner.tolist()
+
     def __repr__(self, **_: Any) -> str:
         return f"npu({self.inner!r})"
 

@@ -47,4 +47,5 @@ def test_devices_by_number_list_and_text(devices, indices):
 def test_other_devices_are_refused_in_a_sentence(devices, message):
     with pytest.raises(MisconfigurationException) as caught:
         parse(devices, 4)
-    assert message in str(caught.value) and str(caught.value).startswith(f"devices={devices!r}")
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(f"devices={devices!r}")

@@ -15,7 +15,9 @@ def machine(root, *, driver=True, cann="ascend-toolkit/latest"):
         (ascend / "driver" / "version.info").write_text("Version=25.2.0\nascendhal_version=7.35.23\n")
     if cann:
         (ascend / cann / "aarch64-linux").mkdir(parents=True)
-        (ascend / cann / "aarch64-linux" / "ascend_toolkit_install.info").write_text("package=toolkit\nversion=8.3.RC1\n")
+        (ascend / cann / "aarch64-linux" / "ascend_toolkit_install.info").write_text(
+            "package=toolkit\nversion=8.3.RC1\n"
+        )
         (ascend / cann / "set_env.sh").touch()
     return root
 
@@ -38,7 +40,7 @@ def test_versions_come_from_the_vendors_files_and_the_script_to_source_is_the_on
     found, problems = doctor.examine(machine(tmp_path, cann=cann))
     assert found["driver"] == "25.2.0"
     assert found["CANN"] == f"8.3.RC1 in {tmp_path}/usr/local/Ascend/{cann}"
-    assert [problem.remedy for problem in problems][0] == f"source {tmp_path}/usr/local/Ascend/{cann}/set_env.sh"
+    assert next(problem.remedy for problem in problems) == f"source {tmp_path}/usr/local/Ascend/{cann}/set_env.sh"
 
 
 def test_cann_in_use_is_named_before_cann_installed(tmp_path, monkeypatch):

@@ -19,11 +19,15 @@ def trained(folder, options, averaged=False):
     from callbacks import WeightAverage
 
     callbacks = [WeightAverage.Config(decay=0.5).build()] if averaged else []
-    trainer = fit(folder, callbacks=[*callbacks, Kept(folder / STATE, epoch=1)], **options)  # after it, all is on the CPU
+    trainer = fit(
+        folder, callbacks=[*callbacks, Kept(folder / STATE, epoch=1)], **options
+    )  # after it, all is on the CPU
     return {**numbers(trainer), "device": str(trainer.strategy.root_device)}
 
 
-@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 3}, {"gradient_clip_val": 0.1}, {"averaged": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"accumulate_grad_batches": 3}, {"gradient_clip_val": 0.1}, {"averaged": True}]
+)
 def test_a_fit_is_the_cpus(tmp_path, options):
     averaged = bool(options.get("averaged"))
     options = {} if averaged else options
@@ -36,7 +40,8 @@ def test_a_fit_is_the_cpus(tmp_path, options):
 
 def check_loads_on_the_cpu(path, expected):
     """This process has no NPU: a checkpoint says where its tensors were, and must load nevertheless."""
-    assert b"npu:0" in path.read_bytes() and b"npu:0" not in expected.read_bytes()
+    assert b"npu:0" in path.read_bytes()
+    assert b"npu:0" not in expected.read_bytes()
     states = [torch.load(each, map_location="cpu", weights_only=True) for each in (path, expected)]
     for part in ("state_dict", "optimizer_states"):
         torch.testing.assert_close(states[0][part], states[1][part], rtol=0, atol=0)

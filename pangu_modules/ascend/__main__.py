@@ -19,9 +19,9 @@ def main(words: list[str] | None = None) -> int:
         from pangu_modules.ascend import doctor
 
         return doctor.main()
-    from pangu_modules.ascend import hardware_report
+    from pangu_modules.ascend.hardware_report import main as report_main
 
-    return hardware_report.main(given.output)
+    return report_main(given.output)
 
 
 if __name__ == "__main__":

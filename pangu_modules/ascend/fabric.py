@@ -31,7 +31,7 @@ class _OnNPU(Strategy):
     def module_to_device(self, module: nn.Module) -> None:
         """Move a module to the device."""
         check_parameters(module)
-        super().module_to_device(module)
+        super().module_to_device(module)  # type: ignore[safe-super]
 
 
 class SingleNPUFabricStrategy(_OnNPU, SingleDeviceStrategy):
@@ -66,7 +66,7 @@ class _Parallel(_OnNPU):
 
     def all_reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
         """Return a tensor's sum, mean, maximum ... over all processes; see `groups.reduced`."""
-        return reduced(super().all_reduce, tensor, group, reduce_op)
+        return reduced(super().all_reduce, tensor, group, reduce_op)  # type: ignore[safe-super]
 
 
 class NPUDDPFabricStrategy(_Parallel, DDPStrategy):

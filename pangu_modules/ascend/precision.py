@@ -82,7 +82,8 @@ def on_npu(plugin: plugins.Precision | None) -> plugins.Precision | None:
         MisconfigurationException: it computes on other devices only.
     """
     if type(plugin) is plugins.MixedPrecision and plugin.device != "npu":
-        return NPUMixedPrecision(plugin.precision, _kept(plugin.scaler))
+        name: Any = plugin.precision
+        return NPUMixedPrecision(name, _kept(plugin.scaler))
     if type(plugin) is plugins.FSDPPrecision:
         return NPUFSDPPrecision(plugin.precision)
     check_plugin(plugin)
@@ -92,7 +93,8 @@ def on_npu(plugin: plugins.Precision | None) -> plugins.Precision | None:
 def on_npu_fabric(plugin: fabric_plugins.Precision | None) -> fabric_plugins.Precision | None:
     """Return Fabric's precision plugin as one for the NPU; see `on_npu`."""
     if type(plugin) is fabric_plugins.MixedPrecision and plugin.device != "npu":
-        return NPUFabricMixedPrecision(plugin.precision, _kept(plugin.scaler))
+        name: Any = plugin.precision
+        return NPUFabricMixedPrecision(name, _kept(plugin.scaler))
     check_plugin(plugin)
     return plugin
 

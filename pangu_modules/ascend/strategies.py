@@ -73,7 +73,7 @@ class _Parallel(_OnNPU):
 
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
         """Return a tensor's sum, mean, maximum ... over all processes; see `groups.reduced`."""
-        return reduced(super().reduce, tensor, group, reduce_op)
+        return reduced(super().reduce, tensor, group, reduce_op)  # type: ignore[safe-super]
 
 
 class NPUDDPStrategy(_Parallel, DDPStrategy):

@@ -220,6 +220,7 @@ def install(count: int | None = None) -> None:
     everything.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     aten = torch.library.Library("aten", "IMPL")
     aten.impl("_copy_from", _copy_from, "PrivateUse1")
+    aten.impl("linear", _autocast_linear, "AutocastPrivateUse1")
     _libraries.extend([everything, aten])
     torch.serialization.register_package(0, _tag, lambda storage, location: None)
     torch.__future__.set_swap_module_params_on_conversion(True)
@@ -234,6 +235,12 @@ def _tag(storage: Any) -> str | None:
 
 def _gloo(store: Any, rank: int, size: int, timeout: Any) -> Any:
     return dist.ProcessGroupGloo(store, rank, size, timeout)
+
+
+def _autocast_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    dtype = torch.get_autocast_dtype("npu")
+    with torch.autocast("npu", enabled=False):
+        return torch.ops.aten.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
 def _copy_from(source: torch.Tensor, target: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:

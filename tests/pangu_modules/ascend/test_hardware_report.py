@@ -54,7 +54,10 @@ def test_a_part_that_fails_is_written_down_and_a_report_is_never_overwritten(tmp
     assert report["machine"]["devices"] == "2 x Fake910"
     rows = report["operators"]
     assert not [row for row in rows if "error" in row]
-    assert all(error["largest_error"] == 0.0 for row in rows for error in row["errors"])  # the references on both sides
+    # References on both sides; for devices that torch does not know it computes some (SiLU) by other formulas, so that
+    # numbers differ by roundings of bfloat16.
+    errors = [(row["operator"], error) for row in rows for error in row["errors"]]
+    assert not [each for each in errors if each[1]["largest_error"] > 2**-7 * max(1, each[1]["largest_value"])]
     assert report["tokens_per_second"]["ratio"] > 0
 
 

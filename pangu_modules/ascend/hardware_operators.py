@@ -144,7 +144,7 @@ def tokens_per_second(sizes: Sizes | None = None, device: str = "npu") -> dict[s
     sizes = sizes or Sizes()
     speeds: dict[str, Any] = {}
     for mode in ("off", "auto"):
-        with fused_ops(mode):  # type: ignore[arg-type]
+        with fused_ops(mode):
             speeds["fused" if mode == "auto" else "reference"] = _speed(sizes, device)
     return {**speeds, "ratio": speeds["fused"] / speeds["reference"], "sizes": vars(sizes)}
 

@@ -140,4 +140,4 @@ class NPUFSDPStrategy(_Parallel, FSDPStrategy):
         shape = self.kwargs.pop("device_mesh", None) if isinstance(self.kwargs.get("device_mesh"), tuple) else None
         super().setup_environment()
         if shape is not None:
-            self.kwargs["device_mesh"] = torch.distributed.init_device_mesh("npu", shape)
+            self.kwargs["device_mesh"] = torch.distributed.init_device_mesh(self.root_device.type, shape)

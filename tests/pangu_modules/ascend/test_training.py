@@ -49,7 +49,7 @@ def check_loads_on_the_cpu(path, expected):
 
 def dropped_out(folder, stored, interrupted):
     """Train with dropout, whose masks the NPU draws; interrupted after an epoch and resumed, or not."""
-    callbacks = [ascend.NPURandomState()] if stored else []
+    callbacks = [stored()] if stored else []
     options = {**ONE, "module": partial(Regression, 0.5)}
     if not interrupted:
         return numbers(fit(folder, callbacks=callbacks, **options))
@@ -57,11 +57,19 @@ def dropped_out(folder, stored, interrupted):
     return numbers(fit(folder, callbacks=callbacks, ckpt_path=folder / STATE, **options))
 
 
-def test_a_resumed_run_draws_the_masks_of_one_that_was_not_interrupted(tmp_path):
-    whole = with_npus(dropped_out, tmp_path / "0", tmp_path / "0", True, False)
-    resumed = with_npus(dropped_out, tmp_path / "1", tmp_path / "1", True, True)
+def exact_resume():
+    """Return what recipes have for it."""
+    from callbacks import ExactResume
+
+    return ExactResume.Config().build(name="exact_resume")
+
+
+@pytest.mark.parametrize("stored", [ascend.NPURandomState, exact_resume])
+def test_a_resumed_run_draws_the_masks_of_one_that_was_not_interrupted(tmp_path, stored):
+    whole = with_npus(dropped_out, tmp_path / "0", tmp_path / "0", stored, False)
+    resumed = with_npus(dropped_out, tmp_path / "1", tmp_path / "1", stored, True)
     torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
-    without = with_npus(dropped_out, tmp_path / "2", tmp_path / "2", False, True)
+    without = with_npus(dropped_out, tmp_path / "2", tmp_path / "2", None, True)
     assert not torch.equal(without["model.0.weight"], whole["model.0.weight"])  # so the states did it
 
 
@@ -93,3 +101,84 @@ def test_two_npus_over_hccl_are_two_cpus_over_gloo(tmp_path: Path, npu, cpu):
     assert [each.pop("where") for each in on_npus] == ["npu:0 over hccl", "npu:1 over hccl"]
     assert [each.pop("where") for each in on_cpus] == ["cpu over gloo", "cpu over gloo"]
     torch.testing.assert_close(on_npus, on_cpus, rtol=0, atol=0)
+
+
+def mesh_of_fsdp1(folder):
+    """Only set up: the fake NPU has no memory that FSDP1 could move and free, and on the CPU it refuses to run."""
+    import lightning
+
+    strategy = ascend.NPUFSDPStrategy(device_mesh=(1, 2), sharding_strategy="HYBRID_SHARD")
+    trainer = lightning.Trainer(accelerator="npu", devices=2, strategy=strategy, precision="bf16-mixed", logger=False)
+    trainer.strategy.setup_environment()
+    mesh = strategy.kwargs["device_mesh"]
+    return [mesh.device_type, *mesh.shape, torch.distributed.get_backend(), type(trainer.precision_plugin).__name__]
+
+
+def test_fsdp1_lays_its_mesh_out_over_npus_and_talks_over_hccl(tmp_path):
+    said = with_npus(mesh_of_fsdp1, tmp_path / "run", tmp_path, ranks=2)
+    assert said == [["npu", 1, 2, "hccl", "NPUFSDPPrecision"]] * 2
+
+
+def precision_of_fsdp():
+    from lightning.pytorch.plugins.precision import FSDPPrecision
+
+    from pangu_modules.ascend.precision import NPUFSDPPrecision, on_npu
+
+    half, brain = on_npu(FSDPPrecision("16-mixed")), on_npu(FSDPPrecision("bf16-mixed"))
+    kinds = [isinstance(each, NPUFSDPPrecision) for each in (half, brain)]
+    context = brain.forward_context()
+    return [*kinds, half.scaler._device, context.device, str(context.fast_dtype)]
+
+
+def test_fsdp1s_precision_is_the_npus(tmp_path):
+    assert with_npus(precision_of_fsdp, tmp_path / "run") == [True, True, "npu", "npu", "torch.bfloat16"]
+
+
+def by_fabric(npu):
+    import lightning
+
+    from pangu_modules.ascend.fabric import NPUDDPFabricStrategy
+
+    options = (
+        {"accelerator": "npu", "strategy": NPUDDPFabricStrategy()} if npu else {"accelerator": "cpu", "strategy": "ddp"}
+    )
+    fabric = lightning.Fabric(devices=2, **options)
+    fabric.launch()
+    fabric.seed_everything(1, verbose=False)
+    module = torch.nn.Linear(4, 2)
+    module, optimizer = fabric.setup(module, torch.optim.AdamW(module.parameters(), lr=0.01))
+    for step in range(3):
+        x = torch.ones(3, 4) * (1 + step + fabric.global_rank)
+        loss = module(x.to(fabric.device)).square().mean()
+        fabric.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+    mean, total = (
+        fabric.all_reduce(loss.detach().clone()),
+        fabric.all_reduce(torch.tensor([3]).to(fabric.device), reduce_op="mean"),
+    )
+    weight = module.state_dict()["weight"].cpu().clone()
+    return {"weight": weight, "mean": mean.cpu(), "total": total.cpu(), "where": fabric.device.type}
+
+
+def test_fabric_on_two_npus_is_fabric_on_two_cpus(tmp_path):
+    on_npus = with_npus(by_fabric, tmp_path / "npu", True, ranks=2)
+    on_cpus = with_npus(by_fabric, tmp_path / "cpu", False, ranks=2, npus=0)
+    assert [each.pop("where") for each in (*on_npus, *on_cpus)] == ["npu", "npu", "cpu", "cpu"]
+    torch.testing.assert_close(on_npus, on_cpus, rtol=0, atol=0)
+
+
+def around_a_block():
+    from pangu_modules.training.randomness import unchanged_randomness
+
+    torch.manual_seed(0)
+    with unchanged_randomness(accelerator=True):
+        torch.rand(5, device="npu")
+    after = torch.rand(2, device="npu").cpu()
+    torch.manual_seed(0)
+    return [after, torch.rand(2, device="npu").cpu()]
+
+
+def test_what_draws_beside_training_leaves_the_npus_random_numbers(tmp_path):
+    after, without = with_npus(around_a_block, tmp_path / "run")
+    assert torch.equal(after, without)

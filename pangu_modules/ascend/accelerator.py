@@ -47,6 +47,7 @@ class NPUAccelerator(Accelerator):
             MisconfigurationException: the strategy has chosen another kind of device.
         """
         guards.check_device(device)
+        guards.check_process()
         npu().set_device(device)
         npu().matmul.allow_hf32 = npu().conv.allow_hf32 = self.allow_hf32
         npu().config.allow_internal_format = self.allow_internal_format

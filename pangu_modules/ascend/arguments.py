@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from pangu_modules.ascend import availability
 from pangu_modules.ascend.accelerator import NPUAccelerator
-from pangu_modules.ascend.precision import check_name
+from pangu_modules.ascend.precision import NPUMixedPrecision, check_name
 
 SAME = {
     "ddp": "ddp_npu",
@@ -41,7 +41,16 @@ def trainer_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     if arguments.get("precision") is not None:
         arguments["precision"] = check_name(arguments["precision"])
     arguments["strategy"] = _strategy(arguments)
+    if "mixed" in str(arguments.get("precision")) and not _of_ours(arguments["strategy"]):
+        mixed = NPUMixedPrecision(arguments.pop("precision"))  # Lightning's would be for CUDA
+        plugins = arguments.get("plugins") or []
+        arguments["plugins"] = [*(plugins if isinstance(plugins, Sequence) else [plugins]), mixed]
     return arguments
+
+
+def _of_ours(strategy: Any) -> bool:
+    """Whether a strategy takes care of precision itself, as those for NPUs do."""
+    return isinstance(strategy, str) or getattr(strategy, "for_npu", False)
 
 
 def _strategy(arguments: Mapping[str, Any]) -> Any:

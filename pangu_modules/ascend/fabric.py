@@ -11,7 +11,7 @@ from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy, Sing
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pangu_modules.ascend.groups import BACKEND, leave_at_exit, one_device, reduced, refuse_start_method
+from pangu_modules.ascend.groups import BACKEND, check_chosen, leave_at_exit, one_device, reduced, refuse_start_method
 from pangu_modules.ascend.guards import check_parameters
 from pangu_modules.ascend.precision import on_npu_fabric
 
@@ -61,6 +61,7 @@ class _Parallel(_OnNPU):
 
     def setup_environment(self) -> None:
         """Connect the processes."""
+        check_chosen(self.root_device)
         super().setup_environment()
         leave_at_exit()
 

@@ -34,12 +34,25 @@ def refuse_start_method(options: Mapping[str, Any]) -> None:
         )
 
 
+def check_chosen(device: torch.device) -> None:
+    """Raise unless Lightning has given an NPU strategy an NPU: its accelerator "auto" is the CPU there.
+
+    Raises:
+        MisconfigurationException: it has not.
+    """
+    if device.type != "npu":
+        raise MisconfigurationException(
+            f'the strategy is for NPUs, and would train on {device}: give accelerator="npu" too'
+        )
+
+
 def one_device(devices: Sequence[torch.device]) -> torch.device:
     """Return the only device of a strategy for one.
 
     Raises:
-        MisconfigurationException: there are more.
+        MisconfigurationException: there are more, or it is none of ours.
     """
+    check_chosen(devices[0])
     if len(devices) != 1:
         raise MisconfigurationException(
             f'strategy="single_npu" trains on one device, and devices= names {len(devices)}: give strategy="ddp_npu"'

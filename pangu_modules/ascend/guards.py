@@ -9,6 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed as dist
 
+from pangu_modules.ascend.availability import npu
 from pangu_modules.ascend.precision import check_plugin
 
 
@@ -22,6 +23,19 @@ def check_device(device: torch.device) -> None:
         raise MisconfigurationException(
             f'accelerator="npu": the strategy would train on {device}, because Lightning knows no strategy of its own '
             'for NPUs: give strategy="single_npu" for one device, "ddp_npu" for several'
+        )
+
+
+def check_process() -> None:
+    """Raise in a process that was forked from one that has used an NPU: it would hang.
+
+    Raises:
+        MisconfigurationException: this is one.
+    """
+    if npu()._is_in_bad_fork():  # of the functions that torch asks of every device it does not know itself
+        raise MisconfigurationException(
+            'this process was forked from one that has used an NPU, and would hang: give strategy="ddp_npu" and run a '
+            'script (or torchrun); in a notebook take one device with strategy="single_npu"'
         )
 
 

@@ -15,7 +15,15 @@ from lightning.pytorch.strategies import (
     Strategy,
 )
 
-from pangu_modules.ascend.groups import BACKEND, leave_at_exit, one_device, reduced, refuse_hooks, refuse_start_method
+from pangu_modules.ascend.groups import (
+    BACKEND,
+    check_chosen,
+    leave_at_exit,
+    one_device,
+    reduced,
+    refuse_hooks,
+    refuse_start_method,
+)
 from pangu_modules.ascend.precision import on_npu
 
 
@@ -68,6 +76,7 @@ class _Parallel(_OnNPU):
 
     def setup_environment(self) -> None:
         """Connect the processes."""
+        check_chosen(self.root_device)
         super().setup_environment()
         leave_at_exit()
 

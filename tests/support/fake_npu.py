@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 
 COUNT = "FAKE_NPUS"  # how many there are, unless the argument says so
 _current = 0
-_tags: dict[int, str] = {}  # devices of stored memory, by its address
+_tags: dict[int, tuple[str, Any]] = {}  # devices of stored memory by its address, and the memory: so it stays its own
 _generators: dict[int, torch.Tensor] = {}  # states of the random numbers, by index
 
 
@@ -60,7 +60,8 @@ class FakeTensor(torch.Tensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Store the numbers as those of a device: see `_tag`."""
-        _tags[self.inner.untyped_storage().data_ptr()] = f"npu:{self.index}"
+        storage = self.inner.untyped_storage()
+        _tags[storage.data_ptr()] = (f"npu:{self.index}", storage)
         return self.inner.detach().requires_grad_(self.requires_grad).__reduce_ex__(protocol)
 
     @classmethod
@@ -230,7 +231,7 @@ def install(count: int | None = None) -> None:
 
 def _tag(storage: Any) -> str | None:
     """Return the device that a checkpoint says memory is on, as it does of a real NPU's."""
-    return _tags.get(storage.data_ptr())
+    return _tags.get(storage.data_ptr(), (None,))[0]
 
 
 def _gloo(store: Any, rank: int, size: int, timeout: Any) -> Any:

@@ -41,6 +41,9 @@ def refusals(folder):
         "double precision": train(strategy="single_npu", precision="64-true"),
         "two devices": train(strategy="single_npu", devices=2),
         "missing device": train(strategy="single_npu", devices=[2]),
+        "no accelerator": refusal(fit, folder=folder, strategy="single_npu"),
+        "no accelerator ddp": refusal(fit, folder=folder, accelerator="cpu", strategy=ascend.NPUDDPStrategy()),
+        "bad fork": in_a_bad_fork(train),
         "hook": refusal(ascend.NPUDDPStrategy, ddp_comm_hook=print),
         "fork": refusal(ascend.NPUDDPStrategy, start_method="fork"),
         "fabric cpu": refusal(lambda: lightning.Fabric(accelerator="npu", devices=1).launch()),
@@ -48,6 +51,14 @@ def refusals(folder):
         "fabric double precision": refusal(fabric, module=torch.nn.Linear(2, 2), precision="64-true"),
         **{f"arguments {name}": refusal(ascend.trainer_arguments, given=given) for name, given in ARGUMENTS.items()},
     }
+
+
+def in_a_bad_fork(train):
+    before, torch.npu._is_in_bad_fork = torch.npu._is_in_bad_fork, lambda: True
+    try:
+        return train(strategy="single_npu")
+    finally:
+        torch.npu._is_in_bad_fork = before
 
 
 def fabric(module, **options):
@@ -78,6 +89,9 @@ SAID = {
     "double precision": "DoublePrecision does not exist on NPUs: give precision= one of 32-true",
     "two devices": 'devices= names 2: give strategy="ddp_npu"',
     "missing device": "devices=[2]: there is no npu:2, this process sees 2 NPUs",
+    "no accelerator": 'the strategy is for NPUs, and would train on cpu: give accelerator="npu" too',
+    "no accelerator ddp": 'the strategy is for NPUs, and would train on cpu: give accelerator="npu" too',
+    "bad fork": 'was forked from one that has used an NPU, and would hang: give strategy="ddp_npu"',
     "hook": "ddp_comm_hook: communication hooks of DDP need nccl; leave it out",
     "fork": "start_method='fork': a process forked or spawned from another hangs on an NPU",
     "fabric cpu": 'give strategy="single_npu"',
@@ -184,3 +198,24 @@ def test_arguments_are_completed_where_there_is_an_npu(tmp_path, given, npus, st
 def test_arguments_stay_as_they_are_without_an_npu():
     assert ascend.trainer_arguments({"max_epochs": 1}) == {"max_epochs": 1}
     assert ascend.trainer_arguments({"accelerator": "cpu", "strategy": "ddp_fork"})["strategy"] == "ddp_fork"
+
+
+def with_a_strategy_of_ones_own():
+    from lightning.pytorch.strategies import ModelParallelStrategy
+
+    given = {"accelerator": "npu", "strategy": ModelParallelStrategy(), "precision": "bf16-mixed"}
+    arguments = ascend.trainer_arguments(given)
+    (plugin,) = arguments["plugins"]
+    return ["precision" in arguments, type(plugin).__name__, plugin.precision]
+
+
+def test_mixed_precision_is_the_npus_under_a_strategy_of_ones_own(tmp_path):
+    assert with_npus(with_a_strategy_of_ones_own, tmp_path / "run") == [False, "NPUMixedPrecision", "bf16-mixed"]
+
+
+def forked(folder):
+    return refusal(fit, folder=folder, accelerator="npu", devices=2, strategy="ddp_fork")
+
+
+def test_lightnings_own_forking_ends_with_a_sentence(tmp_path):
+    assert 'DDPStrategy is for CUDA: give strategy="ddp_npu"' in with_npus(forked, tmp_path / "run", tmp_path)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,3 +79,30 @@ def test_bad_values_exit_with_2_and_a_sentence_and_leave_no_run(tmp_path):
     wrong = {option: text for option, (_, text) in said.items() if f"error: {REFUSED[option]}" not in text}
     assert not wrong
     assert not list(tmp_path.glob("runs/*/version_*"))
+
+
+SCRIPT = """
+import fake_npu
+
+fake_npu.install(2)
+from toy_recipe import recipe
+
+if __name__ == "__main__":
+    recipe.derive(trainer={"accelerator": "auto"}).main()
+"""
+
+
+@pytest.mark.slow
+def test_without_any_flag_a_recipe_trains_on_all_npus(tmp_path):
+    """Lightning starts the second process, which runs the script anew."""
+    root = Path(__file__).parents[3]
+    (tmp_path / "toy.py").write_text(SCRIPT)
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests" / "support")])}
+    command = [sys.executable, "toy.py", "fit"]
+    done = subprocess.run(command, cwd=tmp_path, env=variables, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    path, _ = trained(tmp_path)
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    assert b"npu:0" in path.read_bytes()
+    assert checkpoint["global_step"] == 4  # of 64 samples, 8 at a time on each of two
+    assert len(checkpoint["callbacks"]["exact_resume"]["processes"]) == 2

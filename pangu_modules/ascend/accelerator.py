@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_info
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import Accelerator
@@ -33,9 +32,7 @@ class NPUAccelerator(Accelerator):
     def __init__(
         self, *, allow_hf32: bool = False, allow_internal_format: bool = False, jit_compile: bool = False
     ) -> None:
-        problem = availability.problem()
-        if problem is not None:
-            raise MisconfigurationException(f'accelerator="npu": {problem}')
+        guards.require_npu('accelerator="npu"')
         self.allow_hf32 = allow_hf32
         self.allow_internal_format = allow_internal_format
         self.jit_compile = jit_compile

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pangu_modules.ascend.groups import BACKEND, check_chosen, leave_at_exit, one_device, reduced, refuse_start_method
-from pangu_modules.ascend.guards import check_parameters
+from pangu_modules.ascend.guards import check_parameters, require_npu
 from pangu_modules.ascend.precision import on_npu_fabric
 
 
@@ -38,6 +38,7 @@ class SingleNPUFabricStrategy(_OnNPU, SingleDeviceStrategy):
     """One NPU, "single_npu"; see `strategies.SingleNPUStrategy`."""
 
     def __init__(self, device: Any = "npu:0", **options: Any) -> None:
+        require_npu('strategy="single_npu"')  # torch does not know the device's name without it
         self._chosen: torch.device | None = None
         super().__init__(device, **options)
 

@@ -9,8 +9,23 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed as dist
 
+from pangu_modules.ascend import availability
 from pangu_modules.ascend.availability import npu
 from pangu_modules.ascend.precision import check_plugin
+
+
+def require_npu(asked: str) -> None:
+    """Raise unless there is an NPU.
+
+    Args:
+        asked: by which words the user asked for one.
+
+    Raises:
+        MisconfigurationException: there is none; the message says why and what mends it.
+    """
+    problem = availability.problem()
+    if problem is not None:
+        raise MisconfigurationException(f"{asked}: {problem}")
 
 
 def check_device(device: torch.device) -> None:

@@ -24,6 +24,7 @@ from pangu_modules.ascend.groups import (
     refuse_hooks,
     refuse_start_method,
 )
+from pangu_modules.ascend.guards import require_npu
 from pangu_modules.ascend.precision import on_npu
 
 
@@ -53,6 +54,7 @@ class SingleNPUStrategy(_OnNPU, SingleDeviceStrategy):
     strategy_name = "single_npu"
 
     def __init__(self, device: Any = "npu:0", **options: Any) -> None:
+        require_npu('strategy="single_npu"')  # torch does not know the device's name without it
         self._chosen: torch.device | None = None
         super().__init__(device, **options)
 

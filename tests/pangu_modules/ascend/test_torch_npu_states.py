@@ -88,6 +88,8 @@ def problem(folder):
     with pytest.raises(MisconfigurationException) as caught:
         lightning.Fabric(accelerator="npu", devices=1, strategy="single_npu")
     assert str(caught.value) == f'accelerator="npu": {availability.problem()}'
+    with pytest.raises(MisconfigurationException, match=r'^strategy="single_npu": torch'):
+        lightning.Trainer(accelerator="cpu", strategy="single_npu", logger=False)
     assert lightning.Fabric(accelerator="cpu", devices=1).device.type == "cpu"
     return str(availability.problem())
 

@@ -168,6 +168,48 @@ def test_fabric_on_two_npus_is_fabric_on_two_cpus(tmp_path):
     torch.testing.assert_close(on_npus, on_cpus, rtol=0, atol=0)
 
 
+def sharded_by_fabric(npu):
+    import lightning
+    from lightning.fabric.strategies import ModelParallelStrategy
+    from torch.distributed.fsdp import fully_shard
+
+    from pangu_modules.ascend.fabric import NPUModelParallelFabricStrategy
+
+    def shard(module, mesh):
+        return fully_shard(module.to(fabric.device), mesh=mesh["data_parallel"], reshard_after_forward=False)
+
+    kind = NPUModelParallelFabricStrategy if npu else ModelParallelStrategy
+    strategy = kind(shard, data_parallel_size=2, tensor_parallel_size=1)
+    fabric = lightning.Fabric(devices=2, accelerator="npu" if npu else "cpu", strategy=strategy)
+    fabric.launch()
+    fabric.seed_everything(1, verbose=False)
+    module = fabric.setup(torch.nn.Linear(4, 2))
+    optimizer = fabric.setup_optimizers(torch.optim.AdamW(module.parameters(), lr=0.01))
+    loss = module(torch.ones(3, 4, device=fabric.device) * (1 + fabric.global_rank)).square().mean()
+    fabric.backward(loss)
+    optimizer.step()
+    return {"weight": module.weight.to_local().detach().cpu().clone(), "mean": fabric.all_reduce(loss.detach()).cpu()}
+
+
+def test_fabric_shards_over_two_npus_as_over_two_cpus(tmp_path):
+    on_npus = with_npus(sharded_by_fabric, tmp_path / "npu", True, ranks=2)
+    on_cpus = with_npus(sharded_by_fabric, tmp_path / "cpu", False, ranks=2, npus=0)
+    torch.testing.assert_close(on_npus, on_cpus, rtol=0, atol=0)
+
+
+def monitored(folder):
+    from lightning.pytorch.callbacks import DeviceStatsMonitor
+    from lightning.pytorch.loggers import CSVLogger
+
+    logger = CSVLogger(folder, name="", version="")
+    fit(folder, callbacks=[DeviceStatsMonitor(cpu_stats=False)], **{**ONE, "logger": logger, "log_every_n_steps": 1})
+    return (folder / "metrics.csv").read_text().splitlines()[0]
+
+
+def test_device_statistics_are_logged(tmp_path):
+    assert "allocated_bytes.all.current" in with_npus(monitored, tmp_path / "run", tmp_path / "log")
+
+
 def around_a_block():
     from pangu_modules.training.randomness import unchanged_randomness
 

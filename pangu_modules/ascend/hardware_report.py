@@ -55,20 +55,20 @@ def measured() -> dict[str, Any]:
     return {
         "machine": found,
         "problems": [str(problem) for problem in problems],
-        "fits": {name: attempted(partial(run_fit, options)) for name, options in FITS.items()},
-        "operators": attempted(compare_operators),
-        "tokens_per_second": attempted(tokens_per_second),
+        "fits": {name: attempted(f"fit, {name}", partial(run_fit, options)) for name, options in FITS.items()},
+        "operators": attempted("operators", compare_operators),
+        "tokens_per_second": attempted("tokens per second", tokens_per_second),
     }
 
 
-def attempted(part: Callable[[], Any]) -> Any:
+def attempted(name: str, part: Callable[[], Any]) -> Any:
     """Return a part of the report, or its error: whatever goes wrong on new hardware, the rest is worth having."""
     start = time.perf_counter()
     try:
         result = part()
     except Exception as error:
         result = {"error": "".join(traceback.format_exception(error))[-4000:]}
-    print(f"{time.perf_counter() - start:.0f} s: {part}", file=sys.stderr)
+    print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
     return result
 
 

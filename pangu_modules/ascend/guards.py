@@ -84,8 +84,8 @@ def check_parameters(module: torch.nn.Module | None) -> None:
     double = [] if module is None else [n for n, p in module.named_parameters() if p.dtype in _DOUBLE]
     if double:
         raise MisconfigurationException(
-            f"parameters of double precision ({len(double)}, the first is {double[0]}), which NPUs do not compute: call "
-            ".float() on the model"
+            f"parameters of double precision ({len(double)}, the first is {double[0]}), which NPUs do not compute: "
+            "call .float() on the model"
         )
 
 

@@ -85,7 +85,7 @@ SAID = {
     "cpu": 'would train on cpu, because Lightning knows no strategy of its own for NPUs: give strategy="single_npu"',
     "float32": "MixedPrecision works on cuda, so that an NPU would train in float32: give an NPU strategy",
     "plain ddp": 'DDPStrategy is for CUDA: give strategy="ddp_npu"',
-    "double module": "parameters of double precision (4, the first is model.0.weight), which NPUs do not compute: call .float()",
+    "double module": "parameters of double precision (4, the first is model.0.weight), which NPUs do not compute",
     "double precision": "DoublePrecision does not exist on NPUs: give precision= one of 32-true",
     "two devices": 'devices= names 2: give strategy="ddp_npu"',
     "missing device": "devices=[2]: there is no npu:2, this process sees 2 NPUs",

@@ -23,7 +23,7 @@ def blocks(document: str, language: str) -> list[str]:
 
 
 # Pages of docs/ that are no card of a method.
-NO_CARDS = ("composition", "log", "papers")
+NO_CARDS = ("ascend", "ascend_migration", "composition", "log", "papers")
 SHELL_LINES = "\n".join(blocks(README, "bash")).splitlines()
 
 

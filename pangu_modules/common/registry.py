@@ -43,6 +43,8 @@ TARGETS: dict[str, dict[str, str]] = {
         "generate": "pangu_modules.llm.generation.store.data_card:export_rollouts",
         "score": "pangu_modules.llm.generation.store.data_card:export_scores",
     },
+    # Devices that Lightning does not know: functions that complete a Trainer's arguments for them.
+    "accelerator": {"npu": "pangu_modules.ascend:trainer_arguments"},
     # transformers' model types of this library; importing the module makes transformers know them.
     "architecture": {
         "PanguProMoE": "pangu_modules.llm.moge.modeling:PanguProMoEForCausalLM",

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Pr
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from pangu_modules.common.errors import UsageError
+from pangu_modules.engine.accelerators import completed
 from pangu_modules.engine.checkpoint_io import read_checkpoint, write_checkpoints_atomically
 from pangu_modules.engine.clock import RunClock
 from pangu_modules.engine.errors import usage_errors
@@ -78,7 +79,7 @@ def build_trainer(stage: Stage, run: StageRun, module: PanguModule, clock: RunCl
     """Build the Trainer of a stage with the recipe's callbacks, those every run has, and the loggers."""
     arguments = {name: value for name, value in stage.trainer.items() if name != "max_time"}  # the clock's
     arguments.setdefault("log_every_n_steps", 10)  # Lightning's 50 is a whole epoch of the embedded data
-    arguments = {name: instantiate(value) for name, value in arguments.items()}
+    arguments = completed({name: instantiate(value) for name, value in arguments.items()})
     with usage_errors("loggers"):
         arguments["logger"] = build_loggers(stage, run)
     arguments["default_root_dir"] = arguments.get("default_root_dir") or str(run.folder.path)

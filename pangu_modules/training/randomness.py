@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -14,10 +14,18 @@ def unchanged_randomness(accelerator: bool = False) -> Iterator[None]:
     """Restore the global random states of Python, numpy and torch after the block.
 
     Args:
-        accelerator: those of the CUDA devices too, where the block draws there.
+        accelerator: those of the accelerator's devices too, where the block draws there.
     """
-    with isolate_rng(include_cuda=accelerator):
+    with isolate_rng(include_cuda=accelerator), _unchanged_beside_cuda() if accelerator else nullcontext():
         yield
+
+
+def _unchanged_beside_cuda() -> AbstractContextManager[None]:
+    """Restore the current device of an accelerator that Lightning does not know, such as an NPU."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if device is None or device.type == "cuda":
+        return nullcontext()
+    return torch.random.fork_rng([torch.accelerator.current_device_index()], device_type=device.type)
 
 
 @contextmanager

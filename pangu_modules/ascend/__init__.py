@@ -1,0 +1,1 @@
+"""Ascend NPUs: hardware for Lightning, and fused operators."""

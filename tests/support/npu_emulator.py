@@ -116,7 +116,7 @@ def npu_geglu(input, dim=-1, approximate=1, activate_left=False):
     return (gelu * other).to(input.dtype), gelu.to(input.dtype)
 
 
-def attended(query, key, value, scale, hidden):
+def attended(query, key, value, scale, hidden, inner_precise=0):
     """Softmax attention in float64, head by head; `hidden(batch, head, i, j)` says what a query does not see."""
     batch, heads, queries, _ = query.shape
     share = heads // key.shape[1]
@@ -126,6 +126,9 @@ def attended(query, key, value, scale, hidden):
             k, v = key[b, n // share].double(), value[b, n // share].double()
             for i in range(queries):
                 seen = [j for j in range(len(k)) if not hidden(b, n, i, j)]
+                if not seen:
+                    demand(inner_precise == 2, "a query without keys gets anything, unless inner_precise is 2")
+                    continue
                 scores = torch.stack([scale * (query[b, n, i].double() @ k[j]) for j in seen])
                 weights = torch.exp(scores - scores.max())
                 out[b, n, i] = (weights / weights.sum()) @ v[seen]
@@ -152,7 +155,8 @@ def masking(query, key, atten_mask, sparse_mode):
 def npu_fusion_attention(query, key, value, head_num, input_layout, atten_mask=None, scale=1.0, **given):
     demand(input_layout == "BNSD" and head_num == query.shape[1], "layout and heads")
     demand(given.get("keep_prob", 1.0) == 1.0, "dropout is not emulated")
-    out = attended(query, key, value, scale, masking(query, key, atten_mask, given.get("sparse_mode", 0)))
+    hidden = masking(query, key, atten_mask, given.get("sparse_mode", 0))
+    out = attended(query, key, value, scale, hidden, given.get("inner_precise", 0))
     sums = torch.zeros(*query.shape[:3], 8)
     return out, sums, sums, torch.zeros(0), 0, 0, 0
 
@@ -167,7 +171,10 @@ def npu_fused_infer_attention_score(
     mask = given.get("atten_mask")
     mode = 0 if query.shape[2] == 1 and mask is None else given.get("sparse_mode", 0)
     demand(query.shape[2] > 1 or mode == 0, "no causal mode for one query")
-    return attended(query, key, value, given.get("scale", 1.0), masking(query, key, mask, mode)), torch.zeros(1)
+    precise = given.get("inner_precise", 0)
+    demand(query.shape[2] > 1 or precise < 2, "inner_precise of one query is 0 or 1")
+    hidden = masking(query, key, mask, mode)
+    return attended(query, key, value, given.get("scale", 1.0), hidden, precise), torch.zeros(1)
 
 
 @documented

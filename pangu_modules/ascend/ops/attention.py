@@ -18,6 +18,7 @@ from pangu_modules.ascend.ops.operator import HALVES, FusedCall, Operator, first
 
 Causal = Literal["top_left", "bottom_right"]
 SPARSE_MODE = {"top_left": 2, "bottom_right": 3}
+BLIND_QUERIES = 2  # inner_precise: queries that see no key, such as those of padding, get 0
 COMPRESSED_MASK = 2048  # the size of the triangle that stands for a causal mask of any size
 MAX_HEADS = 256
 MAX_HEAD_DIM = 768
@@ -82,7 +83,8 @@ def compressed_mask(device: torch.device) -> Tensor:
 
 def _mask_arguments(query: Tensor, mask: Tensor | Causal | None) -> dict[str, Any]:
     if isinstance(mask, Tensor):
-        return {"atten_mask": mask.logical_not(), "sparse_mode": 0}
+        given: dict[str, Any] = {"atten_mask": mask.logical_not(), "sparse_mode": 0}
+        return given | ({"inner_precise": BLIND_QUERIES} if query.shape[2] > 1 else {})
     if mask is not None:
         return {"atten_mask": compressed_mask(query.device), "sparse_mode": SPARSE_MODE[mask]}
     return {}
@@ -142,6 +144,8 @@ def _examples(make: Maker) -> Iterator[Example]:
     yield Example("causal from the bottom right", (query, key, value, 0.25), {"mask": "bottom_right"})
     mask = make.given([[[[key_place <= place + 2 for key_place in range(7)] for place in range(5)]]], torch.bool)
     yield Example("a mask", (query, key, value, 0.25), {"mask": mask})
+    blind = make.given([[[[place > 0 for _ in range(7)] for place in range(5)]]], torch.bool)
+    yield Example("a query that sees nothing", (query, key, value, 0.25), {"mask": blind})
 
 
 def _infer_limits(

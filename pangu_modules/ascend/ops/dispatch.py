@@ -159,6 +159,12 @@ def run(operator: Operator[Any, Any], args: tuple[Any, ...], kwargs: dict[str, A
     return operator.reference(*args, **kwargs)
 
 
+def decline(operator: Operator[Any, Any], reason: str) -> None:
+    """Let `recorded` say that an operator is left out on purpose, under every setting."""
+    if SETTINGS.recorder is not None:
+        SETTINGS.recorder.append(Explanation(operator.name, operator.symbol, reason))
+
+
 def fused(operator: Operator[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call the fused operator, within an autograd function if the backward pass is to be the reference's."""
     if operator.gradients == "recomputed" and needs_gradients(args, kwargs):

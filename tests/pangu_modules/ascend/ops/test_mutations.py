@@ -73,6 +73,7 @@ MUTATIONS = {
     "torch's polarity of the mask": ("numbers", changed("fusion_attention", "atten_mask", lambda m: m.logical_not())),
     "top left for bottom right": ("numbers", changed("fusion_attention", "sparse_mode", {3: 2, 2: 2, 0: 0}.get)),
     "bottom right for top left": ("numbers", changed("infer_attention", "sparse_mode", {3: 3, 2: 3, 0: 0}.get)),
+    "padding without the correction of blind rows": ("numbers", without("fusion_attention", "inner_precise")),
     "a causal mode without its mask": ("numbers", without("fusion_attention", "atten_mask")),
     "the scale left out": ("numbers", without("fusion_attention", "scale")),
     "positions before heads": ("numbers", placed("fusion_attention", lambda *args: (*args[:4], "BSND"))),

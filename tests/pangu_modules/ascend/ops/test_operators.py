@@ -148,7 +148,7 @@ LIMITS = {
         (lambda m: (*two(m.floats(2, 3, 4, 64)), *two(m.floats(1, 3, 1, 64))), "takes cos"),
     ],
     "swiglu": [(lambda m: (m.floats(2, 15),), "even size")],
-    "gated_silu": [(lambda m: two(m.floats(2, 16)), "joining")],
+    "gated_silu": [(lambda m: (m.floats(2, 16), m.floats(2, 8)), "shape or type")],
     "fusion_attention": [
         (lambda m: (*three(m.floats(1, 2, 3, 769)), 1.0), "at most 768"),
         (lambda m: (*three(m.floats(1, 257, 1, 16)), 1.0), "at most 256"),

@@ -1,0 +1,148 @@
+"""Ascend's races, on a CPU: what dispatch costs a call, and fused models off the NPU against transformers' modules."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.races.race import Benchmark, Contest, Race
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+ALLOWED_SECONDS = 5e-6  # that dispatch may add to a call
+CALLS = 2000  # a measurement of dispatch is the sum of this many calls
+SLOWDOWN = 1.05  # at most, of a fused module off the NPU
+TOKENS = 128
+STEPS = {"RMSNorm": 200, "MLP": 4, "layer": 2, "model": 1}  # a measurement is the sum of this many passes
+SIZES = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 256,
+}
+
+SETUP = (
+    "On a CPU, in float32 and CPU seconds of one thread: nothing here is measured on an NPU. Dispatch is timed on small "
+    f"tensors, and its peer is the reference called directly plus {1e6 * ALLOWED_SECONDS:.0f} microseconds a call, so "
+    "that 1 is the bound. The modules are those of a Llama with SmolLM2-135M's widths and "
+    f"{TOKENS} tokens, after `fuse` and as transformers has them, with the same weights; their outputs must be equal "
+    "bit by bit first."
+)
+
+
+def benchmark() -> Benchmark:
+    """Return the races of the operators off the NPU; torch has one thread from here on."""
+    import torch
+
+    torch.set_num_threads(1)
+    return Benchmark("Ascend: operators on other devices", SETUP, contests())
+
+
+def contests() -> Iterator[Contest]:
+    """Build the contests one at a time."""
+    for name in ("rms_norm", "rotary_mul", "gated_silu", "infer_attention"):
+        yield dispatch_contest(name)
+    yield from module_contests()
+
+
+def dispatch_contest(name: str) -> Contest:
+    """Return the race of an operator's call against its reference and the allowance."""
+    import torch
+
+    from pangu_modules.ascend.ops import OPERATORS
+    from pangu_modules.ascend.ops.examples import Maker
+
+    operator = OPERATORS[name]
+    example = next(iter(operator.examples(Maker(torch.float32))))
+
+    def ours() -> None:
+        for _ in range(CALLS):
+            operator(*example.args, **example.kwargs)
+
+    def reference() -> None:
+        for _ in range(CALLS):
+            operator.reference(*example.args, **example.kwargs)
+
+    def peer() -> float:
+        return cpu_timed(reference)() + CALLS * ALLOWED_SECONDS
+
+    def check() -> tuple[float, float]:
+        one, other = (f(*example.args, **example.kwargs) for f in (operator, operator.reference))
+        return largest_difference(one, other), 0
+
+    title = f"{CALLS} calls of {name}"
+    return Contest(
+        name, check, (Race(f"dispatch_{name}", title, cpu_timed(ours), peer, "reference + 5 us", target=1.0),)
+    )
+
+
+def module_contests() -> Iterator[Contest]:
+    """Yield the races of fused modules against transformers' own."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from pangu_modules.ascend.ops.fusing import fuse
+
+    torch.manual_seed(0)
+    plain = LlamaForCausalLM(LlamaConfig(**SIZES))
+    fused = copy.deepcopy(plain)
+    fuse(fused)
+    x = torch.randn(1, TOKENS, SIZES["hidden_size"])
+    places = plain.model.rotary_emb(x, torch.arange(TOKENS)[None])
+    ids = torch.randint(0, SIZES["vocab_size"], (1, TOKENS))
+    layers = (fused.model.layers[0], plain.model.layers[0])
+    yield module_contest("RMSNorm", *(step(layer.input_layernorm, x) for layer in layers))
+    yield module_contest("MLP", *(step(layer.mlp, x) for layer in layers))
+    yield module_contest("layer", *(step(layer, x, position_embeddings=places) for layer in layers))
+    yield module_contest("model", *(step(model, ids, use_cache=False) for model in (fused, plain)))
+
+
+def cpu_timed(function: Callable[[], Any]) -> Callable[[], float]:
+    """Return a measurement: one call of `function`, in CPU seconds, which other processes do not change."""
+
+    def measure() -> float:
+        start = time.process_time()
+        function()
+        return time.process_time() - start
+
+    return measure
+
+
+def step(module: nn.Module, x: Tensor, **kwargs: Any) -> Callable[[], Tensor]:
+    """Return a forward and backward pass that returns the output."""
+
+    def run() -> Tensor:
+        module.zero_grad()
+        found = module(x, **kwargs)
+        output: Tensor = getattr(found, "logits", found)
+        output.sum().backward()
+        return output.detach()
+
+    return run
+
+
+def module_contest(name: str, ours: Callable[[], Tensor], peer: Callable[[], Tensor]) -> Contest:
+    """Return the race of a module's step."""
+
+    def several(function: Callable[[], Tensor]) -> Callable[[], list[Tensor]]:
+        return lambda: [function() for _ in range(STEPS[name])]
+
+    race = Race(
+        f"step_{name}",
+        f"forward and backward of {name}, {TOKENS} tokens",
+        cpu_timed(several(ours)),
+        cpu_timed(several(peer)),
+        "transformers' module",
+        target=1 / SLOWDOWN,
+    )
+    return Contest(name, lambda: (largest_difference(ours(), peer()), 0), (race,))
+
+
+def largest_difference(one: Tensor, other: Tensor) -> float:
+    """Return the largest difference between two tensors' entries."""
+    return float((one - other).abs().max())

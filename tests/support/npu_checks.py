@@ -76,9 +76,11 @@ class through:
     def __enter__(self):
         settings = dispatch.SETTINGS
         self.before = (settings.library, settings.device_type, settings.mode)
-        settings.library, settings.device_type, settings.mode = self.given
+        settings.library, settings.device_type, mode = self.given
+        settings.set_mode(mode)
         return self.given[0]
 
     def __exit__(self, *error):
         settings = dispatch.SETTINGS
-        settings.library, settings.device_type, settings.mode = self.before
+        settings.library, settings.device_type, mode = self.before
+        settings.set_mode(mode)

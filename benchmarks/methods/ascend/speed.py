@@ -17,7 +17,7 @@ CALLS = 2000  # a measurement of dispatch is the sum of this many calls
 SLOWDOWN = 1.05  # at most, of a fused module off the NPU
 TOKENS = 128
 STEPS = {"RMSNorm": 200, "MLP": 4, "layer": 2, "model": 1}  # a measurement is the sum of this many passes
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 576,
     "intermediate_size": 1536,
     "num_hidden_layers": 2,
@@ -27,11 +27,12 @@ SIZES = {
 }
 
 SETUP = (
-    "On a CPU, in float32 and CPU seconds of one thread: nothing here is measured on an NPU. Dispatch is timed on small "
-    f"tensors, and its peer is the reference called directly plus {1e6 * ALLOWED_SECONDS:.0f} microseconds a call, so "
-    "that 1 is the bound. The modules are those of a Llama with SmolLM2-135M's widths and "
-    f"{TOKENS} tokens, after `fuse` and as transformers has them, with the same weights; their outputs must be equal "
-    "bit by bit first."
+    "On a CPU, in float32 and CPU seconds of one thread; nothing here is measured on an NPU. Dispatch is timed on "
+    "small "
+    "tensors. Its peer is the reference, or for calls that are fused an empty function in place of torch_npu's, called "
+    f"directly, plus {1e6 * ALLOWED_SECONDS:.0f} microseconds a call, so that 1 is the bound. The modules are those of "
+    f"a Llama with SmolLM2-135M's widths and {TOKENS} tokens, after `fuse` and as transformers has them, with the same "
+    "weights; their outputs must be equal bit by bit first."
 )
 
 
@@ -47,6 +48,7 @@ def contests() -> Iterator[Contest]:
     """Build the contests one at a time."""
     for name in ("rms_norm", "rotary_mul", "gated_silu", "infer_attention"):
         yield dispatch_contest(name)
+        yield decision_contest(name)
     yield from module_contests()
 
 
@@ -79,6 +81,59 @@ def dispatch_contest(name: str) -> Contest:
     return Contest(
         name, check, (Race(f"dispatch_{name}", title, cpu_timed(ours), peer, "reference + 5 us", target=1.0),)
     )
+
+
+def decision_contest(name: str) -> Contest:
+    """Return the race of a call that is fused, by a library that does nothing, against that library's own call."""
+    import torch
+
+    from pangu_modules.ascend.ops import OPERATORS, dispatch
+    from pangu_modules.ascend.ops.examples import Maker
+
+    operator = OPERATORS[name]
+    example = next(iter(operator.examples(Maker(torch.bfloat16))))
+    empty = _Empty()
+    function = getattr(empty, operator.symbol)
+
+    def ours() -> None:
+        before = dispatch.SETTINGS.library, dispatch.SETTINGS.device_type
+        dispatch.SETTINGS.library, dispatch.SETTINGS.device_type = empty, "cpu"
+        for _ in range(CALLS):
+            operator(*example.args, **example.kwargs)
+        dispatch.SETTINGS.library, dispatch.SETTINGS.device_type = before
+
+    def direct() -> None:
+        for _ in range(CALLS):
+            call = operator.call(*example.args, **example.kwargs)
+            function(*call.args, **call.kwargs)
+
+    def peer() -> float:
+        return cpu_timed(direct)() + CALLS * ALLOWED_SECONDS
+
+    def check() -> tuple[float, float]:
+        before = empty.calls
+        ours()
+        return float(abs(empty.calls - before - CALLS)), 0
+
+    title = f"{CALLS} calls of {name} that are fused, by an empty function"
+    race = Race(f"decision_{name}", title, cpu_timed(ours), peer, "the function + 5 us", target=1.0)
+    return Contest(f"decision of {name}", check, (race,))
+
+
+class _Empty:
+    """A library whose functions do nothing, and count their calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.outputs = (None, None, None)
+
+    def __getattr__(self, symbol: str) -> Callable[..., Any]:
+        def function(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            return self.outputs
+
+        setattr(self, symbol, function)
+        return function
 
 
 def module_contests() -> Iterator[Contest]:

@@ -98,23 +98,22 @@ def _limits(
     mask: Tensor | Causal | None = None,
     dropout: float = 0.0,
 ) -> str | None:
+    shape, keys, values = query.shape, key.shape, value.shape
     if not query.dtype == key.dtype == value.dtype:
         return "query, key and value differ in type"
-    if query.ndim != 4 or not query.numel() or not key.numel():
-        return f"it takes (B, N, S, D) with tokens, not {tuple(query.shape)} and {tuple(key.shape)}"
-    heads, kv_heads, dim = query.shape[1], key.shape[1], query.shape[3]
-    if dim > MAX_HEAD_DIM or key.shape[3] != dim or value.shape[3] > dim:
-        return f"heads are {dim}, {key.shape[3]} and {value.shape[3]} wide: it takes one width, at most {MAX_HEAD_DIM}"
-    if heads > MAX_HEADS or heads % kv_heads:
-        return f"{heads} heads on {kv_heads}: it takes at most {MAX_HEADS}, a multiple of the keys'"
-    if max(query.shape[2], key.shape[2]) > MAX_LENGTH:
+    if len(shape) != 4 or 0 in shape or 0 in keys:
+        return f"it takes (B, N, S, D) with tokens, not {tuple(shape)} and {tuple(keys)}"
+    heads, dim = shape[1], shape[3]
+    if dim > MAX_HEAD_DIM or keys[3] != dim or values[3] > dim:
+        return f"heads are {dim}, {keys[3]} and {values[3]} wide: it takes one width, at most {MAX_HEAD_DIM}"
+    if heads > MAX_HEADS or heads % keys[1]:
+        return f"{heads} heads on {keys[1]}: it takes at most {MAX_HEADS}, a multiple of the keys'"
+    if shape[2] > MAX_LENGTH or keys[2] > MAX_LENGTH:
         return f"sequences are longer than {MAX_LENGTH}"
-    return _mask_limits(query, key, mask)
+    return _mask_limits(query, key, mask) if isinstance(mask, Tensor) else None
 
 
-def _mask_limits(query: Tensor, key: Tensor, mask: Tensor | Causal | None) -> str | None:
-    if not isinstance(mask, Tensor):
-        return None
+def _mask_limits(query: Tensor, key: Tensor, mask: Tensor) -> str | None:
     if mask.dtype != torch.bool:
         return f"the mask is {mask.dtype}: it takes bool"
     sizes = (query.shape[2], key.shape[2])
@@ -154,14 +153,15 @@ def _infer_limits(
     reason = _limits(query, key, value, scale, mask)
     if reason is not None:
         return reason
-    if query.shape[3] > MAX_INFERENCE_HEAD_DIM or query.shape[3] % 16 or value.shape[3] != query.shape[3]:
-        return f"heads are {query.shape[3]} wide: it takes multiples of 16 up to {MAX_INFERENCE_HEAD_DIM}"
-    if query.shape[1] // key.shape[1] > MAX_GROUP:
-        return f"{query.shape[1]} heads share {key.shape[1]}: it takes at most {MAX_GROUP} for one"
-    if query.shape[2] == 1 and isinstance(mask, str) and mask == "top_left":
+    shape = query.shape
+    if shape[3] > MAX_INFERENCE_HEAD_DIM or shape[3] % 16 or value.shape[3] != shape[3]:
+        return f"heads are {shape[3]} wide: it takes multiples of 16 up to {MAX_INFERENCE_HEAD_DIM}"
+    if shape[1] > MAX_GROUP * key.shape[1]:
+        return f"{shape[1]} heads share {key.shape[1]}: it takes at most {MAX_GROUP} for one"
+    if isinstance(mask, Tensor):
+        return None if mask.shape[1] == 1 else "it takes one mask for all heads"
+    if shape[2] == 1 and mask == "top_left":
         return "a single query that sees the first key alone is no decoding step"
-    if isinstance(mask, Tensor) and mask.shape[1] != 1:
-        return "it takes one mask for all heads"
     return None
 
 

@@ -49,6 +49,12 @@ class Explanation:
         return f"{self.operator}: reference, because {self.reason}" + (f"; {self.remedy}" if self.remedy else "")
 
 
+class _Recorder(list[Explanation]):
+    def __init__(self, as_if_on_npu: bool) -> None:
+        super().__init__()
+        self.as_if_on_npu = as_if_on_npu
+
+
 class Settings:
     """What `run` goes by.
 
@@ -61,35 +67,21 @@ class Settings:
         self.device_type = device_type
         self.library = library
         self.mode: FusedOps = "auto"
-        self.recorder: list[Explanation] | None = None
+        self.recorder: _Recorder | None = None
+        self.simple = True  # whether calls on other devices need no look: they are neither refused nor recorded
         self.warned: set[tuple[str, str]] = set()
 
-    @property
-    def simple(self) -> bool:
-        """Whether calls on other devices need no look: they are neither refused nor recorded."""
-        return self._simple
-
-    @property
-    def mode(self) -> FusedOps:
-        """``auto``, ``on`` or ``off``."""
-        return self._mode
-
-    @mode.setter
-    def mode(self, mode: FusedOps) -> None:
+    def set_mode(self, mode: FusedOps) -> None:
+        """Set ``auto``, ``on`` or ``off``."""
         if mode not in get_args(FusedOps):
             raise ValueError(f"fused_ops={mode!r}: give 'auto', 'on' or 'off'")
-        self._mode = mode
-        self._simple = mode != "on" and getattr(self, "_recorder", None) is None
+        self.mode = mode
+        self.simple = mode != "on" and self.recorder is None
 
-    @property
-    def recorder(self) -> list[Explanation] | None:
-        """Receives an explanation of each call; see `recorded`."""
-        return self._recorder
-
-    @recorder.setter
-    def recorder(self, recorder: list[Explanation] | None) -> None:
-        self._recorder = recorder
-        self._simple = self._mode != "on" and recorder is None
+    def set_recorder(self, recorder: _Recorder | None) -> None:
+        """Let explanations of all calls be collected, see `recorded`; None: no longer."""
+        self.recorder = recorder
+        self.simple = self.mode != "on" and recorder is None
 
 
 SETTINGS = Settings()
@@ -101,18 +93,18 @@ def set_fused_ops(mode: FusedOps) -> None:
     Raises:
         ValueError: none of the three.
     """
-    SETTINGS.mode = mode
+    SETTINGS.set_mode(mode)
 
 
 @contextmanager
 def fused_ops(mode: FusedOps) -> Iterator[None]:
     """Set whether operators are fused inside a ``with`` statement; for the whole process, see the module."""
     before = SETTINGS.mode
-    SETTINGS.mode = mode
+    SETTINGS.set_mode(mode)
     try:
         yield
     finally:
-        SETTINGS.mode = before
+        SETTINGS.set_mode(before)
 
 
 @contextmanager
@@ -123,17 +115,11 @@ def recorded(*, as_if_on_npu: bool = True) -> Iterator[list[Explanation]]:
         as_if_on_npu: explain what would happen with the same tensors on an NPU.
     """
     outer, explanations = SETTINGS.recorder, _Recorder(as_if_on_npu)
-    SETTINGS.recorder = explanations
+    SETTINGS.set_recorder(explanations)
     try:
         yield explanations
     finally:
-        SETTINGS.recorder = outer
-
-
-class _Recorder(list[Explanation]):
-    def __init__(self, as_if_on_npu: bool) -> None:
-        super().__init__()
-        self.as_if_on_npu = as_if_on_npu
+        SETTINGS.set_recorder(outer)
 
 
 def run(operator: Operator[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -144,14 +130,14 @@ def run(operator: Operator[Any, Any], args: tuple[Any, ...], kwargs: dict[str, A
     """
     recorder = SETTINGS.recorder
     if recorder is not None:
-        supposed = getattr(recorder, "as_if_on_npu", False)
-        recorder.append(explain_call(operator, args, kwargs, as_if_on_npu=supposed))
+        recorder.append(explain_call(operator, args, kwargs, as_if_on_npu=recorder.as_if_on_npu))
         return operator.reference(*args, **kwargs)
     if SETTINGS.mode == "off":
         return operator.reference(*args, **kwargs)
-    explanation = explain_call(operator, args, kwargs)
-    if explanation.fused:
+    refused = refusal(operator, args, kwargs)
+    if refused is None:
         return fused(operator, args, kwargs)
+    explanation = Explanation(operator.name, operator.symbol, *refused)
     if SETTINGS.mode == "on":
         remedy = explanation.remedy or "take fused_ops='auto', which then computes it with stock operators"
         raise ValueError(f"fused_ops='on': {operator.name} cannot be fused, because {explanation.reason}: {remedy}")
@@ -190,12 +176,31 @@ def explain_call(
     operator: Operator[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, as_if_on_npu: bool = False
 ) -> Explanation:
     """Return whether a call would be fused under ``auto``, and if not, why."""
-    refusal = None if as_if_on_npu else _device_refusal(operator, args, kwargs)
-    refusal = refusal or _type_refusal(operator, args, kwargs) or _gradient_refusal(operator, args, kwargs)
-    if refusal is None:
-        reason = operator.limits(*args, **kwargs)
-        refusal = None if reason is None else (reason, None)
-    return Explanation(operator.name, operator.symbol, *(refusal or ()))
+    return Explanation(operator.name, operator.symbol, *(refusal(operator, args, kwargs, as_if_on_npu) or ()))
+
+
+def refusal(
+    operator: Operator[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any], as_if_on_npu: bool = False
+) -> tuple[str, str | None] | None:
+    """Return why a call is not fused and what to do about it, or None: it is. Every call on an NPU pays for this."""
+    dtype, gradients, recording, wanted = None, False, torch.is_grad_enabled(), SETTINGS.device_type
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(value, Tensor):
+            if not as_if_on_npu and value.device.type != wanted:
+                remedy = f"move model and data to {wanted}, or take fused_ops='auto'"
+                return f"a tensor is on {value.device.type}", remedy
+            if dtype is None:
+                dtype = value.dtype
+            if recording and value.requires_grad:
+                gradients = True
+    if not as_if_on_npu and not hasattr(library(), operator.symbol):
+        return _missing(operator)
+    if dtype not in operator.dtypes:
+        return _other_type(operator, dtype)
+    if gradients and operator.gradients == "none":
+        return f"{operator.symbol} is for inference and this call needs gradients", "run it under torch.no_grad()"
+    reason = operator.limits(*args, **kwargs)
+    return None if reason is None else (reason, None)
 
 
 def tensors_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
@@ -210,42 +215,21 @@ def needs_gradients(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors_of(args, kwargs))
 
 
-Refusal = tuple[str, str | None]
-
-
-def _device_refusal(operator: Operator[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Refusal | None:
-    wanted = SETTINGS.device_type
-    elsewhere = {tensor.device.type for tensor in tensors_of(args, kwargs)} - {wanted}
-    if elsewhere:
-        return f"a tensor is on {min(elsewhere)}", f"move model and data to {wanted}, or take fused_ops='auto'"
+def _missing(operator: Operator[Any, Any]) -> tuple[str, str]:
     found = library()
     if found is None:
         return "torch_npu is not loaded", "install torch_npu on a machine with CANN"
-    if not hasattr(found, operator.symbol):
-        version = getattr(found, "__version__", "of this version")
-        return (
-            f"torch_npu {version} has no {operator.symbol}",
-            "install a newer torch_npu, and its torch",
-        )
-    return None
+    version = getattr(found, "__version__", "of this version")
+    return f"torch_npu {version} has no {operator.symbol}", "install a newer torch_npu, and its torch"
 
 
-def _type_refusal(operator: Operator[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Refusal | None:
-    dtype = next(tensors_of(args, kwargs)).dtype
-    if dtype in operator.dtypes:
-        return None
+def _other_type(operator: Operator[Any, Any], dtype: torch.dtype | None) -> tuple[str, str]:
     names = [_name(known) for known in operator.dtypes]
     allowed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
     return f"it takes {allowed}, not {_name(dtype)}", f"cast to {names[-1]}, or take fused_ops='auto'"
 
 
-def _gradient_refusal(operator: Operator[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Refusal | None:
-    if operator.gradients != "none" or not needs_gradients(args, kwargs):
-        return None
-    return f"{operator.symbol} is for inference and this call needs gradients", "run it under torch.no_grad()"
-
-
-def _name(dtype: torch.dtype) -> str:
+def _name(dtype: torch.dtype | None) -> str:
     return str(dtype).removeprefix("torch.")
 
 

@@ -12,6 +12,7 @@ from pangu_modules.ascend.ops.examples import Example, Maker
 from pangu_modules.ascend.ops.operator import FusedCall, Operator
 
 Layout = Literal["BNSD", "BSND", "SBND"]
+PLACES = {"BNSD": (0, 1, 2), "BSND": (0, 2, 1), "SBND": (1, 2, 0)}  # of batch, heads and positions
 MAX_BATCH_OR_HEADS = 1000  # below
 MAX_HEAD_DIM = 896  # below
 MAX_TABLE_GRADIENT_ROWS = 1024  # batch times heads, where cos and sin need gradients
@@ -52,22 +53,24 @@ def _rotated_pairs(x: Tensor) -> Tensor:
 
 
 def _limits(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False, layout: Layout = "BNSD") -> str | None:
-    if x.ndim != 4 or cos.ndim != 4 or cos.shape != sin.shape or cos.shape[-1] != x.shape[-1]:
-        return f"it takes x, cos and sin of four dimensions and one width, not {tuple(x.shape)} and {tuple(cos.shape)}"
+    shape, table = x.shape, cos.shape
+    if len(shape) != 4 or len(table) != 4 or table != sin.shape or table[3] != shape[3]:
+        return f"it takes x, cos and sin of four dimensions and one width, not {tuple(shape)} and {tuple(table)}"
     if not x.dtype == cos.dtype == sin.dtype:
         return f"x is {x.dtype} and cos {cos.dtype}, and it takes one type"
-    if x.shape[-1] % 2 or x.shape[-1] >= MAX_HEAD_DIM:
-        return f"heads are {x.shape[-1]} wide, and it takes even widths below {MAX_HEAD_DIM}"
-    size, table = (dict(zip(layout, tensor.shape, strict=True)) for tensor in (x, cos))
-    if max(size["B"], size["N"]) >= MAX_BATCH_OR_HEADS:
-        return f"batch {size['B']} or heads {size['N']} is not below {MAX_BATCH_OR_HEADS}"
-    shared = (table["B"] == 1, table["N"] == 1)
-    fits = all(table[d] in (1, size[d]) for d in "BN") and table["S"] == size["S"]
-    if not fits or (shared[0] and not shared[1] and size["B"] > 1):
-        return f"cos of shape {tuple(cos.shape)} is not shared as it takes it for x of {tuple(x.shape)} in {layout}"
-    rows = size["B"] * size["N"]
-    if interleaved and (not all(shared) or rows >= MAX_BATCH_OR_HEADS):
-        return f"pairs need one table for batch and heads, and fewer than {MAX_BATCH_OR_HEADS} of both together"
+    if shape[3] % 2 or shape[3] >= MAX_HEAD_DIM:
+        return f"heads are {shape[3]} wide, and it takes even widths below {MAX_HEAD_DIM}"
+    b, n, s = PLACES[layout]
+    rows = shape[b] * shape[n]
+    if shape[b] >= MAX_BATCH_OR_HEADS or shape[n] >= MAX_BATCH_OR_HEADS:
+        return f"batch {shape[b]} or heads {shape[n]} is not below {MAX_BATCH_OR_HEADS}"
+    if table[b] == table[n] == 1 and table[s] == shape[s]:
+        if interleaved and rows >= MAX_BATCH_OR_HEADS:
+            return f"pairs need fewer than {MAX_BATCH_OR_HEADS} of batch and heads together"
+    elif table[b] != shape[b] or table[n] not in (1, shape[n]) or table[s] != shape[s]:
+        return f"cos of shape {tuple(table)} is not shared as it takes it for x of {tuple(shape)} in {layout}"
+    elif interleaved:
+        return "pairs need one table for batch and heads"
     if (cos.requires_grad or sin.requires_grad) and torch.is_grad_enabled() and rows > MAX_TABLE_GRADIENT_ROWS:
         return f"cos needs gradients and batch times heads is above {MAX_TABLE_GRADIENT_ROWS}"
     return None

@@ -42,6 +42,9 @@ def ascend_attention(
     if mask is None and query.shape[2] > 1 and (getattr(module, "is_causal", True) if causal is None else causal):
         # Without a mask there are as many keys as queries, or an empty cache behind them.
         mask, key, value = "top_left", key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
+    if torch.is_autocast_enabled(query.device.type):  # as scaled_dot_product_attention is on autocast's list
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = kwargs.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     dropout = kwargs.get("dropout", 0.0)
@@ -80,7 +83,8 @@ def fused_rotary(function: Callable[..., Any]) -> Callable[..., Any]:
         if others or (settings.simple and q.device.type != settings.device_type):
             return function(q, k, cos, sin, *others, **kwargs)
         place = kwargs.get("unsqueeze_dim", 1)
-        cos, sin = cos.unsqueeze(place), sin.unsqueeze(place)
+        dtype = torch.promote_types(q.dtype, cos.dtype)  # under autocast the table is wider, and so is the product
+        q, k, cos, sin = (tensor.to(dtype) for tensor in (q, k, cos.unsqueeze(place), sin.unsqueeze(place)))
         layout: Any = "BNSD" if place == 1 else "BSND"
         return ROTARY_MUL(q, cos, sin, False, layout), ROTARY_MUL(k, cos, sin, False, layout)
 

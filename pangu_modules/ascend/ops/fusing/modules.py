@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
-from types import MethodType
 from typing import Any
 
 import torch
@@ -27,28 +26,29 @@ Forward = Callable[..., Tensor]
 
 def fused_forward(module: nn.Module) -> Forward | str | None:
     """Return a forward pass for this module with fused operators, why there is none, or None: it is of another kind."""
-    if "RMSNorm" in type(module).__name__:
-        return _norm_forward(module)
-    if all(isinstance(getattr(module, name, None), nn.Module) for name in PROJECTIONS):
-        return _mlp_forward(module)
-    return None
+    norm = "RMSNorm" in type(module).__name__
+    if not norm and not all(isinstance(getattr(module, name, None), nn.Module) for name in PROJECTIONS):
+        return None
+    if FORWARD in vars(module):
+        return "something else has replaced its forward pass"
+    return _norm_forward(module) if norm else _mlp_forward(module)
 
 
 def replace_forward(module: nn.Module, forward: Forward) -> None:
     """Let this instance compute `forward(module, ...)`; its parameters, names and copies stay what they are."""
-    module.forward = MethodType(forward, module)
+    module.forward = partial(forward, module)  # unlike a method of another's class, it can be copied and pickled
 
 
 def restore_forward(module: nn.Module) -> None:
     """Undo `replace_forward`; nothing for a module that was never changed."""
-    bound = vars(module).get(FORWARD)
-    if isinstance(bound, MethodType) and getattr(bound.__func__, "__module__", None) == __name__:
+    if is_replaced(module):
         del module.__dict__[FORWARD]
 
 
 def is_replaced(module: nn.Module) -> bool:
-    """Return whether something has replaced this instance's forward pass: ours or another's."""
-    return FORWARD in vars(module)
+    """Return whether `replace_forward` has changed this instance."""
+    forward = vars(module).get(FORWARD)
+    return isinstance(forward, partial) and forward.func in FORWARDS
 
 
 def rms_norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
@@ -73,6 +73,9 @@ def gated_mlp_forward(self: Any, hidden_states: Tensor) -> Tensor:
         return self.down_proj(GATED_SILU(gate, up))
     decline(GATED_SILU, "gate and up are separate, and joining them costs what it saves where no gradient is needed")
     return self.down_proj(F.silu(gate) * up)
+
+
+FORWARDS = (rms_norm_forward, rms_norm_eps_forward, gemma_rms_norm_forward, gated_mlp_forward)
 
 
 def _norm_forward(module: nn.Module) -> Forward | str:

@@ -14,7 +14,7 @@ def threads():
 
 
 def test_both_sides_are_equal_bit_by_bit():
-    for contest in (speed.dispatch_contest("rms_norm"), *speed.module_contests()):
+    for contest in (speed.dispatch_contest("rms_norm"), speed.decision_contest("rms_norm"), *speed.module_contests()):
         error, bound = contest.check()
         assert error == bound == 0, contest.name
 

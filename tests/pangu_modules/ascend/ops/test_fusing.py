@@ -1,6 +1,7 @@
 """`fuse`: off the NPU nothing changes; with the operators, emulated, models compute the same."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -134,6 +135,35 @@ def test_copies_compute_with_their_own_weights():
         double.model.norm.weight.zero_()
     assert double(IDS).logits.abs().max() == 0
     assert model(IDS).logits.abs().max() > 0
+
+
+def test_pickled_models_are_still_fused():
+    model = model_of("llama")
+    fuse(model)
+    double = pickle.loads(pickle.dumps(model))
+    assert torch.equal(double(IDS).logits, model(IDS).logits)
+    assert not [name for name in fuse(double).fused if "rotary" not in name]
+
+
+def test_mixed_precision_fuses_all_that_full_precision_does():
+    """Under autocast queries, keys and tables have several types, and no operator takes that."""
+    model = model_of("llama")
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, _ = step(model)
+        fuse(model)
+        with through(NpuEmulator(), mode="on") as emulator:
+            fused, _ = step(model)
+    assert set(emulator.calls) == {"npu_rms_norm", "npu_rotary_mul", "npu_fusion_attention", "npu_swiglu"}
+    error = (fused - logits).float().norm() / logits.float().norm()
+    assert error < 0.03  # seen 0.012: a few roundings to bfloat16 more or less
+
+
+def test_other_replacements_of_a_forward_pass_are_respected():
+    model = model_of("llama")
+    model.model.norm.forward = lambda x: x
+    assert fuse(model).left == {"LlamaRMSNorm": "something else has replaced its forward pass"}
+    unfuse(model)
+    assert "forward" in vars(model.model.norm)
 
 
 def test_saved_folders_do_not_know(tmp_path):

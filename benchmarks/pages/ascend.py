@@ -35,13 +35,21 @@ every call fits the real torch_npu 2.14.0 and 2.13.0, and computes what torch_np
 (`.ci/npu-contract`).
 
 ```python
-from pangu_modules.ascend.ops import explain, fused_ops, rms_norm
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pangu_modules.ascend.ops import explain, fused_ops
 from pangu_modules.ascend.ops.fusing import fuse
 
-print(fuse(model))                     # a transformers model, or a LightningModule around one
-print(explain("rms_norm", x, weight))  # whether a call is fused, and why not
-with fused_ops("off"):                 # auto: where it can be; on: or an error with the remedy; off: never
-    model(input_ids)
+sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+model = LlamaForCausalLM(LlamaConfig(**sizes))
+print(fuse(model))  # a LightningModule around a model will do too
+
+x, weight = torch.randn(2, 32), torch.ones(32)
+print(explain("rms_norm", x, weight))  # here: reference, because a tensor is on cpu
+
+with fused_ops("off"):  # auto: where it can be; on: or an error with the remedy; off: never
+    model(torch.arange(5)[None])
 ```
 
 `FusedOperators()` of `pangu_modules.ascend.ops.callback` does so in any Lightning Trainer. Weights and checkpoints do

@@ -7,7 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.methods.ascend import prediction
 from benchmarks.races.race import Benchmark, Contest, Race
+from pangu_modules.report.tables import terminal_table
+from pangu_modules.simulator.hardware import find_card
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,15 +40,17 @@ SETUP = (
 
 
 def benchmark() -> Benchmark:
-    """Return the races of the operators off the NPU; torch has one thread from here on."""
-    import torch
-
-    torch.set_num_threads(1)
+    """Return the races of the operators off the NPU."""
     return Benchmark("Ascend: operators on other devices", SETUP, contests())
 
 
 def contests() -> Iterator[Contest]:
-    """Build the contests one at a time."""
+    """Print the predictions for the NPU, and build the contests one at a time; torch has one thread from here on."""
+    import torch
+
+    title = f"Predictions of a roofline for the {find_card(prediction.CARD).title}, not measurements"
+    terminal_table(prediction.rows(), title=title)
+    torch.set_num_threads(1)
     for name in ("rms_norm", "rotary_mul", "gated_silu", "infer_attention"):
         yield dispatch_contest(name)
         yield decision_contest(name)

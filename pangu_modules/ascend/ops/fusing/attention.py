@@ -42,7 +42,7 @@ def ascend_attention(
     if mask is None and query.shape[2] > 1 and (getattr(module, "is_causal", True) if causal is None else causal):
         # Without a mask there are as many keys as queries, or an empty cache behind them.
         mask, key, value = "top_left", key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
-    if torch.is_autocast_enabled(query.device.type):  # as scaled_dot_product_attention is on autocast's list
+    if not query.is_meta and torch.is_autocast_enabled(query.device.type):  # as scaled_dot_product_attention is on autocast's list
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = kwargs.get("scaling")

@@ -19,7 +19,14 @@ ALLOWED_SECONDS = 5e-6  # that dispatch may add to a call
 CALLS = 2000  # a measurement of dispatch is the sum of this many calls
 SLOWDOWN = 1.05  # at most, of a fused module off the NPU
 TOKENS = 128
-STEPS = {"RMSNorm": 200, "MLP": 4, "layer": 2, "model": 1}  # a measurement is the sum of this many passes
+STEPS = {  # a measurement is the sum of this many passes
+    "rotary": 200,
+    "attention": 10,
+    "RMSNorm": 200,
+    "MLP": 4,
+    "layer": 2,
+    "model": 1,
+}
 SIZES: dict[str, Any] = {
     "hidden_size": 576,
     "intermediate_size": 1536,
@@ -145,6 +152,7 @@ def module_contests() -> Iterator[Contest]:
     """Yield the races of fused modules against transformers' own."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.models.llama import modeling_llama
 
     from pangu_modules.ascend.ops.fusing import fuse
 
@@ -152,10 +160,14 @@ def module_contests() -> Iterator[Contest]:
     plain = LlamaForCausalLM(LlamaConfig(**SIZES))
     fused = copy.deepcopy(plain)
     fuse(fused)
+    rotate: Any = modeling_llama.apply_rotary_pos_emb
     x = torch.randn(1, TOKENS, SIZES["hidden_size"])
     places = plain.model.rotary_emb(x, torch.arange(TOKENS)[None])
     ids = torch.randint(0, SIZES["vocab_size"], (1, TOKENS))
     layers = (fused.model.layers[0], plain.model.layers[0])
+    heads = torch.randn(2, 1, SIZES["num_attention_heads"], TOKENS, places[0].shape[-1])
+    yield module_contest("rotary", *(rotation(f, heads, places) for f in (rotate, rotate.not_fused)))
+    yield module_contest("attention", *(step(layer.self_attn, x, position_embeddings=places) for layer in layers))
     yield module_contest("RMSNorm", *(step(layer.input_layernorm, x) for layer in layers))
     yield module_contest("MLP", *(step(layer.mlp, x) for layer in layers))
     yield module_contest("layer", *(step(layer, x, position_embeddings=places) for layer in layers))
@@ -179,11 +191,16 @@ def step(module: nn.Module, x: Tensor, **kwargs: Any) -> Callable[[], Tensor]:
     def run() -> Tensor:
         module.zero_grad()
         found = module(x, **kwargs)
-        output: Tensor = getattr(found, "logits", found)
+        output: Tensor = found[0] if isinstance(found, tuple) else getattr(found, "logits", found)
         output.sum().backward()
         return output.detach()
 
     return run
+
+
+def rotation(function: Callable[..., Any], heads: Tensor, places: tuple[Tensor, Tensor]) -> Callable[[], Tensor]:
+    """Return a rotation of queries and keys, without gradients, that returns the queries."""
+    return lambda: function(*heads, *places)[0]
 
 
 def module_contest(name: str, ours: Callable[[], Tensor], peer: Callable[[], Tensor]) -> Contest:
@@ -194,7 +211,7 @@ def module_contest(name: str, ours: Callable[[], Tensor], peer: Callable[[], Ten
 
     race = Race(
         f"step_{name}",
-        f"forward and backward of {name}, {TOKENS} tokens",
+        f"{'rotary function' if name == 'rotary' else f'forward and backward of {name}'}, {TOKENS} tokens",
         cpu_timed(several(ours)),
         cpu_timed(several(peer)),
         "transformers' module",

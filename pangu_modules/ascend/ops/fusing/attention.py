@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -42,9 +42,7 @@ def ascend_attention(
     if mask is None and query.shape[2] > 1 and (getattr(module, "is_causal", True) if causal is None else causal):
         # Without a mask there are as many keys as queries, or an empty cache behind them.
         mask, key, value = "top_left", key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
-    if not query.is_meta and torch.is_autocast_enabled(query.device.type):  # as scaled_dot_product_attention is on autocast's list
-        dtype = torch.get_autocast_dtype(query.device.type)
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    query, key, value = _as_autocast_would(query, key, value)
     scale = kwargs.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     dropout = kwargs.get("dropout", 0.0)
@@ -53,6 +51,14 @@ def ascend_attention(
     else:
         output = INFER_ATTENTION(query, key, value, scale, mask)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _as_autocast_would(*tensors: Tensor) -> Iterator[Tensor]:
+    """Yield tensors in autocast's type where it is on: scaled_dot_product_attention is on its list, and ours is not."""
+    device = tensors[0].device.type
+    wanted = device != "meta" and torch.is_autocast_enabled(device)
+    for tensor in tensors:
+        yield tensor.to(torch.get_autocast_dtype(device)) if wanted else tensor
 
 
 def fuse_rotary(attention: type[nn.Module]) -> str | None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from npu_checks import through
 from npu_emulator import NpuEmulator
+from peft import LoraConfig, get_peft_model
 from tiny_moge import moge_module, short_trainer
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -212,6 +213,25 @@ def test_callback_fuses_before_training(tmp_path):
         trainer.fit(module, data)
     assert {"rms_norm", "rotary_mul", "gated_silu", "fusion_attention"} <= {record.operator for record in records}
     assert SETTINGS.mode == "auto"
+    trainer.save_checkpoint(tmp_path / "fused.ckpt")
+    loaded = type(module).load_from_checkpoint(tmp_path / "fused.ckpt", weights_only=True)
+    assert loaded.model.config._attn_implementation == "sdpa"
+    assert torch.equal(loaded.eval().model(IDS).logits, module.eval().model(IDS).logits)
+
+
+def test_adapters_are_fused_around():
+    model = get_peft_model(
+        model_of("llama"), LoraConfig(target_modules=["q_proj", "gate_proj"], init_lora_weights=False)
+    )
+    logits, gradients = step(model)
+    fusion = fuse(model)
+    assert fusion.fused["LlamaMLP"] == 2
+    assert not fusion.left
+    with through(NpuEmulator()) as emulator:
+        fused_logits, fused_gradients = step(model)
+    assert emulator.calls["npu_swiglu"] == emulator.calls["npu_fusion_attention"] == 2
+    torch.testing.assert_close(fused_logits, logits, rtol=0, atol=2e-4)
+    assert set(gradients) == set(fused_gradients) == {n for n, p in model.named_parameters() if p.requires_grad}
 
 
 def test_callback_refuses_other_modes():

@@ -6,6 +6,7 @@ takes references. The setting holds for the process: backward passes run in thre
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -234,7 +235,7 @@ def _name(dtype: torch.dtype | None) -> str:
 
 
 def _warn_once(explanation: Explanation) -> None:
-    key = (explanation.operator, explanation.reason or "")
+    key = (explanation.operator, re.sub(r"\d+", "#", explanation.reason or ""))  # every length would be a new reason
     if key not in SETTINGS.warned:
         SETTINGS.warned.add(key)
         warnings.warn(f"not fused on the NPU: {explanation}", stacklevel=4)

@@ -1,4 +1,4 @@
-"""Products of rows, sorted by expert, with a matrix of each expert; neither is differentiated: see `fusing.mixture`."""
+"""Products of rows, sorted by expert, with a matrix of each expert; neither is differentiated: see `fusing.seams`."""
 
 from __future__ import annotations
 

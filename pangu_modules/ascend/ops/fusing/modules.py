@@ -83,25 +83,25 @@ def _norm_forward(module: nn.Module) -> Forward | str:
     weight = getattr(module, "weight", None)
     if epsilon is None or not isinstance(weight, nn.Parameter) or len(list(module.parameters())) != 1:
         return "it has no single weight and epsilon"
-    probe = copy.deepcopy(module, {id(weight): nn.Parameter(torch.linspace(0.5, 1.5, WIDTH))})
+    small: dict[int, Any] = {id(weight): nn.Parameter(torch.linspace(0.5, 1.5, WIDTH))}
     candidates = (rms_norm_forward,) if epsilon == EPSILONS[0] else (rms_norm_eps_forward, gemma_rms_norm_forward)
-    return _first_equal(module, probe, candidates)
+    return _first_equal(module, small, candidates)
 
 
 def _mlp_forward(module: nn.Module) -> Forward | str:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        small = [nn.Linear(WIDTH, INNER), nn.Linear(WIDTH, INNER), nn.Linear(INNER, WIDTH)]
-    given = {id(getattr(module, name)): layer for name, layer in zip(PROJECTIONS, small, strict=True)}
-    return _first_equal(module, copy.deepcopy(module, given), (gated_mlp_forward,))
+        layers = [nn.Linear(WIDTH, INNER), nn.Linear(WIDTH, INNER), nn.Linear(INNER, WIDTH)]
+    small = {id(getattr(module, name)): layer for name, layer in zip(PROJECTIONS, layers, strict=True)}
+    return _first_equal(module, small, (gated_mlp_forward,))
 
 
-def _first_equal(module: nn.Module, probe: nn.Module, candidates: tuple[Forward, ...]) -> Forward | str:
-    """Return the candidate that computes what the probe, a small copy of the module, does."""
+def _first_equal(module: nn.Module, small: dict[int, Any], candidates: tuple[Forward, ...]) -> Forward | str:
+    """Return the candidate that computes what the module does, tried on a copy with small parts, by the parts' ids."""
     x = torch.linspace(-2, 2, 3 * WIDTH).view(1, 3, WIDTH)
-    probe = probe.eval()
     with torch.no_grad():
         try:
+            probe = copy.deepcopy(module, small).eval()
             wanted = probe(x)
         except Exception as error:  # any module may be here, and raise anything: then it is left as it is
             return f"trying it raised {type(error).__name__}: {error}"

@@ -184,6 +184,25 @@ LIMITS = {
 }
 
 
+JUST_INSIDE = {
+    "rms_norm": lambda m: (m.floats(*[1] * 7, 64), m.floats(64)),
+    "rotary_mul": lambda m: (m.floats(999, 1, 2, 894), *two(m.floats(1, 1, 2, 894))),
+    "fusion_attention": lambda m: (m.floats(1, 256, 1, 768), *two(m.floats(1, 64, 1, 768)), 1.0),
+    "infer_attention": lambda m: (m.floats(1, 64, 1, 512), *two(m.floats(1, 1, 1, 512)), 1.0),
+    "grouped_matmul": lambda m: (m.floats(1, 65_535), m.floats(1, 65_535, 1), m.given([1], torch.int32)),
+    "gating_top_k_softmax": lambda m: (m.floats(1, 1100), 1024),
+    "token_permute": lambda m: (m.floats(1, 8), m.choices(1, 600, 512)),
+}
+
+
+@pytest.mark.parametrize("name", JUST_INSIDE)
+def test_the_last_values_inside_the_limits_are_fused(name):
+    operator = OPERATORS[name]
+    with through(NpuEmulator()):
+        explanation = operator.explain(*JUST_INSIDE[name](Maker(operator.dtypes[-1])))
+    assert explanation.fused, explanation
+
+
 def two(tensor):
     return tensor, tensor
 

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-ABSENT = ("pydantic", "transformers", "timm", "jsonargparse", "sklearn", "datasets", "peft")
+ABSENT = ("pydantic", "timm", "jsonargparse", "datasets", "peft")
 CODE = f"""
 import sys
 for name in {ABSENT!r}:

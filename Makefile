@@ -43,7 +43,7 @@ test-slow: .venv/.installed ## The slow tests
 lint: .venv/.installed ## Style, types, spelling, who imports whom, declared dependencies, generated files
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/codespell && .venv/bin/mypy
 	.venv/bin/lint-imports --no-logo && .venv/bin/deptry .
-	$(PY) -m benchmarks.pages.stubs --check && $(PY) -m benchmarks.pages.tables --check && $(PY) -m benchmarks.pages.cards --check && $(PY) -m benchmarks.pages.composition --check
+	$(PY) -m benchmarks.pages.stubs --check && $(PY) -m benchmarks.pages.tables --check && $(PY) -m benchmarks.pages.cards --check && $(PY) -m benchmarks.pages.composition --check && $(PY) -m benchmarks.pages.ascend --check
 	@$(PY) -m benchmarks.pages.stale
 
 format: .venv/.installed ## Format the code
@@ -59,7 +59,7 @@ speed: .venv/.installed ## Measure speed: make speed [NAME=scalenet] [ARGS="--re
 	$(PY) -m benchmarks.speed $(GIVEN)
 
 tables: .venv/.installed ## Write the tables of the README and of docs/ from benchmarks/results and the code
-	$(PY) -m benchmarks.pages.stubs && $(PY) -m benchmarks.pages.tables && $(PY) -m benchmarks.pages.cards && $(PY) -m benchmarks.pages.composition
+	$(PY) -m benchmarks.pages.stubs && $(PY) -m benchmarks.pages.tables && $(PY) -m benchmarks.pages.cards && $(PY) -m benchmarks.pages.composition && $(PY) -m benchmarks.pages.ascend
 
 clean: ## Remove the environment and caches; runs/ stays
 	rm -rf .venv .venv-vllm .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache benchmarks/.work

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+SHIPPED = (".py", ".c", ".jinja", ".json", ".yaml")
 TRAIN = """
 import sys
 from recipes.scalenet_digits import recipe
@@ -44,7 +45,7 @@ def test_contains_the_four_packages_and_no_others(wheel: Path) -> None:
     packages = {name.partition("/")[0] for name in names if ".dist-info" not in name}
     assert packages == {"pangu_modules", "callbacks", "datamodules", "recipes"}
     assert {f"{package}/py.typed" for package in packages} <= set(names)
-    sources = (path for path in (ROOT / "pangu_modules").rglob("*") if path.suffix in (".py", ".c", ".jinja", ".yaml"))
+    sources = (path for path in (ROOT / "pangu_modules").rglob("*") if path.suffix in SHIPPED)
     tracked = {path.relative_to(ROOT).as_posix() for path in sources}
     assert tracked <= set(names)
 

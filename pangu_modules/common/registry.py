@@ -55,6 +55,12 @@ TARGETS: dict[str, dict[str, str]] = {
         "math": "pangu_modules.verification.math_answers:verify",
         "reasoning_gym": "pangu_modules.verification.gym_answers:verify",
     },
+    # Where a device's fused operators are put: dictionaries by device type.
+    "seam": {
+        "cross_entropy": "pangu_modules.llm.losses:CROSS_ENTROPY",
+        "grouped_matmul": "pangu_modules.llm.moge.grouped_matmul:GROUPED_MATMUL",
+        "grouped_routing": "pangu_modules.llm.moge.routing:GROUPED_ROUTING",
+    },
     # Public names of `pangu_modules`.
     "pangu_modules": {
         "AbsorbConfig": "pangu_modules.llm.pruning.pangu_light.absorb:AbsorbConfig",

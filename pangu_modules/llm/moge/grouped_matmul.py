@@ -44,10 +44,10 @@ def grouped_matmul(
             few rows of one decoded token on a CPU.
     """
     fused = GROUPED_MATMUL.get(rows.device.type) if implementation == "auto" else None
-    if rows.is_meta:
-        return _on_meta(rows, other, ends)
     if fused is not None:
         return fused(rows, other, ends)
+    if rows.is_meta:
+        return _on_meta(rows, other, ends)
     few = implementation == "auto" and rows.is_cpu and other.ndim == 3 and FEW_ROWS * len(rows) < len(ends)
     if implementation == "loop" or not aligned(rows, other) or (few and not torch.compiler.is_compiling()):
         return _grouped_loop(rows, other, ends)

@@ -7,11 +7,15 @@ receive the same number of token-rows for every batch. Gates are the selected gl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+GROUPED_ROUTING: dict[str, Callable[[Tensor, int, int], tuple[Tensor, Tensor]]] = {}
+"""Fused operators by device type (``"npu"``): the weights and ids of `route_moge`, from its first three arguments."""
 
 
 class Routing(NamedTuple):
@@ -35,7 +39,7 @@ def route_moge(
 ) -> Routing:
     """Select the best K' = K / M experts of each group by a softmax over all experts (arXiv:2505.21411, section 2).
 
-    This is the seam for a fused routing operator: it must return the same `Routing`, ids group after group.
+    A device's fused operator (`GROUPED_ROUTING`) chooses and weighs where there is one.
 
     Args:
         logits: (T, N); group g owns experts g N/M ... (g+1) N/M - 1.
@@ -45,6 +49,9 @@ def route_moge(
     """
     num_tokens, num_experts = logits.shape
     scores = logits.softmax(-1)
+    fused = GROUPED_ROUTING.get(logits.device.type)
+    if fused is not None and num_voted_experts is None:
+        return Routing(*fused(logits, num_groups, num_experts_per_tok), scores, logits)
     grouped = scores.view(num_tokens, num_groups, num_experts // num_groups)
     if num_voted_experts is not None:
         grouped = grouped * voted(grouped, num_voted_experts)

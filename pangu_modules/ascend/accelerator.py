@@ -13,6 +13,8 @@ from lightning.pytorch.accelerators import Accelerator
 from pangu_modules.ascend import availability, guards
 from pangu_modules.ascend import devices as devices_module
 from pangu_modules.ascend.availability import npu
+from pangu_modules.ascend.ops.dispatch import FusedOps, set_fused_ops
+from pangu_modules.ascend.ops.fusing import fuse
 
 
 class NPUAccelerator(Accelerator):
@@ -24,18 +26,26 @@ class NPUAccelerator(Accelerator):
         allow_hf32: let matrix products and convolutions of float32 numbers use the faster format of fewer bits.
         allow_internal_format: let weights take the device's private layouts.
         jit_compile: compile operators for every new shape instead of taking the binaries that come with CANN.
+        fused_ops: let the model use the device's fused operators: ``auto`` where they can run, ``on`` raises where one
+            cannot, ``off`` leaves the model as it is.
 
     Raises:
         MisconfigurationException: there is no NPU; the message says why and what mends it.
     """
 
     def __init__(
-        self, *, allow_hf32: bool = False, allow_internal_format: bool = False, jit_compile: bool = False
+        self,
+        *,
+        allow_hf32: bool = False,
+        allow_internal_format: bool = False,
+        jit_compile: bool = False,
+        fused_ops: FusedOps = "auto",
     ) -> None:
         guards.require_npu('accelerator="npu"')
         self.allow_hf32 = allow_hf32
         self.allow_internal_format = allow_internal_format
         self.jit_compile = jit_compile
+        self.fused_ops: FusedOps = fused_ops
 
     def setup_device(self, device: torch.device) -> None:
         """Make a device the current one of this process, and set what kind of arithmetic it does.
@@ -51,15 +61,18 @@ class NPUAccelerator(Accelerator):
         npu().set_compile_mode(jit_compile=self.jit_compile)
 
     def setup(self, trainer: Trainer) -> None:
-        """Check that the run trains on NPUs, in the precision that was asked for.
+        """Check that the run trains on NPUs in the precision asked for, and let its model use fused operators.
 
         Raises:
-            MisconfigurationException: it would not.
+            MisconfigurationException: it would train elsewhere or otherwise.
         """
         guards.check_run(trainer.strategy)
         device = trainer.strategy.root_device
         rank_zero_info(f"NPU available: True ({npu().get_device_name(device)}), used: {trainer.num_devices}")
         npu().empty_cache()
+        set_fused_ops(self.fused_ops)
+        if self.fused_ops != "off":
+            fuse(trainer.lightning_module)
 
     def teardown(self) -> None:
         """Return unused memory to the device."""

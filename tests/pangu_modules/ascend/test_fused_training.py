@@ -43,7 +43,6 @@ def test_it_is_fused_without_being_told(tmp_path, fused_ops):
     on_npu = with_npus(trained, tmp_path / "npu", tmp_path / "npu", fused_ops)
     on_cpu = with_npus(trained, tmp_path / "cpu", tmp_path / "cpu", None, npus=0)
     assert on_npu["attention"] == ("ascend" if fused_ops == "auto" else "sdpa")
-    # torch takes another formula for the gradient of SiLU on devices that it does not know; seen after a step: 1e-6
+    # On a device that it does not know torch takes other formulas (attention's plain one, SiLU's gradient), also where
+    # nothing is fused; seen: 1e-7 in the first loss, 1e-6 after a step.
     torch.testing.assert_close(on_npu["losses"], on_cpu["losses"], rtol=1e-5, atol=0)
-    if fused_ops == "off":  # fused, the same sums are taken in another order; seen: the last bit
-        assert float(on_npu["losses"][0]) == float(on_cpu["losses"][0])

@@ -94,7 +94,7 @@ def test_sample_weights_weight_the_loss_of_their_image():
     batch = next(iter(data()))
     outputs = module.compute_outputs(batch)
     weights = torch.tensor([0.0, 2.0] * 4)
-    loss, _ = evaluate(module.objectives, module, {**batch, "sample_weight": weights}, outputs)
+    loss = evaluate(module.objectives, module, {**batch, "sample_weight": weights}, outputs).total
     each = [functional.cross_entropy(outputs["logits"][i : i + 1], batch["label"][i : i + 1]) for i in range(8)]
     torch.testing.assert_close(loss, sum(weight * value for weight, value in zip(weights, each, strict=True)) / 8)
 

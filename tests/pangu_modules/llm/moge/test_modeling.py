@@ -259,7 +259,8 @@ def test_the_objective_adds_the_auxiliary_loss_of_the_real_tokens(checkpointing:
     mask = torch.ones(3, 8, dtype=torch.long)
     mask[1, 5:] = 0
     batch = {"input_ids": torch.randint(4, 64, (3, 8)), "attention_mask": mask}
-    loss, values = evaluate(module.objectives, module, batch, module.compute_outputs(batch))
+    found = evaluate(module.objectives, module, batch, module.compute_outputs(batch))
+    loss, values = found.total, found.values
     want = auxiliary_loss(recorded_routings(module.model), mask.flatten())
     assert values["balance"].item() == pytest.approx(want.item(), abs=1e-7)
     assert loss.item() == pytest.approx(values["language_modelling"].item() + 0.5 * want.item(), abs=1e-6)
@@ -268,7 +269,7 @@ def test_the_objective_adds_the_auxiliary_loss_of_the_real_tokens(checkpointing:
     gate = module.model.model.layers[1].mlp.gate.weight.grad.clone()
     module.zero_grad()
     module.objectives.pop("balance")
-    plain, _ = evaluate(module.objectives, module, batch, module.compute_outputs(batch))
+    plain = evaluate(module.objectives, module, batch, module.compute_outputs(batch)).total
     plain.backward()
     assert not torch.equal(gate, module.model.model.layers[1].mlp.gate.weight.grad)
 

@@ -52,7 +52,7 @@ class TaskData(DataModule):
 
     def load(self) -> Mapping[str, Sequence[Task]]:
         """Return the tasks of the splits "train" and "test", checked; no question is twice among them."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not define load()")
 
     def setup(self, stage: str | None = None) -> None:
         """Load and check the tasks; once, whatever the stage.

@@ -93,8 +93,7 @@ def explain(error: BaseException) -> Problem:
         built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "another accelerator"
         return Problem(
             f"torch {torch.__version__} is built for {built}, beside which torch_npu does not work ({text})",
-            f"take the CPU build: pip install 'torch=={minor(torch.__version__)}.*' --index-url "
-            "https://download.pytorch.org/whl/cpu",
+            f"install torch {minor(torch.__version__)} again, as the CPU build that pytorch.org offers",
         )
     without = f"on a machine without an NPU pip uninstall torch_npu, or set {SWITCH}=0 so that import torch works"
     if "cannot open shared object file" in text:

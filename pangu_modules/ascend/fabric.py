@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from lightning.fabric.plugins import Precision
 from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pangu_modules.ascend.groups import BACKEND, check_chosen, leave_at_exit, one_device, reduced, refuse_start_method
-from pangu_modules.ascend.guards import check_parameters, require_npu
+from pangu_modules.ascend.groups import BACKEND, OneNPU, check_chosen, leave_at_exit, reduced, refuse_start_method
+from pangu_modules.ascend.guards import check_parameters
 from pangu_modules.ascend.precision import on_npu_fabric
 
 
@@ -34,27 +32,8 @@ class _OnNPU(Strategy):
         super().module_to_device(module)  # type: ignore[safe-super]
 
 
-class SingleNPUFabricStrategy(_OnNPU, SingleDeviceStrategy):
+class SingleNPUFabricStrategy(OneNPU, _OnNPU, SingleDeviceStrategy):
     """One NPU, "single_npu"; see `strategies.SingleNPUStrategy`."""
-
-    def __init__(self, device: Any = "npu:0", **options: Any) -> None:
-        require_npu('strategy="single_npu"')  # torch does not know the device's name without it
-        self._chosen: torch.device | None = None
-        super().__init__(device, **options)
-
-    @property
-    def parallel_devices(self) -> list[torch.device] | None:
-        """The device that Fabric has chosen; Lightning sets it."""
-        return None if self._chosen is None else [self._chosen]
-
-    @parallel_devices.setter
-    def parallel_devices(self, devices: Sequence[torch.device]) -> None:
-        self._chosen = one_device(devices)
-
-    @property
-    def root_device(self) -> torch.device:
-        """The device that is trained on."""
-        return super().root_device if self._chosen is None else self._chosen
 
 
 class _Parallel(_OnNPU):

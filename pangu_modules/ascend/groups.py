@@ -10,6 +10,8 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import distributed as dist
 
+from pangu_modules.ascend.guards import require_npu
+
 BACKEND = "hccl"
 HOOKS = ("ddp_comm_hook", "ddp_comm_state", "ddp_comm_wrapper")
 
@@ -81,3 +83,34 @@ def leave_at_exit() -> None:
 def _leave() -> None:
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+class OneNPU:
+    """What the Trainer's and Fabric's strategies for one NPU share: the device is the one that they choose.
+
+    It stands before Lightning's SingleDeviceStrategy in the order of bases.
+
+    Args:
+        device: used unless ``devices`` name one, as in ``devices=[3]``.
+        **options: of Lightning's strategy.
+    """
+
+    def __init__(self, device: Any = "npu:0", **options: Any) -> None:
+        require_npu('strategy="single_npu"')  # torch does not know the device's name without it
+        self._chosen: torch.device | None = None
+        super().__init__(device, **options)  # type: ignore[call-arg]
+
+    @property
+    def parallel_devices(self) -> list[torch.device] | None:
+        """The device that Lightning has chosen, which sets it."""
+        return None if self._chosen is None else [self._chosen]
+
+    @parallel_devices.setter
+    def parallel_devices(self, devices: Sequence[torch.device]) -> None:
+        self._chosen = one_device(devices)
+
+    @property
+    def root_device(self) -> torch.device:
+        """The device that is trained on."""
+        chosen: torch.device = super().root_device if self._chosen is None else self._chosen  # type: ignore[misc]
+        return chosen

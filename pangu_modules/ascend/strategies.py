@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,14 +16,13 @@ from lightning.pytorch.strategies import (
 
 from pangu_modules.ascend.groups import (
     BACKEND,
+    OneNPU,
     check_chosen,
     leave_at_exit,
-    one_device,
     reduced,
     refuse_hooks,
     refuse_start_method,
 )
-from pangu_modules.ascend.guards import require_npu
 from pangu_modules.ascend.precision import on_npu
 
 
@@ -43,34 +41,10 @@ class _OnNPU(Strategy):
         Strategy.precision_plugin.fset(self, on_npu(plugin))  # type: ignore[attr-defined]
 
 
-class SingleNPUStrategy(_OnNPU, SingleDeviceStrategy):
-    """Training on one NPU, "single_npu".
-
-    Args:
-        device: used unless the Trainer's ``devices`` name one, as in ``devices=[3]``.
-        **options: of Lightning's SingleDeviceStrategy.
-    """
+class SingleNPUStrategy(OneNPU, _OnNPU, SingleDeviceStrategy):
+    """Training on one NPU, "single_npu"; its arguments are `groups.OneNPU`'s."""
 
     strategy_name = "single_npu"
-
-    def __init__(self, device: Any = "npu:0", **options: Any) -> None:
-        require_npu('strategy="single_npu"')  # torch does not know the device's name without it
-        self._chosen: torch.device | None = None
-        super().__init__(device, **options)
-
-    @property
-    def parallel_devices(self) -> list[torch.device] | None:
-        """The device that the Trainer has chosen; Lightning sets it."""
-        return None if self._chosen is None else [self._chosen]
-
-    @parallel_devices.setter
-    def parallel_devices(self, devices: Sequence[torch.device]) -> None:
-        self._chosen = one_device(devices)
-
-    @property
-    def root_device(self) -> torch.device:
-        """The device that is trained on."""
-        return super().root_device if self._chosen is None else self._chosen
 
 
 class _Parallel(_OnNPU):

@@ -54,7 +54,7 @@ MESSAGES = {
     ),
     "beside CUDA": (
         'raise RuntimeError("Two accelerators cannot be used at the same time in PyTorch: npu and cuda.")',
-        f"take the CPU build: pip install 'torch=={MINOR}.*' --index-url https://download.pytorch.org/whl/cpu",
+        f"install torch {MINOR} again, as the CPU build that pytorch.org offers",
     ),
 }
 

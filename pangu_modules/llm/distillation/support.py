@@ -1,4 +1,4 @@
-"""What is known of a teacher offline: the log-probabilities of its likeliest tokens; and the student's on the same ones.
+"""What is known of a teacher offline, log-probabilities of its likeliest tokens, and the student's on the same ones.
 
 The rest of the vocabulary is one bucket, the tail. Its mass follows from the others, for the teacher because its
 log-probabilities are normalised over the whole vocabulary, for the student because its logits are.

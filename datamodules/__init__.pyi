@@ -7,6 +7,8 @@ from datamodules.images.folders import ImageFolderData as ImageFolderData
 from datamodules.loader import ResumableLoader as ResumableLoader
 from datamodules.reasoning.files import TaskFile as TaskFile
 from datamodules.reasoning.gym import ReasoningTasks as ReasoningTasks
+from datamodules.rollouts.answers import RolloutData as RolloutData
+from datamodules.rollouts.taught import DistillationData as DistillationData
 from datamodules.text.chat import ChatData as ChatData
 from datamodules.text.mixture import Domain as Domain
 from datamodules.text.mixture import MixtureData as MixtureData

@@ -7,6 +7,7 @@ from pangu_modules.engine.recipe import Recipe as Recipe
 from pangu_modules.engine.spec import Stage as Stage
 from pangu_modules.llm.calibration.windows import CalibrationConfig as CalibrationConfig
 from pangu_modules.llm.causal_lm import CausalLM as CausalLM
+from pangu_modules.llm.distillation.cached import CachedDistillationConfig as CachedDistillationConfig
 from pangu_modules.llm.distillation.loss import distillation_loss as distillation_loss
 from pangu_modules.llm.distillation.teacher import DistillationConfig as DistillationConfig
 from pangu_modules.llm.distillation.teacher import distillation_objective as distillation_objective

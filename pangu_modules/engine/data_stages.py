@@ -67,6 +67,12 @@ class ScoreStage(DataStage):
     engine: SerializeAsAny[Config] = Field(description="Where scores are computed, and in what pieces.")
     rollouts: str | None = Field(None, description="Folder of the samples to score (set by data_from).")
     top_k: NonNegativeInt = Field(32, description="Likeliest tokens kept at each position, with log-probabilities.")
+    nucleus: float | None = Field(
+        None, gt=0, le=1, description="Keep of these the fewest that hold this share of the probability; empty: all."
+    )
+    precision: Literal["float16", "float32"] = Field("float16", description="Type that log-probabilities are kept in.")
+    teacher: str = Field("", description="Name of the teacher, where several score different samples.")
+    only: dict[str, str] = Field({}, description="Score samples with these labels alone, e.g. {mode: fast}.")
     seed: NonNegativeInt = Field(0, description="Seed of a module that is built without weights.")
     start_from: str | None = Field(None, description="Earlier stage whose last checkpoint scores.")
     data_from: str | None = Field(None, description="Earlier stage of kind generate, whose samples are scored.")

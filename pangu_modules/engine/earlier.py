@@ -1,8 +1,9 @@
-"""What a stage takes from an earlier one: its last checkpoint (`start_from`), or the data it made (`data_from`)."""
+"""What a stage takes from earlier ones: a last checkpoint (`start_from`, `teacher_from`), or data (`data_from`)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ from pangu_modules.engine.place import Place
 from pangu_modules.engine.stages import BaseStage
 
 StageT = TypeVar("StageT", bound=BaseStage)
+TEACHER = "teacher"  # field of a callback
 
 
 def with_earlier(stage: StageT, stages: Mapping[str, BaseStage], place: Place) -> StageT:
@@ -25,12 +27,12 @@ def with_earlier(stage: StageT, stages: Mapping[str, BaseStage], place: Place) -
     if stage.start_from is not None:
         checkpoint = _found(place, RunFolder(Path(stage.start_from)).last, "start_from", "checkpoint")
         stage = started_from(stage, checkpoint)
-    if stage.data_from is not None:
-        made_by = stages[stage.data_from]
-        assert isinstance(made_by, DataStage)  # RecipeSpec has looked
-        # The result is written last: without it the folder is not all that the stage makes.
-        result = _found(place, RunFolder(Path(stage.data_from)).result, "data_from", "result")
-        stage = _with_data(stage, made_by.artefact, result.parent / made_by.artefact)
+    if stage.data_sources:
+        stage = _with_data(stage, _folders(stage, stages, place))
+    teacher = getattr(stage, "teacher_from", None)
+    if teacher is not None:
+        checkpoint = _found(place, RunFolder(Path(teacher)).last, "teacher_from", "checkpoint")
+        stage = _taught(stage, checkpoint)
     return stage
 
 
@@ -43,7 +45,9 @@ def recorded(stage: StageT, written: StageT) -> StageT:
     """
     if stage.start_from is not None:
         stage = stage.derive(module={"init_checkpoint": None})
-    return stage.derive(data=written.data) if stage.data_from is not None else stage
+    if getattr(stage, "teacher_from", None) is not None:
+        stage = stage.derive(callbacks=written.callbacks)
+    return stage.derive(data=written.data) if stage.data_sources else stage
 
 
 def _found(place: Place, inside: Path, field: str, what: str) -> Path:
@@ -55,14 +59,66 @@ def _found(place: Place, inside: Path, field: str, what: str) -> Path:
     return path
 
 
-def _with_data(stage: StageT, field: str, folder: Path) -> StageT:
-    """Return a stage whose field, or whose data configuration's field, of that name is the folder."""
-    if "data" in stage.parts:
-        if field not in type(stage.data).model_fields:
+@dataclass(frozen=True)
+class _Folders:
+    """Folders by the field that takes them.
+
+    Attributes:
+        wanted: of the stages that `data_from` names; the field must be there.
+        behind: of the stages that these have their own data from; a field that is not there is left out.
+    """
+
+    wanted: Mapping[str, tuple[str, ...]]
+    behind: Mapping[str, tuple[str, ...]]
+
+
+def _folders(stage: BaseStage, stages: Mapping[str, BaseStage], place: Place) -> _Folders:
+    wanted: dict[str, list[str]] = {}
+    behind: dict[str, list[str]] = {}
+    for name, field in stage.data_sources.items():
+        made_by, folder = _made(name, stages, place)
+        wanted.setdefault(field or made_by.artefact, []).append(folder)
+        following = [] if field else list(made_by.data_sources)
+        while following:
+            further, folder = _made(following.pop(), stages, place)
+            behind.setdefault(further.artefact, []).append(folder)
+            following += further.data_sources
+    unique = {name: tuple(dict.fromkeys(folders)) for name, folders in behind.items() if name not in wanted}
+    return _Folders({name: tuple(folders) for name, folders in wanted.items()}, unique)
+
+
+def _made(name: str, stages: Mapping[str, BaseStage], place: Place) -> tuple[DataStage, str]:
+    """Return a stage that makes data, and the folder that it has made."""
+    made_by = stages[name]
+    assert isinstance(made_by, DataStage)  # RecipeSpec has looked
+    # The result is written last: without it the folder is not all that the stage makes.
+    result = _found(place, RunFolder(Path(name)).result, "data_from", "result")
+    return made_by, str(result.parent / made_by.artefact)
+
+
+def _with_data(stage: StageT, folders: _Folders) -> StageT:
+    """Return a stage in which, or in whose data configuration, the fields are the folders: one, or several in order."""
+    in_data = "data" in stage.parts
+    known = type(stage.data).model_fields if in_data else type(stage).model_fields
+    for field in folders.wanted:
+        if field not in known and in_data:
             reading = getattr(stage.data.owner, "__name__", "the datamodule")
             raise UsageError(f"data_from: {reading}.Config has no field {field!r} that takes the folder of {field}")
-        return stage.derive(data={field: str(folder)})
-    if field not in type(stage).model_fields:
-        kinds = ", ".join(kind for kind, made in DATA_STAGES.items() if made.artefact in type(stage).model_fields)
-        raise UsageError(f"data_from: the stage reads no {field}; name a stage of kind {kinds or 'generate'}")
-    return stage.derive(**{field: str(folder)})
+        if field not in known:
+            kinds = ", ".join(kind for kind, made in DATA_STAGES.items() if made.artefact in known)
+            raise UsageError(f"data_from: the stage reads no {field}; name a stage of kind {kinds or 'generate'}")
+    given = {**{name: found for name, found in folders.behind.items() if name in known and in_data}, **folders.wanted}
+    changes = {name: found[0] if len(found) == 1 else found for name, found in given.items()}
+    return stage.derive(data=changes) if in_data else stage.derive(**changes)
+
+
+def _taught(stage: StageT, checkpoint: Path) -> StageT:
+    """Return a stage whose callbacks that have a teacher have this one.
+
+    Raises:
+        UsageError: none has.
+    """
+    taught = {name for name, config in stage.active_callbacks.items() if TEACHER in type(config).model_fields}
+    if not taught:
+        raise UsageError("teacher_from: no callback of the stage has a teacher; add one, e.g. Distillation")
+    return stage.derive(callbacks={name: {TEACHER: str(checkpoint)} for name in taught})

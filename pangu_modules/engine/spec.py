@@ -22,7 +22,8 @@ class RecipeSpec:
             of `GenerateStage` or `ScoreStage`.
 
     Raises:
-        ValueError: both or neither form is given, or `start_from` or `data_from` names no earlier stage.
+        ValueError: both or neither form is given, or `start_from`, `data_from` or `teacher_from` names none
+            before it.
     """
 
     def __init__(
@@ -50,10 +51,17 @@ class RecipeSpec:
                     f"{where}start_from={stage.start_from!r} names no earlier stage; "
                     f"earlier stages: {', '.join(training) or 'none'}"
                 )
-            if stage.data_from is not None and stage.data_from not in making:
+            for source in stage.data_sources:
+                if source not in making:
+                    raise ValueError(
+                        f"{where}data_from={source!r} names no earlier stage that makes data; "
+                        f"those before it: {', '.join(making) or 'none'}"
+                    )
+            teacher = getattr(stage, "teacher_from", None)
+            if teacher is not None and teacher not in training:
                 raise ValueError(
-                    f"{where}data_from={stage.data_from!r} names no earlier stage that makes data; "
-                    f"those before it: {', '.join(making) or 'none'}"
+                    f"{where}teacher_from={teacher!r} names no earlier stage that trains; "
+                    f"those before it: {', '.join(training) or 'none'}"
                 )
             (training if isinstance(stage, Stage) else making).append(name)
 
@@ -67,7 +75,7 @@ class RecipeSpec:
         if name not in self.stages:
             raise ValueError(f"no stage {name!r}.{nearest(name, self.stages)} Stages: {', '.join(self.stages)}")
         fields = {field: getattr(self.stages[name], field) for field in type(self.stages[name]).model_fields}
-        fields |= {"start_from": None, "data_from": None}
+        fields |= {name: None for name in ("start_from", "data_from", "teacher_from") if name in fields}
         return type(self)(cost=self.cost, reference=self.reference, **fields)
 
     def derive(

@@ -37,9 +37,17 @@ class BaseStage(Config):
         data: Config
         seed: int
         start_from: str | None
-        data_from: str | None
+        data_from: str | tuple[str, ...] | None
         callbacks: dict[str, Config | None]
         trainer: dict[str, Any]
+
+    @property
+    def data_sources(self) -> dict[str, str | None]:
+        """The earlier stages that make this one's data, each with the field it goes to where `data_from` says one."""
+        given = self.data_from
+        names = () if given is None else (given,) if isinstance(given, str) else given
+        pairs = [name.rpartition("=") for name in names]
+        return {stage: field or None for field, _, stage in pairs}
 
     @property
     def active_callbacks(self) -> dict[str, Config]:
@@ -73,8 +81,13 @@ class Stage(BaseStage):
     trainer: dict[str, Any] = Field({}, description="Arguments of lightning.Trainer.")
     seed: NonNegativeInt = Field(0, description="Seed of weights, data order and augmentation.")
     start_from: str | None = Field(None, description="Earlier stage whose last checkpoint this stage starts from.")
-    data_from: str | None = Field(
-        None, description="Earlier stage that makes data, whose folder the data configuration gets."
+    data_from: str | tuple[str, ...] | None = Field(
+        None,
+        description="Earlier stage that makes data, whose folder the data configuration gets, with those of the stages "
+        "that its own data are from; or several; field=stage fills another field than the one of its kind.",
+    )
+    teacher_from: str | None = Field(
+        None, description="Earlier stage whose last checkpoint is the `teacher` of all callbacks that have one."
     )
     loggers: list[Literal["csv", "tensorboard", "wandb"]] = Field(
         ["csv"], description="Where metrics go; tensorboard and wandb need their packages."

@@ -24,7 +24,7 @@ from pangu_modules.llm.next_token import NextTokenModule
 from pangu_modules.llm.packing import model_inputs
 from pangu_modules.llm.requests import requested_objectives
 from pangu_modules.llm.text_checks import check_positions, check_same_tokens
-from pangu_modules.llm.text_files import collect_text, take_generation_settings, tokenizer_of
+from pangu_modules.llm.text_files import collect_text, take_generation_settings, text_of_start, tokenizer_of
 from pangu_modules.llm.tokenizers import stored_files
 from pangu_modules.training.objectives import Batch, Outputs
 from pangu_modules.training.structure import Plan
@@ -154,6 +154,10 @@ class CausalLM(NextTokenModule):
         if self.config.gradient_checkpointing:
             building.recompute_activations(model)
         return model
+
+    def runtime_of_start(self, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the text files of a checkpoint to start from, where nothing else names a tokenizer."""
+        return text_of_start(self.config, self.runtime, stored)
 
     def fields_spent_by_building(self) -> dict[str, Any]:
         """Return the fields to store: the configuration that was loaded in place of the place it came from."""

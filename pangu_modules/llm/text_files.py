@@ -8,7 +8,7 @@ from typing import Any
 
 from pangu_modules.llm.models.loading import stored_dtype
 from pangu_modules.llm.text_checks import find_tokenizer
-from pangu_modules.llm.tokenizers import tokenizer_files, tokenizer_from_files
+from pangu_modules.llm.tokenizers import stored_files, tokenizer_files, tokenizer_from_files
 
 GENERATION_FILE = "generation_config.json"
 """The file with a model's settings of generation, among the text files that a module carries."""
@@ -35,6 +35,21 @@ def collect_text(config: Any, runtime: Mapping[str, Any], model: Any) -> dict[st
     name, trusted = config.model, config.trust_remote_code
     stored = "float32" if name is None else stored_dtype(name, trust_remote_code=trusted)
     return {"files": files, "dtype": stored}
+
+
+def text_of_start(config: Any, runtime: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the text files of a checkpoint to start from, where nothing else names a tokenizer; otherwise nothing.
+
+    Args:
+        config: of the module: `CausalLM.Config`.
+        runtime: what the module is built with beside it.
+        stored: the checkpoint's hyper-parameters.
+    """
+    named = config.model is not None or config.tokenizer is not None
+    if named or {"tokenizer", "default_tokenizer", "files"} & set(runtime) or "files" not in stored:
+        return {}
+    files = stored_files(stored["files"], trust_remote_code=config.trust_remote_code)
+    return {"files": files, **({"dtype": stored["dtype"]} if "dtype" in stored else {})}
 
 
 def take_generation_settings(model: Any, files: Mapping[str, str]) -> None:

@@ -111,6 +111,10 @@ class PanguModule(Configurable, LightningModule):
         """Return the plans that the configuration itself asks for."""
         return ()
 
+    def runtime_of_start(self, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a module takes, beside weights, from the hyper-parameters of the checkpoint it starts from."""
+        return {}
+
     def fields_spent_by_building(self) -> dict[str, Any]:
         """Return the config fields that only matter while building, with the value to store: weights come later."""
         return {"init_checkpoint": None}
@@ -154,6 +158,7 @@ class PanguModule(Configurable, LightningModule):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         structure = checkpoint.get("hyper_parameters", {}).get("config", {}).get("structure", [])
         self.config = self.config.derive(structure=tuple(plan_from(plan) for plan in structure))
+        self.runtime = {**self.runtime, **self.runtime_of_start(checkpoint.get("hyper_parameters", {}))}
         state: dict[str, Any] = checkpoint["state_dict"]
         return state
 

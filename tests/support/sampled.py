@@ -104,7 +104,9 @@ class SeededEngine(Configurable):
             model="seeded",
         )
 
-    def score(self, sequences: Sequence[Sequence[int]], *, top_k: int = 0) -> list[SequenceScores]:
+    def score(
+        self, sequences: Sequence[Sequence[int]], *, top_k: int = 0, num_tokens: int | None = None
+    ) -> list[SequenceScores]:
         type(self).calls.append((len(sequences), 1))
         scores = []
         for ids in sequences:

@@ -92,7 +92,9 @@ class GenerationEngine(Configurable):
             return complete_on_server(self.config, list(prompts), seed, samples, first_sample)
         return self._write([prompt_tokens(prompt, self.tokenizer) for prompt in prompts], seed, samples, first_sample)
 
-    def score(self, sequences: Sequence[Sequence[int]], *, top_k: int = 0) -> list[SequenceScores]:
+    def score(
+        self, sequences: Sequence[Sequence[int]], *, top_k: int = 0, num_tokens: int | None = None
+    ) -> list[SequenceScores]:
         """Return the log-probability of each token of each sequence, given those before it, and of the likeliest.
 
         Logits of at most ``config.chunk_tokens`` tokens are in memory at a time.
@@ -100,6 +102,8 @@ class GenerationEngine(Configurable):
         Args:
             sequences: token ids.
             top_k: number of likeliest tokens at each place.
+            num_tokens: what the model's head has beyond so many tokens is padding, and has no probability; None: all
+                are tokens. A server decides on its own.
 
         Raises:
             ValueError: a sequence is empty or has tokens that the model does not have, or there are fewer than `top_k`.
@@ -109,7 +113,7 @@ class GenerationEngine(Configurable):
 
         if self.config.base_url is not None:
             return score_on_server(self.config, sequences, top_k)
-        vocabulary = vocabulary_of(self.model)
+        vocabulary = min(vocabulary_of(self.model), num_tokens or vocabulary_of(self.model))
         if not 0 <= top_k <= vocabulary:
             raise ValueError(f"top_k={top_k}: the model has {vocabulary} tokens; give 0 to {vocabulary}")
         for number, sequence in enumerate(sequences):
@@ -117,7 +121,7 @@ class GenerationEngine(Configurable):
                 raise ValueError(f"sequence {number} is empty: a model can only score one token or more")
         check_tokens(sequences, vocabulary, "sequence")
         with _undisturbed(self.model, seed=0):
-            return score_sequences(self.model, sequences, self.config, top_k)
+            return score_sequences(self.model, sequences, self.config, top_k, vocabulary)
 
     def _write(self, prompts: list[list[int]], seed: int, samples: int, first_sample: int) -> list[Rollout]:
         """Continue prompts with the model in this process."""

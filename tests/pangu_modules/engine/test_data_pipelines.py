@@ -17,6 +17,7 @@ from pangu_modules.engine.cli import main
 from pangu_modules.engine.earlier import with_earlier
 from pangu_modules.engine.folder import RUN_DIR_VARIABLE
 from pangu_modules.engine.place import Place
+from pangu_modules.llm.generation.store.score_rows import read_scores, sequence_hash
 
 
 @pytest.fixture(autouse=True)
@@ -37,15 +38,15 @@ def test_a_plan_has_the_modules_figures(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_teacher_scores_the_tokens_that_the_policy_wrote() -> None:
     main(pipeline(), ["fit"])
     samples = {(row["key"], row["sample"]): row for row in rows(FIRST / "sample/rollouts")}
-    scored = rows(FIRST / "teach/scores")
+    scored = list(read_scores(FIRST / "teach/scores"))
     assert len(scored) == len(samples) == 20
     for row in scored:
-        tokens = samples[row["key"], row["sample"]]["token_ids"]
-        assert row["token_ids"] == tokens
-        assert row["positions"] == [2 + number for number in range(len(tokens))]
-        assert row["logprobs"] == [-float(token) for token in tokens]  # of its own token, not of the one before
-        assert row["top_ids"] == [[0, 1, 2]] * len(tokens)
-        assert row["top_logprobs"] == [[0.0, -1.0, -2.0]] * len(tokens)
+        sample = samples[row.key, row.sample]
+        tokens = sample["token_ids"]
+        assert row.sequence == sequence_hash(sample["prompt_ids"], tokens, sample["policy_mask"])
+        assert row.logprobs.tolist() == [-float(token) for token in tokens]  # of its own token, not of the one before
+        assert row.top_ids.tolist() == [[0, 1, 2]] * len(tokens)
+        assert row.top_logprobs.tolist() == [[0.0, -1.0, -2.0]] * len(tokens)
 
 
 def test_a_score_stage_goes_on_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +71,7 @@ def test_a_stage_runs_alone_and_options_have_its_name(capsys: pytest.CaptureFixt
     main(pipeline(), ["fit", "--stage", "sample", "--sample.num_tasks", "3", "--seed", "5"])
     assert {row["seed"] for row in rows(FIRST / "sample/rollouts")} == {5}
     main(pipeline(), ["fit", "--stage", "teach", "--teach.top_k", "1"])
-    assert len(rows(FIRST / "teach/scores")) == 6
+    assert len(list(read_scores(FIRST / "teach/scores"))) == 6
 
 
 def test_the_configuration_round_trips(capsys: pytest.CaptureFixture[str]) -> None:

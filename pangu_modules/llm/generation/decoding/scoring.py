@@ -22,7 +22,7 @@ OWN_WAYS = ("cpmant", "prophetnet")  # families whose hidden states are not one 
 
 @torch.no_grad()
 def score_sequences(
-    model: Any, sequences: Sequence[Sequence[int]], settings: GenerationSettings, top_k: int
+    model: Any, sequences: Sequence[Sequence[int]], settings: GenerationSettings, top_k: int, num_tokens: int
 ) -> list[SequenceScores]:
     """Return the scores of each sequence, of at least one token, in their order.
 
@@ -31,18 +31,22 @@ def score_sequences(
         sequences: token ids.
         settings: ``batch_size`` sequences are read at a time, of ``chunk_tokens`` tokens there are logits at a time.
         top_k: number of likeliest tokens at each place.
+        num_tokens: rows of the head that are tokens.
     """
     # Sequences of about the same length share a batch, which saves padding.
     order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]), reverse=True)
     scores: dict[int, SequenceScores] = {}
     for start in range(0, len(order), settings.batch_size):
         chosen = order[start : start + settings.batch_size]
-        written = _score_batch(model, [sequences[index] for index in chosen], settings.chunk_tokens, top_k)
+        read = [sequences[index] for index in chosen]
+        written = _score_batch(model, read, settings.chunk_tokens, top_k, num_tokens)
         scores |= dict(zip(chosen, written, strict=True))
     return [scores[index] for index in range(len(sequences))]
 
 
-def _score_batch(model: Any, sequences: Sequence[Sequence[int]], chunk_tokens: int, top_k: int) -> list[SequenceScores]:
+def _score_batch(
+    model: Any, sequences: Sequence[Sequence[int]], chunk_tokens: int, top_k: int, num_tokens: int
+) -> list[SequenceScores]:
     device = next(model.parameters()).device
     longest = max(len(sequence) for sequence in sequences)
     input_ids = torch.tensor([[*sequence, *[0] * (longest - len(sequence))] for sequence in sequences], device=device)
@@ -51,7 +55,7 @@ def _score_batch(model: Any, sequences: Sequence[Sequence[int]], chunk_tokens: i
     places = mask[:, 1:].nonzero()  # of the tokens that are followed by another: row and column
     targets = input_ids[:, 1:][mask[:, 1:]]
     parts = [
-        _score_tokens(logits, targets[start : start + len(logits)], top_k)
+        _score_tokens(logits[:, :num_tokens], targets[start : start + len(logits)], top_k)
         for start, logits in logits_in_chunks(model, input_ids, mask.long(), places, chunk_tokens)
     ]
     empty = (np.zeros(0, np.float32), np.zeros((0, top_k), np.int32), np.zeros((0, top_k), np.float32))

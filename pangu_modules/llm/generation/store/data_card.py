@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pangu_modules.common.files import atomic_file, write_atomically
 from pangu_modules.llm.generation.store import rollouts, scores
+from pangu_modules.llm.generation.store.score_rows import unpacked_tables
 from pangu_modules.llm.generation.store.shard_files import read_manifest, read_tables
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ COLUMNS = {
     "sampled_logprobs": "the same under the distribution sampled from",
     "seed": "of the sampling",
     "model": "hash of the model, or a server's name for it",
-    "positions": "of the tokens in the whole sequence, prompt included",
-    "top_ids": "the teacher's likeliest tokens at each position, most likely first",
+    "sequence": "hash of the sample's tokens",
+    "top_ids": "the teacher's likeliest tokens in place of each token that the policy wrote, most likely first",
     "top_logprobs": "their log-probabilities (nats)",
 }
 
@@ -118,7 +119,7 @@ def export_scores(store: Path, output: Path, *, format: str = scores.KIND, min_r
     identity = manifest["identity"]
     rows, columns = 0, []
     with atomic_file(output) as folder:
-        for number, table in enumerate(_tables(store, scores.KIND)):
+        for number, table in enumerate(unpacked_tables(store)):
             columns = table.column_names
             rows += _write(table, folder, number)
         facts = {"rows": rows, "teacher": identity["model"], "top k": identity["top_k"], **_versions(manifest)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,11 +10,12 @@ from typing import Any
 
 from pangu_modules.common.production import Produced, Production
 from pangu_modules.common.tasks import Task
+from pangu_modules.llm.generation.decoding.checks import vocabulary_of
 from pangu_modules.llm.generation.records import IncompleteGenerationError, Rollout
+from pangu_modules.llm.generation.store.identity import model_identity
 from pangu_modules.llm.generation.store.pass_rates import Summary
 from pangu_modules.llm.generation.store.rollouts import KIND, RolloutStore
 from pangu_modules.llm.generation.store.shard_files import prompt_hash
-from pangu_modules.llm.generation.weights_hash import weights_hash
 from pangu_modules.report.run_report import collect_versions
 
 PACKAGES = ("pangu-recipes", "torch", "transformers", "pyarrow")
@@ -46,9 +46,7 @@ def generate(production: Production) -> Produced:
     engine = engine_of(production)
     identity = rollout_identity(engine, stage)
     failures: dict[str, str] = {}
-    store = RolloutStore(
-        folder, identity, allow_other=stage.allow_other, facts={"versions": collect_versions(PACKAGES)}
-    )
+    store = RolloutStore(folder, identity, allow_other=stage.allow_other, facts=facts_of(engine))
     size = stage.tasks_per_shard
     chunks = [tasks[start : start + size] for start in range(0, len(tasks), size)]
     with store:
@@ -109,23 +107,10 @@ def rollout_identity(engine: Any, stage: Any) -> dict[str, Any]:
     return {**model_identity(engine, stage), "sampling": known, "seed": stage.seed}
 
 
-def model_identity(engine: Any, stage: Any) -> dict[str, str]:
-    """Return hashes of an engine's model, template and tokens; of a server its model's name, the rest is its own."""
-    if engine.model is None:
-        return {"model": f"{stage.engine.model} on a server", "template": "", "tokenizer": ""}
-    template = getattr(engine.tokenizer, "chat_template", None)
-    return {
-        "model": weights_hash(engine.model),
-        "template": "" if template is None else _hash(str(template)),
-        "tokenizer": vocabulary_hash(engine.tokenizer),
-    }
-
-
-def vocabulary_hash(tokenizer: Any) -> str:
-    """Return a hash of a tokenizer's tokens and their numbers; empty without one."""
-    if tokenizer is None:
-        return ""
-    return _hash(repr(sorted(tokenizer.get_vocab().items(), key=lambda entry: (entry[1], entry[0]))))
+def facts_of(engine: Any) -> dict[str, Any]:
+    """Return what a store of rollouts says beside its identity: versions, and how many rows the model's head has."""
+    rows = {} if engine.model is None else {"vocabulary": vocabulary_of(engine.model)}
+    return {"versions": collect_versions(PACKAGES), **rows}
 
 
 def engine_of(production: Production) -> Any:
@@ -176,7 +161,3 @@ def _answers(engine: Any, questions: Sequence[Question], seed: int) -> tuple[lis
                 task = questions[place].task
                 found[place, sample] = replace(rollout, key=task.key, labels=dict(task.labels), sample=sample)
     return [found[position] for position in sorted(found)], failures
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="replace")).hexdigest()

@@ -1,31 +1,46 @@
-"""The work of a stage of kind "score": earlier samples read by a teacher, shard by shard.
-
-A row of ``scores/`` belongs to one sample (`key`, `sample`). Entry i of its lists belongs to the i-th token that the
-policy wrote: ``positions`` in the whole sequence, prompt included; ``token_ids``; its own ``logprobs``; and the
-likeliest tokens there, ``top_ids`` and ``top_logprobs``, most likely first. Log-probabilities are in nats, over the
-whole vocabulary.
-"""
+"""The work of a stage of kind "score": earlier samples read by a teacher, shard by shard; see `score_rows`."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
 
 from pangu_modules.common.production import Produced, Production
+from pangu_modules.llm.generation.decoding.checks import vocabulary_of
 from pangu_modules.llm.generation.records import SequenceScores
 from pangu_modules.llm.generation.store import rollouts
-from pangu_modules.llm.generation.store.producing import PACKAGES, engine_of, model_identity
+from pangu_modules.llm.generation.store.identity import model_identity
+from pangu_modules.llm.generation.store.producing import PACKAGES, engine_of
+from pangu_modules.llm.generation.store.score_rows import (
+    KIND,
+    CachedScores,
+    Packing,
+    packed_row,
+    score_table,
+    sequence_hash,
+)
 from pangu_modules.llm.generation.store.shard_files import Shard, read_manifest, read_tables, shards_of
 from pangu_modules.llm.generation.store.shards import ShardStore
+from pangu_modules.report.parts import add_table
 from pangu_modules.report.run_report import collect_versions
+from pangu_modules.report.tables import Column
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-KIND = "scores"
-READ = ("key", "sample", "prompt_ids", "token_ids", "policy_mask")
+READ = ("key", "sample", "prompt_ids", "token_ids", "policy_mask", "labels")
+TABLE = "scores_1_cache"
+FIGURES = {
+    "sequences": Column("samples"),
+    "tokens": Column("tokens"),
+    "top_per_token": Column("likeliest each", "", 1),
+    "outside": Column("mass outside", "%", 2),
+    "bytes_per_token": Column("bytes/token", "", 1),
+    "mean_logprob": Column("mean log p", "nats", 3),
+    "tokens_per_second": Column("tokens/s", "", 0),
+}
+IN_RESULT = ("sequences", "tokens", "mean_logprob", "bytes_per_token", "tokens_per_second")
 
 
 class ScoreStore(ShardStore):
@@ -40,8 +55,8 @@ def score(production: Production) -> Produced:
     Each shard of samples becomes one of scores.
 
     Raises:
-        ValueError: no samples are named, they lack tokens or are made of other ones than the teacher's, or the store is
-            another teacher's.
+        ValueError: no samples are named, none has the labels asked for, they lack tokens or are made of other ones than
+            the teacher's, a value is not finite, or the store is another teacher's.
         ConnectionError: the server cannot be asked.
     """
     stage = production.stage
@@ -52,52 +67,72 @@ def score(production: Production) -> Produced:
     engine = engine_of(production)
     teacher = model_identity(engine, stage)
     _check_same_tokens(made_by["identity"], teacher, stage.allow_other)
-    identity = {**teacher, "top_k": stage.top_k, "rollouts": made_by["identity"]}
+    packing = Packing(common_tokens(engine, made_by), stage.precision, stage.nucleus)
+    identity = {
+        **{**teacher, "vocabulary": packing.vocabulary, "top_k": stage.top_k, "precision": stage.precision},
+        **{
+            "nucleus": stage.nucleus,
+            "teacher": stage.teacher,
+            "only": dict(stage.only),
+            "rollouts": made_by["identity"],
+        },
+    }
     total = len(shards_of(source, made_by))
     facts = {"versions": collect_versions(PACKAGES)}
     with ScoreStore(production.folder / KIND, identity, allow_other=stage.allow_other, facts=facts) as store:
         for number, (shard, table) in enumerate(read_tables(source, rollouts.KIND, READ)):
-            _score_shard(store, engine, shard, table.to_pylist(), stage.top_k)
+            wanted = [row for row in table.to_pylist() if has_labels(row, stage.only)]
+            _score_shard(store, engine, shard, wanted, stage.top_k, packing)
             production.progress(number + 1, total)
-        sums = {name: sum(one.statistics.get(name, 0) for one in store.shards) for name in ("seconds", "tokens", "sum")}
-        rows = sum(shard.rows for shard in store.shards)
-    metrics = {"score/sequences": float(rows), "score/tokens": float(sums["tokens"])}
-    if sums["tokens"]:
-        metrics["score/mean_logprob"] = sums["sum"] / sums["tokens"]
-    if sums["seconds"]:
-        metrics["score/tokens_per_second"] = sums["tokens"] / sums["seconds"]
-    return Produced(metrics, rows, sums["seconds"])
+        if not store.shards:
+            raise ValueError(f"only={dict(stage.only)}: no sample in {source} has these labels, so none is scored")
+        figures, seconds = _figures(store)
+    add_table(production.folder, TABLE, "Scores of the teacher", [figures], FIGURES)
+    metrics = {f"score/{name}": value for name, value in figures.items() if name in IN_RESULT}
+    return Produced(metrics, int(figures["sequences"]), seconds, (TABLE,))
 
 
-def score_rows(rows: Sequence[Mapping[str, Any]], scores: Sequence[SequenceScores]) -> list[dict[str, Any]]:
+def has_labels(row: Mapping[str, Any], only: Mapping[str, str]) -> bool:
+    """Whether a sample has all of these labels."""
+    labels = {label["name"]: label["value"] for label in row["labels"]}
+    return all(labels.get(name) == value for name, value in only.items())
+
+
+def common_tokens(engine: Any, made_by: Mapping[str, Any]) -> int | None:
+    """Return how many tokens teacher and student have in common; what one has beyond them is padding of its head.
+
+    Of a server's model it is the student's number; None where that is not known either.
+    """
+    rows = [fact["vocabulary"] for fact in made_by["facts"] if "vocabulary" in fact]
+    if engine.model is not None:
+        rows.append(vocabulary_of(engine.model))
+    return min(rows, default=None)
+
+
+def score_rows(
+    rows: Sequence[Mapping[str, Any]], scores: Sequence[SequenceScores], packing: Packing
+) -> list[dict[str, Any]]:
     """Return a row of the store for each sample.
 
     Args:
         rows: samples with `READ`.
         scores: of each sample's prompt and tokens.
+        packing: how they are written.
     """
     made = []
     for row, own in zip(rows, scores, strict=True):
         start = len(row["prompt_ids"])
-        written = [number for number, by_policy in enumerate(row["policy_mask"]) if by_policy]
-        entries = [start + number - 1 for number in written]  # entry t of the scores belongs to token t + 1
-        made.append(
-            {
-                "key": row["key"],
-                "sample": row["sample"],
-                "positions": [start + number for number in written],
-                "token_ids": [row["token_ids"][number] for number in written],
-                "logprobs": own.logprobs[entries].tolist(),
-                "top_ids": own.top_ids[entries].tolist(),
-                "top_logprobs": own.top_logprobs[entries].tolist(),
-            }
-        )
+        # Entry t of the scores belongs to token t + 1.
+        entries = [start + number - 1 for number, by_policy in enumerate(row["policy_mask"]) if by_policy]
+        sequence = sequence_hash(row["prompt_ids"], row["token_ids"], row["policy_mask"])
+        chosen = own.logprobs[entries], own.top_ids[entries], own.top_logprobs[entries]
+        made.append(packed_row(CachedScores(row["key"], row["sample"], sequence, *chosen), packing))
     return made
 
 
-def _score_shard(store: ScoreStore, engine: Any, shard: Shard, rows: list[dict[str, Any]], top_k: int) -> None:
-    import pyarrow as pa
-
+def _score_shard(
+    store: ScoreStore, engine: Any, shard: Shard, rows: list[dict[str, Any]], top_k: int, packing: Packing
+) -> None:
     missing = [row for row in rows if row["sample"] not in store.samples_of(row["key"])]
     if not missing:
         return
@@ -108,13 +143,38 @@ def _score_shard(store: ScoreStore, engine: Any, shard: Shard, rows: list[dict[s
                 "sample from a model in this process, or from a server that tells them"
             )
     begun = time.perf_counter()
-    scores = engine.score([[*row["prompt_ids"], *row["token_ids"]] for row in missing], top_k=top_k)
+    sequences = [[*row["prompt_ids"], *row["token_ids"]] for row in missing]
+    scores = engine.score(sequences, top_k=top_k, num_tokens=packing.vocabulary)
     seconds = time.perf_counter() - begun
-    made = score_rows(missing, scores)
-    tokens = sum(len(row["token_ids"]) for row in made)
-    statistics = {"seconds": seconds, "tokens": tokens, "sum": sum(sum(row["logprobs"]) for row in made)}
+    made = score_rows(missing, scores, packing)
+    statistics = {"seconds": seconds, **_sums(made)}
     number = int(shard.name.removeprefix("shard-").partition(".")[0].partition("-")[0])
-    store.append(pa.Table.from_pylist(made, schema=_schema()), number, statistics)
+    store.append(score_table(made, packing.precision), number, statistics)
+
+
+def _sums(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return sums over the entries of rows: of log-probabilities, likeliest tokens and their mass."""
+    return {
+        "tokens": sum(row["tokens"] for row in rows),
+        "sum": float(sum(row["logprobs"].sum(dtype=np.float64) for row in rows)),
+        "kept": sum(len(row["top_logprobs"]) for row in rows),
+        "mass": float(sum(np.exp(row["top_logprobs"].astype(np.float64)).sum() for row in rows)),
+    }
+
+
+def _figures(store: ScoreStore) -> tuple[dict[str, float], float]:
+    """Return what there is to say of a store, in the order and with the names of `FIGURES`, and the seconds it took."""
+    known = [shard.statistics for shard in store.shards if "bytes" in shard.statistics]
+    sums = {name: sum(one[name] for one in known) for name in ("seconds", "tokens", "sum", "kept", "mass", "bytes")}
+    figures = {"sequences": float(sum(shard.rows for shard in store.shards)), "tokens": float(sums["tokens"])}
+    if sums["tokens"]:
+        figures["top_per_token"] = sums["kept"] / sums["tokens"]
+        figures["outside"] = 100 * max(0.0, 1 - sums["mass"] / sums["tokens"])
+        figures["bytes_per_token"] = sums["bytes"] / sums["tokens"]
+        figures["mean_logprob"] = sums["sum"] / sums["tokens"]
+    if sums["seconds"]:
+        figures["tokens_per_second"] = sums["tokens"] / sums["seconds"]
+    return figures, sums["seconds"]
 
 
 def _check_same_tokens(student: Mapping[str, Any], teacher: Mapping[str, Any], allow_other: bool) -> None:
@@ -124,20 +184,3 @@ def _check_same_tokens(student: Mapping[str, Any], teacher: Mapping[str, Any], a
             "rollouts: they are made of another tokenizer's tokens than the module's, whose scores would be of other "
             "text: score with a model of the same tokenizer, or go on with allow_other=True"
         )
-
-
-def _schema() -> pa.Schema:
-    import pyarrow as pa
-
-    integers, floats = pa.list_(pa.int32()), pa.list_(pa.float32())
-    return pa.schema(
-        [
-            ("key", pa.string()),
-            ("sample", pa.int32()),
-            ("positions", integers),
-            ("token_ids", integers),
-            ("logprobs", floats),
-            ("top_ids", pa.list_(integers)),
-            ("top_logprobs", pa.list_(floats)),
-        ]
-    )

@@ -107,7 +107,7 @@ class ShardStore:
         Args:
             table: its rows, with the columns ``key`` and ``sample``.
             number: of the part of the work that it is of, from 0; a second shard of a part gets a name of its own.
-            statistics: what the manifest says of it.
+            statistics: what the manifest says of it, beside the file's size, ``bytes``.
         """
         import pyarrow.parquet as pq
 
@@ -118,7 +118,7 @@ class ShardStore:
         marked = table.replace_schema_metadata({IDENTITY: digest(self.identity)})
         with atomic_file(self.folder / "data" / name) as temporary:
             pq.write_table(marked, temporary, compression="zstd")
-            shard = described(temporary, table, statistics)
+            shard = described(temporary, table, {**statistics, "bytes": temporary.stat().st_size})
         self._take(shard)
         self._write_manifest()
         return shard

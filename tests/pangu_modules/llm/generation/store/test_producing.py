@@ -11,6 +11,7 @@ from tiny_llm import word_tokenizer
 
 from pangu_modules import GenerateStage, GenerationEngine, Recipe, ScoreStage
 from pangu_modules.llm.generation.store.rollouts import read_rollouts
+from pangu_modules.llm.generation.store.score_rows import read_scores, sequence_hash
 
 
 def test_a_model_scores_its_own_samples_as_it_sampled_them(tmp_path: Path) -> None:
@@ -20,19 +21,20 @@ def test_a_model_scores_its_own_samples_as_it_sampled_them(tmp_path: Path) -> No
     fields = {"module": module, "engine": engine, "device": "cpu"}
     data = Sums.Config(num=4)
     made = Recipe(stages={"": GenerateStage(**fields, data=data, tasks_per_shard=2)}).make(tmp_path / "a", quiet=True)
-    scored = Recipe(stages={"": ScoreStage(**fields, rollouts=str(made.artefact), top_k=3)}).make(tmp_path / "b")
+    scored = Recipe(stages={"": ScoreStage(**fields, rollouts=str(made.artefact), top_k=3, precision="float32")}).make(
+        tmp_path / "b"
+    )
     samples = {(one.key, one.sample): one for one in read_rollouts(made.artefact)}
-    scores = rows(scored.artefact)
+    scores = list(read_scores(scored.artefact))
     assert len(scores) == len(samples) == 8
     for row in scores:
-        own = samples[row["key"], row["sample"]]
-        assert row["token_ids"] == list(own.token_ids)
+        own = samples[row.key, row.sample]
+        assert row.sequence == sequence_hash(own.prompt_ids, own.token_ids, own.policy_mask)
         assert own.logprobs is not None
         # Both are float32, of batches of other shapes: seen 1.2e-6 apart at most.
-        np.testing.assert_allclose(row["logprobs"], own.logprobs, rtol=0, atol=1e-5)
-        best = [top[0] for top in row["top_logprobs"]]
-        assert all(least <= most + 1e-5 for least, most in zip(row["logprobs"], best, strict=True))
-        assert [len(top) for top in row["top_ids"]] == [3] * len(own.token_ids)
+        np.testing.assert_allclose(row.logprobs, own.logprobs, rtol=0, atol=1e-5)
+        assert (row.logprobs <= row.top_logprobs[:, 0] + 1e-5).all()
+        assert row.top_ids.shape == (len(own.token_ids), 3)
 
 
 def test_samples_do_not_depend_on_the_parts_they_are_asked_in(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pangu_modules.llm.distillation.packed_ids import bits_for, pack_ids, unpack_ids
+from pangu_modules.llm.generation.store.packed_ids import bits_for, pack_ids, unpack_ids
 
 
 @given(st.integers(1, 25), st.lists(st.integers(0, 2**25 - 1), max_size=70))

@@ -6,6 +6,7 @@ from callbacks.gradient_norm import GradientNorm as GradientNorm
 from callbacks.mixture.expert_load import ExpertLoad as ExpertLoad
 from callbacks.mixture.router_balancing import RouterBalancing as RouterBalancing
 from callbacks.offline_distillation import OfflineDistillation as OfflineDistillation
+from callbacks.online_distillation import OnlineDistillation as OnlineDistillation
 from callbacks.pruning.pangu_light import PanguLightPruning as PanguLightPruning
 from callbacks.pruning.pangu_light import PostNormAbsorption as PostNormAbsorption
 from callbacks.pruning.structured import LayerDropping as LayerDropping

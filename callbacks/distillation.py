@@ -14,6 +14,7 @@ from torch import nn
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.common.names import check_source
 from pangu_modules.llm.distillation.teacher import DistillationConfig, distillation_objective
+from pangu_modules.llm.distillation.teacher_loading import load_teacher
 from pangu_modules.llm.models.names import EMBEDDED_PACKAGES
 from pangu_modules.training.callback import RecipeCallback, run_folder
 from pangu_modules.training.fingerprint import fingerprint
@@ -42,7 +43,8 @@ class Distillation(RecipeCallback):
         method: DistillationConfig = Field(DistillationConfig(), description="Losses and their weights.")
         teacher: str = Field(
             SELF,
-            description="Hub id, folder, .gguf or 'smollm2'; 'self': the model before pruning, kept in the run.",
+            description="Hub id, folder, .gguf, 'smollm2', or a .ckpt of fit (set by teacher_from); 'self': the model "
+            "before pruning, kept in the run.",
         )
         device: str | None = Field(None, description="Where the teacher runs, e.g. 'cuda:1'; empty: with the batch.")
 
@@ -75,7 +77,6 @@ class Distillation(RecipeCallback):
         if self.config.method.lambda_kd == 0:
             return
         teacher = self._teacher(trainer, pl_module)
-        self._check_vocabulary(teacher, pl_module)
         self._fingerprint = fingerprint(teacher)
         loss = distillation_objective(
             teacher,
@@ -100,19 +101,18 @@ class Distillation(RecipeCallback):
         from pangu_modules.llm.export.transformers import without_adapters
         from pangu_modules.llm.models.loading import load_causal_lm
 
+        if self.config.teacher != SELF:
+            return load_teacher(self.config.teacher, module, f"callback {self.name!r}")
+        folder = self._teacher_folder(trainer)
+        self._found = folder is not None and (folder / "config.json").is_file()
+        if not self._found:
+            self._refuse_pruned(module, folder)
+        if folder is None:  # without a folder the teacher lives as long as the run
+            return copy.deepcopy(without_adapters(module.model))
+        if not self._found:
+            self._keep(trainer, module, folder)
         trust = bool(getattr(module.config, "trust_remote_code", False))
-        name = self.config.teacher
-        if name == SELF:
-            folder = self._teacher_folder(trainer)
-            self._found = folder is not None and (folder / "config.json").is_file()
-            if not self._found:
-                self._refuse_pruned(module, folder)
-            if folder is None:  # without a folder the teacher lives as long as the run
-                return copy.deepcopy(without_adapters(module.model))
-            if not self._found:
-                self._keep(trainer, module, folder)
-            name = str(folder)
-        return load_causal_lm(name, trust_remote_code=trust)
+        return load_causal_lm(str(folder), trust_remote_code=trust)
 
     def _teacher_folder(self, trainer: Trainer) -> Path | None:
         """Return where the teacher is kept, the same on all processes; None where the run has no folder."""
@@ -140,16 +140,6 @@ class Distillation(RecipeCallback):
             with atomic_folder(folder, holding=MODEL_FILE, replace=False) as temporary, quiet_transformers():
                 model.save_pretrained(temporary)
         trainer.strategy.barrier("Distillation")
-
-    def _check_vocabulary(self, teacher: Any, module: Any) -> None:
-        from pangu_modules.llm.text_checks import check_siblings
-
-        name = self.config.teacher
-        if name != SELF:  # the model itself has its own tokens
-            trust = bool(getattr(module.config, "trust_remote_code", False))
-            what = f"callback {self.name!r}: teacher {name!r}"
-            tokenizer = getattr(module, "tokenizer", None)
-            check_siblings(what, name, teacher, module.model, tokenizer, trust_remote_code=trust)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what identifies the teacher."""

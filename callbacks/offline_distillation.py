@@ -72,8 +72,8 @@ class OfflineDistillation(RecipeCallback):
         if own not in sampled_by:
             raise ValueError(
                 f"callback {self.name!r}: the samples are of another student ({', '.join(sorted(sampled_by))}) than "
-                f"the one trained ({own}): start from the checkpoint that sampled (start_from), sample anew, or go on with "
-                "allow_stale=True"
+                f"the one trained ({own}): start from the checkpoint that sampled (start_from), sample anew, or go on "
+                "with allow_stale=True"
             )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

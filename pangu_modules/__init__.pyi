@@ -4,6 +4,7 @@ from pangu_modules.common.config import Configurable as Configurable
 from pangu_modules.engine.data_stages import GenerateStage as GenerateStage
 from pangu_modules.engine.data_stages import ScoreStage as ScoreStage
 from pangu_modules.engine.recipe import Recipe as Recipe
+from pangu_modules.engine.rounds import repeat_stages as repeat_stages
 from pangu_modules.engine.spec import Stage as Stage
 from pangu_modules.llm.calibration.windows import CalibrationConfig as CalibrationConfig
 from pangu_modules.llm.causal_lm import CausalLM as CausalLM

@@ -9,12 +9,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from pydantic import Field
 
 from datamodules.rollouts.answers import Folders, RolloutData, TaughtRows, folders_of
-from pangu_modules.llm.distillation.sequences import TaughtSequences
+from pangu_modules.llm.distillation.sequences import TaughtSequences, sequence_of
 from pangu_modules.llm.generation.records import Rollout
 from pangu_modules.llm.generation.store import rollouts as rollout_store
 from pangu_modules.llm.generation.store.score_rows import KIND, CachedScores, read_scores
 from pangu_modules.llm.generation.store.shard_files import read_manifest
 
+Place = tuple[str, int, str]
+"""A task's key, the number of the sample, and the hash of its tokens: samples of several stores may share the first."""
 TEACHER_LABEL = "teacher_id"
 UNSEEN = 0.01  # share of tokens from which it is said that the teacher wants what the student never writes
 
@@ -42,7 +44,7 @@ class DistillationData(RolloutData):
         super().__init__(config)
         self.num_tokens: int | None = None
         """Tokens that teacher and student have in common, None where it is unknown; known after `setup()`."""
-        self._scores: dict[tuple[str, int], CachedScores] = {}
+        self._scores: dict[Place, CachedScores] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Read samples and scores; once, whatever the stage.
@@ -68,11 +70,14 @@ class DistillationData(RolloutData):
 
     def sequences(self, rollouts: Sequence[Rollout]) -> TaughtSequences:
         """Return what batches are made of, with the scores of each sample."""
-        return TaughtSequences(rollouts, [self._scores[one.key, one.sample] for one in rollouts])
+        return TaughtSequences(rollouts, [self._scores[place_of(one)] for one in rollouts])
 
     def _kept(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         kept = super()._kept(rollouts)
-        wanted = {(one.key, one.sample): one.labels.get(TEACHER_LABEL, "") for one in kept}
+        wanted: dict[tuple[str, int], dict[str, str]] = {}
+        for one in kept:
+            key, sample, sequence = place_of(one)
+            wanted.setdefault((key, sample), {})[sequence] = one.labels.get(TEACHER_LABEL, "")
         sampled = [read_manifest(folder, rollout_store.KIND)["identity"] for folder in folders_of(self.config.rollouts)]
         for folder in folders_of(self.config.scores):
             identity = read_manifest(folder, KIND)["identity"]
@@ -81,17 +86,23 @@ class DistillationData(RolloutData):
             known = [rows for rows in (self.num_tokens, identity["vocabulary"]) if rows is not None]
             self.num_tokens = min(known, default=None)
             self._add(folder, identity["teacher"], wanted)
-        scored = [one for one in kept if (one.key, one.sample) in self._scores]
+        scored = [one for one in kept if place_of(one) in self._scores]
         self.left_out["not scored"] = len(kept) - len(scored)
         self.check_left(scored, len(rollouts))
         return scored
 
-    def _add(self, folder: str, teacher: str, wanted: Mapping[tuple[str, int], str]) -> None:
+    def _add(self, folder: str, teacher: str, wanted: Mapping[tuple[str, int], Mapping[str, str]]) -> None:
         """Take the scores of a store of those samples that are its teacher's."""
         several = len(folders_of(self.config.scores)) > 1
         for scores in read_scores(folder):
-            place = scores.key, scores.sample
-            chosen = wanted.get(place)
+            place = scores.key, scores.sample, scores.sequence
+            samples = wanted.get(place[:2], {})
+            if samples and scores.sequence not in samples and len(folders_of(self.config.rollouts)) == 1:
+                raise ValueError(
+                    f"{folder}: sample {scores.sample} of {scores.key!r} has other tokens, or another number of them, "
+                    "than those that were scored: score it again"
+                )
+            chosen = samples.get(scores.sequence)
             if chosen is None or (several and chosen and chosen != teacher):
                 continue
             if place in self._scores:
@@ -100,6 +111,11 @@ class DistillationData(RolloutData):
                     f"let each score stage take samples with other labels (only), or label tasks with {TEACHER_LABEL}"
                 )
             self._scores[place] = scores
+
+
+def place_of(rollout: Rollout) -> Place:
+    """Return by what the scores of a sample are found."""
+    return rollout.key, rollout.sample, sequence_of(rollout)
 
 
 def _check_same_samples(folder: str, scored: Mapping[str, Any], sampled: Sequence[Mapping[str, Any]]) -> None:

@@ -44,6 +44,9 @@ class GenerateStage(DataStage):
     module: SerializeAsAny[Config] = Field(description="Configuration of the module to sample from.")
     data: SerializeAsAny[Config] = Field(description="Configuration of the datamodule with tasks.")
     engine: SerializeAsAny[Config] = Field(description="How to choose tokens, and where; without a seed of its own.")
+    answers: Literal["sampled", "references"] = Field(
+        "sampled", description="references: write the data's own answers, data.reference(task), in place of samples."
+    )
     split: Literal["train", "test"] = Field("train", description="Whose tasks are asked.")
     num_tasks: PositiveInt | None = Field(None, description="Ask this many of the tasks, the first; empty: all.")
     tasks_per_shard: PositiveInt = Field(8, description="Tasks asked together; a kill loses at most these.")

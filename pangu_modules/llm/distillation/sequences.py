@@ -105,13 +105,17 @@ def policy_mask(rollout: Rollout) -> np.ndarray:
     return np.array(rollout.policy_mask or (True,) * len(rollout.token_ids), dtype=bool)
 
 
+def sequence_of(rollout: Rollout) -> str:
+    """Return the hash of a sample's tokens, see `sequence_hash`."""
+    return sequence_hash(rollout.prompt_ids, rollout.token_ids, policy_mask(rollout).tolist())
+
+
 def _check_same(rollout: Rollout, scores: CachedScores) -> None:
     what = f"sample {rollout.sample} of {rollout.key!r}"
     written = int(policy_mask(rollout).sum())
     if len(scores.logprobs) != written:
         raise ValueError(f"{what} has {written} tokens, the teacher's scores {len(scores.logprobs)}: score it again")
-    expected = sequence_hash(rollout.prompt_ids, rollout.token_ids, policy_mask(rollout))
-    if scores.sequence != expected:
+    if scores.sequence != sequence_of(rollout):
         raise ValueError(f"{what} has other tokens than those that the teacher has scored: score it again")
 
 

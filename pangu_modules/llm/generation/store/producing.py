@@ -12,8 +12,9 @@ from pangu_modules.common.production import Produced, Production
 from pangu_modules.common.tasks import Task
 from pangu_modules.llm.generation.decoding.checks import vocabulary_of
 from pangu_modules.llm.generation.records import IncompleteGenerationError, Rollout
-from pangu_modules.llm.generation.store.identity import model_identity
+from pangu_modules.llm.generation.store.identity import REFERENCES, model_identity, text_identity
 from pangu_modules.llm.generation.store.pass_rates import Summary
+from pangu_modules.llm.generation.store.references import References
 from pangu_modules.llm.generation.store.rollouts import KIND, RolloutStore
 from pangu_modules.llm.generation.store.shard_files import prompt_hash
 from pangu_modules.report.run_report import collect_versions
@@ -45,6 +46,7 @@ def generate(production: Production) -> Produced:
     tasks = _tasks(production.data, stage.split, stage.num_tasks)
     engine = engine_of(production)
     identity = rollout_identity(engine, stage)
+    references = References(production.data, engine.tokenizer) if stage.answers == "references" else None
     failures: dict[str, str] = {}
     store = RolloutStore(folder, identity, allow_other=stage.allow_other, facts=facts_of(engine))
     size = stage.tasks_per_shard
@@ -54,7 +56,7 @@ def generate(production: Production) -> Produced:
             questions = missing_samples(store, chunk, stage.engine.samples)
             if questions:
                 begun = time.perf_counter()
-                rollouts, failed = _answers(engine, questions, stage.seed)
+                rollouts, failed = _answers(engine, questions, stage.seed, references)
                 seconds = time.perf_counter() - begun
                 failures |= failed
                 if rollouts:
@@ -102,6 +104,8 @@ def judge(rollouts: Sequence[Rollout], tasks: Mapping[str, Task], data: Any) -> 
 
 def rollout_identity(engine: Any, stage: Any) -> dict[str, Any]:
     """Return what a stage's rollouts depend on: hashes of model, template and tokenizer, the settings, the seed."""
+    if stage.answers == "references":
+        return {"model": REFERENCES, **text_identity(engine.tokenizer), "sampling": {}, "seed": stage.seed}
     settings = {name: value for name, value in stage.engine.plain().items() if name not in NOT_OF_A_SAMPLE}
     known = {name: value for name, value in settings.items() if value is not None}
     return {**model_identity(engine, stage), "sampling": known, "seed": stage.seed}
@@ -140,8 +144,14 @@ def _tasks(data: Any, split: str, num_tasks: int | None) -> list[Task]:
     return tasks
 
 
-def _answers(engine: Any, questions: Sequence[Question], seed: int) -> tuple[list[Rollout], dict[str, str]]:
+def _answers(
+    engine: Any, questions: Sequence[Question], seed: int, references: References | None
+) -> tuple[list[Rollout], dict[str, str]]:
     """Ask, and return the rollouts in the order of tasks and samples, and why others are missing, by key and sample."""
+    if references is not None:
+        return [
+            references.rollout(one.task, seed, one.first + more) for one in questions for more in range(one.count)
+        ], {}
     found: dict[tuple[int, int], Rollout] = {}
     failures: dict[str, str] = {}
     spans = dict.fromkeys((question.first, question.count) for question in questions)

@@ -16,10 +16,11 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from pangu_modules.llm.generation.records import SequenceScores
 from pangu_modules.llm.generation.store.packed_ids import bits_for, pack_ids, unpack_ids
 from pangu_modules.llm.generation.store.shard_files import read_manifest, read_tables
 
@@ -51,6 +52,21 @@ class CachedScores:
     logprobs: np.ndarray
     top_ids: np.ndarray
     top_logprobs: np.ndarray
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any], scores: SequenceScores) -> Self:
+        """Return those of a sample's scores that are of tokens which the policy wrote.
+
+        Args:
+            row: ``key``, ``sample``, ``prompt_ids``, ``token_ids`` and ``policy_mask`` of the sample.
+            scores: of its prompt and tokens.
+        """
+        start = len(row["prompt_ids"])
+        # Entry t of the scores belongs to token t + 1.
+        entries = [start + number - 1 for number, by_policy in enumerate(row["policy_mask"]) if by_policy]
+        sequence = sequence_hash(row["prompt_ids"], row["token_ids"], row["policy_mask"])
+        chosen = scores.logprobs[entries], scores.top_ids[entries], scores.top_logprobs[entries]
+        return cls(row["key"], row["sample"], sequence, *chosen)
 
 
 @dataclass(frozen=True)

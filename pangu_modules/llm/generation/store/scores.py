@@ -11,7 +11,6 @@ import numpy as np
 
 from pangu_modules.common.production import Produced, Production
 from pangu_modules.llm.generation.decoding.checks import vocabulary_of
-from pangu_modules.llm.generation.records import SequenceScores
 from pangu_modules.llm.generation.store import rollouts
 from pangu_modules.llm.generation.store.identity import model_identity
 from pangu_modules.llm.generation.store.producing import PACKAGES, engine_of
@@ -21,7 +20,6 @@ from pangu_modules.llm.generation.store.score_rows import (
     Packing,
     packed_row,
     score_table,
-    sequence_hash,
 )
 from pangu_modules.llm.generation.store.shard_files import Shard, read_manifest, read_tables, shards_of
 from pangu_modules.llm.generation.store.shards import ShardStore
@@ -68,15 +66,8 @@ def score(production: Production) -> Produced:
     teacher = model_identity(engine, stage)
     _check_same_tokens(made_by["identity"], teacher, stage.allow_other)
     packing = Packing(common_tokens(engine, made_by), stage.precision, stage.nucleus)
-    identity = {
-        **{**teacher, "vocabulary": packing.vocabulary, "top_k": stage.top_k, "precision": stage.precision},
-        **{
-            "nucleus": stage.nucleus,
-            "teacher": stage.teacher,
-            "only": dict(stage.only),
-            "rollouts": made_by["identity"],
-        },
-    }
+    own = {name: getattr(stage, name) for name in ("top_k", "precision", "nucleus", "teacher", "only")}
+    identity = {**teacher, "vocabulary": packing.vocabulary, **own, "rollouts": made_by["identity"]}
     total = len(shards_of(source, made_by))
     facts = {"versions": collect_versions(PACKAGES)}
     with ScoreStore(production.folder / KIND, identity, allow_other=stage.allow_other, facts=facts) as store:
@@ -109,27 +100,6 @@ def common_tokens(engine: Any, made_by: Mapping[str, Any]) -> int | None:
     return min(rows, default=None)
 
 
-def score_rows(
-    rows: Sequence[Mapping[str, Any]], scores: Sequence[SequenceScores], packing: Packing
-) -> list[dict[str, Any]]:
-    """Return a row of the store for each sample.
-
-    Args:
-        rows: samples with `READ`.
-        scores: of each sample's prompt and tokens.
-        packing: how they are written.
-    """
-    made = []
-    for row, own in zip(rows, scores, strict=True):
-        start = len(row["prompt_ids"])
-        # Entry t of the scores belongs to token t + 1.
-        entries = [start + number - 1 for number, by_policy in enumerate(row["policy_mask"]) if by_policy]
-        sequence = sequence_hash(row["prompt_ids"], row["token_ids"], row["policy_mask"])
-        chosen = own.logprobs[entries], own.top_ids[entries], own.top_logprobs[entries]
-        made.append(packed_row(CachedScores(row["key"], row["sample"], sequence, *chosen), packing))
-    return made
-
-
 def _score_shard(
     store: ScoreStore, engine: Any, shard: Shard, rows: list[dict[str, Any]], top_k: int, packing: Packing
 ) -> None:
@@ -146,7 +116,7 @@ def _score_shard(
     sequences = [[*row["prompt_ids"], *row["token_ids"]] for row in missing]
     scores = engine.score(sequences, top_k=top_k, num_tokens=packing.vocabulary)
     seconds = time.perf_counter() - begun
-    made = score_rows(missing, scores, packing)
+    made = [packed_row(CachedScores.of(row, own), packing) for row, own in zip(missing, scores, strict=True)]
     statistics = {"seconds": seconds, **_sums(made)}
     number = int(shard.name.removeprefix("shard-").partition(".")[0].partition("-")[0])
     store.append(score_table(made, packing.precision), number, statistics)

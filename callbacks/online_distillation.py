@@ -28,8 +28,8 @@ class OnlineDistillation(RecipeCallback):
 
     It is on-policy distillation without stages between (generalised knowledge distillation, Agarwal et al. 2024,
     arXiv:2306.13649, with student's samples only), and pays for answers and the teacher's pass at every step. Of a
-    batch it keeps the prompts, the tokens before the first label; which answer a prompt gets depends on `seed`, epoch, batch
-    and prompt alone. The loss is `OfflineDistillation`'s, over the teacher's `top_k` likeliest tokens.
+    batch it keeps the prompts, the tokens before the first label; which answer a prompt gets depends on `seed`, epoch,
+    batch and prompt alone. The loss is `OfflineDistillation`'s, over the teacher's `top_k` likeliest tokens.
 
     The teacher is no part of the module and of no checkpoint.
     """

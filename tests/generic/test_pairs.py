@@ -34,12 +34,12 @@ def trains(first, second, module, folder):
     trainer = trainer_of(folder, [*callbacks, began], steps=2)
     allowed = conflict(*map(words_of, callbacks)) is None  # what docs/composition.md says
     if allowed:
-        trainer.fit(module, datamodule=data_of(SETTINGS[first]))
+        trainer.fit(module, datamodule=data_of(SETTINGS[first], SETTINGS[second]))
         assert trainer.global_step == 2
         assert all(bool(value.isfinite().all()) for value in module.state_dict().values() if torch.is_tensor(value))
         return True
     with pytest.raises(ValueError, match=r"'(one|two)' and '(one|two)'") as refused:
-        trainer.fit(module, datamodule=data_of(SETTINGS[first]))
+        trainer.fit(module, datamodule=data_of(SETTINGS[first], SETTINGS[second]))
     assert "'one'" in str(refused.value)
     assert "'two'" in str(refused.value)
     assert ": " in str(refused.value)

@@ -62,6 +62,7 @@ SETTINGS: dict[str, Setting] = {
     "average": Setting(DENSE, "WeightAverage", {"decay": 0.8}),
     "norm": Setting(DENSE, "GradientNorm", {"every_n_steps": 2}),
     "distill": Setting(DENSE, "Distillation", {"method": {"lambda_ce": 0.5}}),
+    "offline": Setting(DENSE, "OfflineDistillation", {"method": {"alpha_ce": 0.5}, "measure_every": 2}),
     "slimllm": Setting(
         DENSE,
         "StructuredPruning",
@@ -110,6 +111,7 @@ NO_METHODS = {
     "ExactResume": "every run has it: here, too",
     "LightningCallback": "stands for any of Lightning's, see tests/pangu_modules/engine",
     "ResumeCheckpoint": "writes checkpoints of a recipe's run, see tests/pangu_modules/engine",
+    "OnlineDistillation": "needs a teacher's folder, which no setting has: see tests/callbacks",
     "RecipeCallback": "the base class",
 }
 
@@ -129,7 +131,23 @@ def trainer_of(folder: Path, callbacks: list[Callback], steps: int = STEPS) -> l
     )
 
 
-def data_of(setting: Setting) -> TinyData:
-    """Return the setting's data."""
-    data: TinyData = TinyData.Config(images=setting.images).build()
+def data_of(*settings: Setting) -> TinyData:
+    """Return data that all these settings can be trained on."""
+    taught = any(setting.callback == "OfflineDistillation" for setting in settings)
+    kind = TaughtTinyData if taught else TinyData
+    data: TinyData = kind.Config(images=settings[0].images).build()
     return data
+
+
+class TaughtTinyData(TinyData):
+    """The same with what a teacher of three likely tokens says of each token."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Draw the samples."""
+        super().setup(stage)
+        for samples in (self.train_dataset, self.val_dataset, self.test_dataset, self.calibration_dataset):
+            columns = samples.columns  # type: ignore[union-attr]
+            tokens = columns["input_ids"]
+            logprobs = torch.tensor([0.5, 0.2, 0.1]).log().expand(*tokens.shape, 3)
+            columns |= {"teacher_ids": torch.stack([tokens, tokens - 1, tokens - 2], -1), "teacher_logprobs": logprobs}
+            columns |= {"teacher_label_logprobs": logprobs[..., 0], "sampled_logprobs": logprobs[..., 1]}

@@ -19,8 +19,9 @@ from pangu_modules.training.objectives import Objective
 
 
 class OfflineDistillation(RecipeCallback):
-    """Trains towards scores in the batch: ``L = alpha_kd D(teacher, student) + alpha_ce CE``, the mean over all tokens.
+    """Trains towards scores in the batch: ``L = alpha_kd D(teacher, student) + alpha_ce CE``, per token.
 
+    ``module.loss_per`` says whether the sequences of a step count the same or their tokens, which is the method's.
     It needs `DistillationData`. The objective has the callback's name, here ``distill``. Every `measure_every` steps it
     logs ``train/distill_outside``, the teacher's mass outside the tokens that are known, and
     ``train/distill_staleness``, how far the student has moved from the one that sampled: ``KL(then || now)`` on the

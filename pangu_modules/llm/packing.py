@@ -52,6 +52,20 @@ def sequence_counts(valid: Tensor, batch: Batch) -> Tensor:
     return _sums(valid.long(), batch) if is_packed(batch) else valid.sum(1)
 
 
+def per_sequence(module: Any, losses: Tensor, valid: Tensor, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
+    """Return what an objective returns: `sequence_means`, and `sequence_counts` too where the module counts by tokens.
+
+    Args:
+        module: what is trained; ``config.loss_per`` says what counts the same, a sequence or a token.
+        losses: of each position, (batch, seq), 0 where `valid` is not.
+        valid: where there is a target, (batch, seq) bool.
+        batch: the batch.
+    """
+    means = sequence_means(losses, valid, batch)
+    by_token = getattr(module.config, "loss_per", "sequence") == "token"
+    return (means, sequence_counts(valid, batch)) if by_token else means
+
+
 def num_sequences(batch: Batch) -> int:
     """Return the number of sequences: of rows, or of what packed rows hold."""
     return int(_starts(batch).sum()) if is_packed(batch) else len(batch["input_ids"])

@@ -39,6 +39,9 @@ class WordSums(DataModule):
     def tasks(self, split: str) -> Any:
         return Sums(Sums.Config(num=self.config.num)).tasks(split)
 
+    def reference(self, task: Any, *, seed: int = 0) -> str:
+        return str(task.messages[0]["content"]).split(" <b>")[0]
+
     def verify(self, task: Any, text: str) -> Any:
         return Sums(Sums.Config(num=self.config.num)).verify(task, text)
 
@@ -48,7 +51,7 @@ def distilled(folder: Path, *, steps: int = 4, score: Any = (), **distill: Any) 
     words = str(word_tokenizer(folder / "words"))
     module = CausalLM.Config(architecture="llama", model_args=TINY_LLAMA, optimizer=OPTIMIZER, loss_per="token")
     sums = WordSums.Config(words=words, num=12)
-    trainer = {"accelerator": "cpu", "limit_val_batches": 0, "logger": False, "log_every_n_steps": 1}
+    trainer = {"accelerator": "cpu", "limit_val_batches": 0, "log_every_n_steps": 1}
     distilling = {
         "data": DistillationData.Config(batch_size=4, filters={"keep_truncated": True}),
         "callbacks": {"distill": OfflineDistillation.Config(measure_every=1)},
@@ -66,6 +69,6 @@ def distilled(folder: Path, *, steps: int = 4, score: Any = (), **distill: Any) 
                 start_from="teacher",
                 data_from="sample",
             ),
-            "distill": Stage(**{**distilling, **distill}, module=module, start_from="sft", data_from="score"),
+            "distill": Stage(**{**distilling, "start_from": "sft", "data_from": "score", **distill}, module=module),
         }
     )

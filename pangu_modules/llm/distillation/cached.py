@@ -12,8 +12,8 @@ from pangu_modules.common.batches import IGNORE_INDEX
 from pangu_modules.llm.distillation.divergences import DivergenceConfig, cached_divergence
 from pangu_modules.llm.distillation.support import TeacherSupport
 from pangu_modules.llm.losses import default_chunk, labels_of, next_tokens, wide
-from pangu_modules.llm.packing import sequence_counts, sequence_means
-from pangu_modules.training.objectives import Batch, Outputs
+from pangu_modules.llm.packing import per_sequence
+from pangu_modules.training.objectives import Batch, Losses, Outputs
 
 TEACHERS = ("teacher_ids", "teacher_logprobs", "teacher_label_logprobs")
 
@@ -39,7 +39,7 @@ class CachedDistillationConfig(DivergenceConfig):
 
 
 class CachedDistillation:
-    """The objective: each sequence's mean divergence from what the batch says of the teacher, and its tokens.
+    """The objective: each sequence's mean divergence from what the batch says of the teacher.
 
     Args:
         config: which divergence.
@@ -59,8 +59,8 @@ class CachedDistillation:
         self.measures = False
         self.figures: dict[str, Tensor] = {}
 
-    def __call__(self, module: Any, batch: Batch, outputs: Outputs) -> tuple[Tensor, Tensor]:
-        """Return each sequence's mean and number of tokens, both (sequences,).
+    def __call__(self, module: Any, batch: Batch, outputs: Outputs) -> Losses:
+        """Return each sequence's mean, (sequences,), and where the module counts by tokens their numbers.
 
         Raises:
             ValueError: the batch has no scores.
@@ -82,7 +82,7 @@ class CachedDistillation:
         if self.measures:
             self._measure(logits, wanted, support, following.get("sampled_logprobs"))
         losses = found.new_zeros(labels.shape).masked_scatter(valid, found)
-        return sequence_means(losses, valid, batch), sequence_counts(valid, batch)
+        return per_sequence(module, losses, valid, batch)
 
     @torch.no_grad()
     def _measure(self, logits: Tensor, labels: Tensor, support: TeacherSupport, sampled: Tensor | None) -> None:

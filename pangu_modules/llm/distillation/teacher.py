@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from pangu_modules.common.config import Config
 from pangu_modules.llm.distillation.loss import token_divergences
 from pangu_modules.llm.losses import labels_of
-from pangu_modules.llm.packing import check_kept_apart, is_packed, model_inputs, sequence_means
+from pangu_modules.llm.packing import check_kept_apart, is_packed, model_inputs, per_sequence
 from pangu_modules.training.module import PanguModule
-from pangu_modules.training.objectives import Batch, Loss, Outputs
+from pangu_modules.training.objectives import Batch, Loss, Losses, Outputs
 
 MODEL_READS = ("input_ids", "attention_mask", "position_ids")
 
@@ -88,7 +88,7 @@ class _Distillation:
         self.padded = padded
         self.keeps_apart = False  # not asked yet: whether the teacher does that with packed sequences
 
-    def __call__(self, module: Any, batch: Batch, outputs: Outputs) -> Tensor:
+    def __call__(self, module: Any, batch: Batch, outputs: Outputs) -> Losses:
         if module.model is self.teacher:
             raise ValueError("teacher and student are the same object: give the teacher a copy of its own")
         student, teacher = outputs["logits"], self.teacher_logits(batch)
@@ -101,7 +101,7 @@ class _Distillation:
             temperature=self.temperature,
             chunk_tokens=self.chunk_tokens,
         )
-        return sequence_means(losses, valid, batch)
+        return per_sequence(module, losses, valid, batch)
 
     @torch.no_grad()
     def teacher_logits(self, batch: Batch) -> Tensor:

@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.llm.distillation.cached import CachedDistillation, CachedDistillationConfig
+from pangu_modules.llm.distillation.teacher_loading import load_teacher
 from pangu_modules.llm.generation.store.identity import REFERENCES
 from pangu_modules.llm.generation.weights_hash import weights_hash
 from pangu_modules.training.callback import RecipeCallback
@@ -23,7 +24,8 @@ class OfflineDistillation(RecipeCallback):
 
     ``module.loss_per`` says whether the sequences of a step count the same or their tokens, which is the method's.
     It needs `DistillationData`. The objective has the callback's name, here ``distill``. Every `measure_every` steps it
-    logs ``train/distill_outside``, the teacher's mass outside the tokens that are known, and
+    logs ``train/distill_outside``, the teacher's mass outside the tokens that are known,
+    with a teacher at hand ``train/distill_seen``, the share of the divergence that these show, at the first step, and
     ``train/distill_staleness``, how far the student has moved from the one that sampled: ``KL(then || now)`` on the
     samples, in nats per token; above `max_staleness` it is said once that new samples are due.
     """
@@ -34,6 +36,11 @@ class OfflineDistillation(RecipeCallback):
         method: CachedDistillationConfig = Field(CachedDistillationConfig(), description="Losses and their weights.")
         measure_every: PositiveInt = Field(10, description="Steps between two measurements.")
         max_staleness: NonNegativeFloat = Field(0.5, description="Nats per token above which a new round is asked for.")
+        teacher: str | None = Field(
+            None,
+            description="Hub id, folder, .gguf, 'smollm2', or a .ckpt of fit (set by teacher_from), to tell at the "
+            "first step what share of the divergence is seen offline; empty: not told.",
+        )
         allow_stale: bool = Field(False, description="Begin with samples of another student than the one trained.")
 
     config: Config
@@ -57,15 +64,17 @@ class OfflineDistillation(RecipeCallback):
         self._loss = add_cached_objective(pl_module, self.config.method, self.name)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Learn how many tokens there are, and refuse to begin with samples of another student.
+        """Learn what there is to compare with, and refuse to begin with samples of another student.
 
         Raises:
-            ValueError: there are some.
+            ValueError: there are some, or the teacher to compare with has other tokens.
         """
         data = getattr(trainer, "datamodule", None)
-        if self._loss is not None:
-            self._loss.num_tokens = getattr(data, "num_tokens", None)
-        sampled_by = getattr(data, "sampled_by", set()) - {REFERENCES}
+        assert self._loss is not None
+        self._loss.num_tokens = getattr(data, "num_tokens", None)
+        if trainer.global_step == 0 and self.config.teacher is not None:
+            self._loss.teacher = load_teacher(self.config.teacher, pl_module, f"callback {self.name!r}")
+        sampled_by: set[str] = getattr(data, "sampled_by", set()) - {REFERENCES}
         if not sampled_by or trainer.global_step > 0 or self.config.allow_stale:
             return
         model: Any = pl_module.model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
@@ -12,9 +13,10 @@ from pangu_modules.common.batches import IGNORE_INDEX
 from pangu_modules.llm.distillation.divergences import DivergenceConfig, cached_divergence
 from pangu_modules.llm.distillation.support import TeacherSupport
 from pangu_modules.llm.losses import default_chunk, labels_of, next_tokens, wide
-from pangu_modules.llm.packing import per_sequence
+from pangu_modules.llm.packing import model_inputs, per_sequence
 from pangu_modules.training.objectives import Batch, Losses, Outputs
 
+COMPARED = 512  # positions at most, at which there is a distribution over the whole vocabulary
 TEACHERS = ("teacher_ids", "teacher_logprobs", "teacher_label_logprobs")
 
 
@@ -48,15 +50,18 @@ class CachedDistillation:
         num_tokens: rows of the student's head that the teacher has, too; the rest is padding, and counts in no softmax;
             None: all are.
         measures: whether the next batch is measured, too.
-        figures: of the last batch that was: ``outside``, the teacher's mass outside the likeliest tokens, and
-            ``staleness``, ``KL(sampling student || present one)`` by the estimator ``r - 1 - log r`` with the ratio r
-            of present to sampling probability (Schulman 2020, "Approximating KL Divergence"), in nats per token.
+        teacher: a transformers model with which the next batch that is measured is compared; then it is forgotten.
+        figures: of the last batch that was: ``outside``, the teacher's mass outside the likeliest tokens; ``seen``, the
+            share of the divergence over the whole vocabulary that they show, if there was a teacher; and ``staleness``,
+            ``KL(sampling student || present one)`` by the estimator ``r - 1 - log r`` with the ratio r of present to
+            sampling probability (Schulman 2020, "Approximating KL Divergence"), in nats per token.
     """
 
     def __init__(self, config: DivergenceConfig) -> None:
         self.config = config
         self.num_tokens: int | None = None
         self.measures = False
+        self.teacher: Any = None
         self.figures: dict[str, Tensor] = {}
 
     def __call__(self, module: Any, batch: Batch, outputs: Outputs) -> Losses:
@@ -80,17 +85,50 @@ class CachedDistillation:
         support = support.with_labels(wanted, following["teacher_label_logprobs"])
         found = cached_divergence(logits, support, self.config, labels=wanted)
         if self.measures:
-            self._measure(logits, wanted, support, following.get("sampled_logprobs"))
+            self.figures = {"outside": support.tail().mean(), **_staleness(logits, wanted, following)}
+            if self.teacher is not None:
+                theirs = teacher_logits(self.teacher, batch)[valid][:, : self.num_tokens]
+                self.figures["seen"] = seen_share(logits, theirs, support, self.config)
+                self.teacher = None
         losses = found.new_zeros(labels.shape).masked_scatter(valid, found)
         return per_sequence(module, losses, valid, batch)
 
-    @torch.no_grad()
-    def _measure(self, logits: Tensor, labels: Tensor, support: TeacherSupport, sampled: Tensor | None) -> None:
-        self.figures = {"outside": support.tail().mean()}
-        if sampled is not None and len(labels):
-            ratio = (label_logprobs(logits, labels) - sampled)[torch.isfinite(sampled)]
-            if len(ratio):
-                self.figures["staleness"] = (ratio.exp() - 1 - ratio).mean()
+
+@torch.no_grad()
+def seen_share(student: Tensor, teacher: Tensor, support: TeacherSupport, config: DivergenceConfig) -> Tensor:
+    """Return what share of the divergence over the whole vocabulary the teacher's likeliest tokens show, a scalar.
+
+    Args:
+        student: logits (n, vocabulary).
+        teacher: logits (n, vocabulary).
+        support: what is known of the teacher offline, at the same positions.
+        config: which divergence.
+    """
+    student, teacher = student[:COMPARED], teacher[:COMPARED]
+    known = TeacherSupport(support.ids[:COMPARED], support.logprobs[:COMPARED], support.counted[:COMPARED])
+    ids = torch.arange(teacher.shape[-1], device=teacher.device).expand(teacher.shape)
+    whole = TeacherSupport.of(ids, wide(teacher).log_softmax(-1))
+    plain = config.derive(label_weight=0.0)
+    shares: Tensor = cached_divergence(student, known, plain).sum() / cached_divergence(student, whole, plain).sum()
+    return shares
+
+
+@torch.no_grad()
+def teacher_logits(teacher: Any, batch: Batch) -> Tensor:
+    """Return a teacher's logits (batch, seq, vocabulary) on a batch."""
+    teacher.to(batch["input_ids"].device)
+    logits: Tensor = teacher(**model_inputs(batch), use_cache=False).logits
+    return logits
+
+
+@torch.no_grad()
+def _staleness(logits: Tensor, labels: Tensor, following: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the staleness by its name; nothing where it is not known with what probability tokens were sampled."""
+    if "sampled_logprobs" not in following:
+        return {}
+    sampled = following["sampled_logprobs"]
+    ratio = (label_logprobs(logits, labels) - sampled)[torch.isfinite(sampled)]
+    return {"staleness": (ratio.exp() - 1 - ratio).mean()} if len(ratio) else {}
 
 
 def label_logprobs(logits: Tensor, labels: Tensor) -> Tensor:

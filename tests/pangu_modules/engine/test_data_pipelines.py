@@ -63,7 +63,12 @@ def test_a_score_stage_goes_on_too(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_samples_of_other_tokens_are_not_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few, many = (str(word_tokenizer(tmp_path / str(words), words)) for words in (20, 120))
     recipe = pipeline(module=TINY.derive(tokenizer=many)).derive(sample={"module": {"tokenizer": few}})
-    assert "another tokenizer's tokens" in refusal(recipe, ["fit"], capsys)
+    main(recipe, ["fit"])  # what one has beyond the other is no difference
+    other = Path(many) / "tokenizer.json"
+    other.write_text(other.read_text().replace('"w3"', '"x3"'))
+    said = refusal(recipe, ["fit", "--seed", "1"], capsys)
+    assert "another tokenizer's tokens" in said
+    assert "token 8 is 'w3' in the one and 'x3' in the other" in said
 
 
 def test_a_stage_runs_alone_and_options_have_its_name(capsys: pytest.CaptureFixture[str]) -> None:

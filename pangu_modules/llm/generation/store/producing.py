@@ -13,6 +13,7 @@ from pangu_modules.common.tasks import Task
 from pangu_modules.llm.generation.decoding.checks import vocabulary_of
 from pangu_modules.llm.generation.records import IncompleteGenerationError, Rollout
 from pangu_modules.llm.generation.store.identity import REFERENCES, model_identity, text_identity
+from pangu_modules.llm.generation.store.kept_tokenizer import keep_tokenizer
 from pangu_modules.llm.generation.store.pass_rates import Summary
 from pangu_modules.llm.generation.store.references import References
 from pangu_modules.llm.generation.store.rollouts import KIND, RolloutStore
@@ -52,6 +53,7 @@ def generate(production: Production) -> Produced:
     size = stage.tasks_per_shard
     chunks = [tasks[start : start + size] for start in range(0, len(tasks), size)]
     with store:
+        keep_tokenizer(folder, engine.tokenizer)
         for number, chunk in enumerate(chunks):
             questions = missing_samples(store, chunk, stage.engine.samples)
             if questions:

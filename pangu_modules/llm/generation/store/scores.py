@@ -13,6 +13,7 @@ from pangu_modules.common.production import Produced, Production
 from pangu_modules.llm.generation.decoding.checks import vocabulary_of
 from pangu_modules.llm.generation.store import rollouts
 from pangu_modules.llm.generation.store.identity import model_identity
+from pangu_modules.llm.generation.store.kept_tokenizer import kept_tokenizer
 from pangu_modules.llm.generation.store.producing import PACKAGES, engine_of
 from pangu_modules.llm.generation.store.score_rows import (
     KIND,
@@ -23,6 +24,7 @@ from pangu_modules.llm.generation.store.score_rows import (
 )
 from pangu_modules.llm.generation.store.shard_files import Shard, read_manifest, read_tables, shards_of
 from pangu_modules.llm.generation.store.shards import ShardStore
+from pangu_modules.llm.tokenizers import difference
 from pangu_modules.report.parts import add_table
 from pangu_modules.report.run_report import collect_versions
 from pangu_modules.report.tables import Column
@@ -64,7 +66,8 @@ def score(production: Production) -> Produced:
     made_by = read_manifest(source, rollouts.KIND)
     engine = engine_of(production)
     teacher = model_identity(engine, stage)
-    _check_same_tokens(made_by["identity"], teacher, stage.allow_other)
+    if not stage.allow_other:
+        _check_same_tokens(source, made_by["identity"], engine, teacher)
     packing = Packing(common_tokens(engine, made_by), stage.precision, stage.nucleus)
     own = {name: getattr(stage, name) for name in ("top_k", "precision", "nucleus", "teacher", "only")}
     identity = {**teacher, "vocabulary": packing.vocabulary, **own, "rollouts": made_by["identity"]}
@@ -147,10 +150,16 @@ def _figures(store: ScoreStore) -> tuple[dict[str, float], float]:
     return figures, sums["seconds"]
 
 
-def _check_same_tokens(student: Mapping[str, Any], teacher: Mapping[str, Any], allow_other: bool) -> None:
-    names = student.get("tokenizer"), teacher["tokenizer"]
-    if all(names) and names[0] != names[1] and not allow_other:
+def _check_same_tokens(source: Path, student: Mapping[str, Any], engine: Any, teacher: Mapping[str, Any]) -> None:
+    """Refuse samples of other tokens than the teacher's; the first that differs is named."""
+    own = kept_tokenizer(source) if engine.tokenizer is not None else None
+    if own is not None:
+        found = difference(own, engine.tokenizer, with_special_tokens=True)
+    else:
+        names = student.get("tokenizer"), teacher["tokenizer"]
+        found = "they have different hashes" if all(names) and names[0] != names[1] else None
+    if found is not None:
         raise ValueError(
             "rollouts: they are made of another tokenizer's tokens than the module's, whose scores would be of other "
-            "text: score with a model of the same tokenizer, or go on with allow_other=True"
+            f"text: {found}; score with a model of the same tokenizer, or go on with allow_other=True"
         )

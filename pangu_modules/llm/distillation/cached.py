@@ -79,16 +79,18 @@ class CachedDistillation:
         following = {
             name: batch[name][:, 1:][valid[:, :-1]] for name in (*TEACHERS, "sampled_logprobs") if name in batch
         }
-        logits, wanted = outputs["logits"][valid][:, : self.num_tokens], targets[valid]
+        # The logits of other positions are not copied away: they may be as large as all the rest of a step.
+        logits, rows = outputs["logits"].flatten(0, 1)[:, : self.num_tokens], valid.flatten().nonzero()[:, 0]
+        wanted = targets[valid]
         logprobs = following["teacher_logprobs"]
         support = TeacherSupport(following["teacher_ids"], logprobs, torch.isfinite(logprobs))
         support = support.with_labels(wanted, following["teacher_label_logprobs"])
-        found = cached_divergence(logits, support, self.config, labels=wanted)
+        found = cached_divergence(logits, support, self.config, labels=wanted, rows=rows)
         if self.measures:
-            self.figures = {"outside": support.tail().mean(), **_staleness(logits, wanted, following)}
+            self.figures = {"outside": support.tail().mean(), **_staleness(logits[rows], wanted, following)}
             if self.teacher is not None:
                 theirs = teacher_logits(self.teacher, batch)[valid][:, : self.num_tokens]
-                self.figures["seen"] = seen_share(logits, theirs, support, self.config)
+                self.figures["seen"] = seen_share(logits[rows], theirs, support, self.config)
                 self.teacher = None
         losses = found.new_zeros(labels.shape).masked_scatter(valid, found)
         return per_sequence(module, losses, valid, batch)

@@ -47,27 +47,34 @@ class DivergenceConfig(Config):
 
 
 def cached_divergence(
-    logits: Tensor, support: TeacherSupport, config: DivergenceConfig, *, labels: Tensor | None = None
+    logits: Tensor,
+    support: TeacherSupport,
+    config: DivergenceConfig,
+    *,
+    labels: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """Return the divergence at each position, (n,), with gradients to the student's logits.
 
     Args:
-        logits: the student's, (n, vocabulary).
+        logits: the student's, (positions, vocabulary).
         support: the teacher's likeliest tokens at the same positions.
         config: which divergence.
         labels: (n,), the token that follows, which must be the last of the support: needed for `label_weight` alone.
+        rows: (n,), the positions that count, none twice; None: all.
 
     Raises:
         ValueError: a position has no logits, or a token is outside the vocabulary.
     """
-    if len(logits) != len(support.ids):
-        raise ValueError(f"{len(logits)} positions of the student, {len(support.ids)} of the teacher")
+    positions = len(logits if rows is None else rows)
+    if positions != len(support.ids):
+        raise ValueError(f"{positions} positions of the student, {len(support.ids)} of the teacher")
     if support.ids.numel() and int(support.ids.max()) >= logits.shape[-1]:
         raise ValueError(
             f"the teacher's token {int(support.ids.max())} is outside the student's vocabulary of {logits.shape[-1]}"
         )
     log_q, log_q_tail = student_logprobs(
-        logits, support.ids, temperature=config.temperature, chunk_tokens=config.chunk_tokens
+        logits, support.ids, rows=rows, temperature=config.temperature, chunk_tokens=config.chunk_tokens
     )
     losses = _divergence(support, log_q, log_q_tail, config)
     if config.label_weight:

@@ -105,7 +105,28 @@ def test_gradients(config, k):
     log_p = (teacher / config.temperature).log_softmax(-1)
     support = support_of(teacher, k, config.temperature).with_labels(labels, log_p.gather(1, labels[:, None])[:, 0])
     student.requires_grad_()
-    assert torch.autograd.gradcheck(lambda logits: cached_divergence(logits, support, config, labels=labels), student)
+
+    def losses(logits):
+        return cached_divergence(logits, support, config, labels=labels)
+
+    assert torch.autograd.gradcheck(losses, student, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(losses, student, fast_mode=True)
+
+
+def test_some_rows_are_as_if_there_were_no_others():
+    """Would fail if a row's gradient went to the row of its number among those that count."""
+    student, teacher = pair()
+    rows = torch.tensor([4, 0, 3])
+    results = []
+    for chosen in (rows, None):
+        logits = student.clone().requires_grad_()
+        given = logits if chosen is not None else logits[rows]
+        losses = cached_divergence(given, support_of(teacher[rows], 3), DivergenceConfig(chunk_tokens=2), rows=chosen)
+        losses.sum().backward()
+        results.append((losses.detach(), logits.grad))
+    torch.testing.assert_close(*(losses for losses, _ in results), rtol=0, atol=0)
+    torch.testing.assert_close(*(gradient for _, gradient in results), rtol=0, atol=1e-15)
+    assert results[0][1][1].abs().sum() == 0
 
 
 def test_a_label_that_is_there_already_counts_once():

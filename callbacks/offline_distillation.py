@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from pangu_modules.common.config import Config as BaseConfig
 from pangu_modules.llm.distillation.cached import CachedDistillation, CachedDistillationConfig
 from pangu_modules.llm.distillation.teacher_loading import load_teacher
-from pangu_modules.llm.generation.store.identity import REFERENCES
+from pangu_modules.llm.generation.store.identity import is_weights_hash
 from pangu_modules.llm.generation.weights_hash import weights_hash
 from pangu_modules.training.callback import RecipeCallback
 from pangu_modules.training.module import PanguModule
@@ -48,6 +48,7 @@ class OfflineDistillation(RecipeCallback):
     def __init__(self, config: Config, *, name: str = "distillation") -> None:
         super().__init__(config, name=name)
         self._loss: CachedDistillation | None = None
+        self._begun_as = ""  # hash of the weights before training
         self._said = False  # that the samples are too old
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -61,6 +62,8 @@ class OfflineDistillation(RecipeCallback):
             return
         if not (isinstance(pl_module, PanguModule) and hasattr(pl_module.model, "config")):
             raise TypeError(f"callback {self.name!r} needs a PanguModule over a language model, e.g. CausalLM")
+        # Not later: a strategy may change the type of the weights.
+        self._begun_as = weights_hash(pl_module.model)
         self._loss = add_cached_objective(pl_module, self.config.method, self.name)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -74,16 +77,12 @@ class OfflineDistillation(RecipeCallback):
         self._loss.num_tokens = getattr(data, "num_tokens", None)
         if trainer.global_step == 0 and self.config.teacher is not None:
             self._loss.teacher = load_teacher(self.config.teacher, pl_module, f"callback {self.name!r}")
-        sampled_by: set[str] = getattr(data, "sampled_by", set()) - {REFERENCES}
-        if not sampled_by or trainer.global_step > 0 or self.config.allow_stale:
-            return
-        model: Any = pl_module.model
-        own = weights_hash(model)
-        if own not in sampled_by:
+        sampled_by = {model for model in getattr(data, "sampled_by", ()) if is_weights_hash(model)}
+        if trainer.global_step == 0 and sampled_by - {self._begun_as} and not self.config.allow_stale:
             raise ValueError(
                 f"callback {self.name!r}: the samples are of another student ({', '.join(sorted(sampled_by))}) than "
-                f"the one trained ({own}): start from the checkpoint that sampled (start_from), sample anew, or go on "
-                "with allow_stale=True"
+                f"the one trained ({self._begun_as}): start from the checkpoint that sampled (start_from), sample "
+                "anew, or go on with allow_stale=True"
             )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

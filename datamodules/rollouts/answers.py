@@ -68,7 +68,7 @@ class RolloutData(DataModule):
 
         Raises:
             ValueError: no folder is named, one is no store of samples, its tokens or template are not those of the
-                model that is trained, or no sample is left.
+                model that is trained, that has too few positions, or no sample is left.
         """
         if self.train_dataset is not None:
             return
@@ -82,6 +82,7 @@ class RolloutData(DataModule):
         self._difficulties = difficulties(train)
         self.train_dataset = TaughtRows(self.sequences(train), self._padding())
         self.test_dataset = TaughtRows(self.sequences(test), self._padding()) if test else None
+        self._check_length(max(len(one.prompt_ids) + len(one.token_ids) for one in rollouts))
         said = ", ".join(f"{count} {name}" for name, count in self.left_out.items() if count)
         rank_zero_info(
             f"{type(self).__name__}: {len(train)} samples to train on, {len(test)} held out; left out: {said or 'none'}"
@@ -135,10 +136,17 @@ class RolloutData(DataModule):
                     f"({theirs[:12]} there, {value[:12]} here): sample anew, or go on with allow_other=True"
                 )
 
+    def _check_length(self, longest: int) -> None:
+        module: Any = None if self.trainer is None else self.trainer.lightning_module
+        check = getattr(module, "check_text", None)
+        if check is not None:
+            check(module.tokenizer, longest)
+
     def _padding(self) -> int:
         module = None if self.trainer is None else self.trainer.lightning_module
         tokenizer = getattr(module, "tokenizer", None)
-        return int(getattr(tokenizer, "pad_token_id", None) or getattr(tokenizer, "eos_token_id", None) or 0)
+        known = [getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id")]
+        return next((number for number in known if number is not None), 0)
 
 
 class TaughtRows(Dataset[Any]):

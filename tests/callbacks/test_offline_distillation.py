@@ -101,9 +101,7 @@ def test_a_teacher_of_an_earlier_stage_and_an_interrupted_run(tmp_path: Path) ->
     main(recipe, ["fit"])
     whole = torch.load(FIRST / "distill/checkpoints/last.ckpt", weights_only=True)
     assert whole["callbacks"]["resident"]["teacher"]
-    (seen,) = set(
-        logged("distill")["train/offline_seen"]
-    )  # the first step's, which Lightning writes until the epoch ends
+    (seen,) = set(logged("distill")["train/offline_seen"])  # the first step's, written on until the epoch ends
     assert 0 < seen < 1
     before = [read_manifest(FIRST / place, kind) for place, kind in STORES]
     (FIRST / "distill/result.json").unlink()

@@ -7,9 +7,10 @@ import pytest
 import torch
 from distilled import WordSums
 from pydantic import ValidationError
-from quiet_trainer import quiet_trainer
+from quiet_trainer import StopAt, quiet_trainer
 from tiny_llm import tiny_module, word_tokenizer
 
+from callbacks import ExactResume
 from callbacks.online_distillation import OnlineDistillation
 from pangu_modules.llm.distillation.loss import distillation_loss
 
@@ -55,6 +56,34 @@ def test_answers_are_fresh_and_the_loss_is_the_teachers(tmp_path, words):
     # Both float32, the teacher's pass in another batch shape: 2e-7 of 2 seen
     torch.testing.assert_close(losses, resident, rtol=1e-5, atol=1e-6)
     assert counts.tolist() == (batch["labels"][:, 1:] != -100).sum(1).tolist()
+
+
+def test_an_interrupted_run_writes_the_same_answers(tmp_path, words):
+    """Would fail if the answers came from the state of a random generator, or all teachers were taken for the same."""
+    tiny_module(seed=3, tokenizer=words).export(tmp_path / "teacher")
+    tiny_module(seed=4, tokenizer=words).export(tmp_path / "other")
+
+    def run(name, *callbacks, teacher="teacher", **resumed):
+        config = OnlineDistillation.Config(teacher=str(tmp_path / teacher), generation={"temperature": 1.0})
+        trainer = quiet_trainer(
+            tmp_path / name,
+            [config.build(name="online"), ExactResume.Config().build(name="resume"), *callbacks],
+            max_steps=4,
+            limit_val_batches=0,
+        )
+        module = tiny_module(tokenizer=words)
+        trainer.fit(module, datamodule=WordSums.Config(words=words, batch_size=4).build(), **resumed)
+        return module
+
+    whole = run("whole")
+    with pytest.raises(ZeroDivisionError):
+        run("cut", StopAt(3, tmp_path / "cut.ckpt"))
+    resumed = {"ckpt_path": tmp_path / "cut.ckpt", "weights_only": True}
+    again = run("cut", **resumed)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    with pytest.raises(ValueError, match="is not that of the interrupted run"):
+        run("cut", teacher="other", **resumed)
 
 
 def test_what_does_not_fit_is_refused(tmp_path, words):

@@ -79,8 +79,8 @@ class CachedDistillation:
         following = {
             name: batch[name][:, 1:][valid[:, :-1]] for name in (*TEACHERS, "sampled_logprobs") if name in batch
         }
-        # The logits of other positions are not copied away: they may be as large as all the rest of a step.
-        logits, rows = outputs["logits"].flatten(0, 1)[:, : self.num_tokens], valid.flatten().nonzero()[:, 0]
+        # Logits may be as large as all the rest of a step: neither rows nor columns are copied without need.
+        logits, rows = self._tokens_of(outputs["logits"].flatten(0, 1)), valid.flatten().nonzero()[:, 0]
         wanted = targets[valid]
         logprobs = following["teacher_logprobs"]
         support = TeacherSupport(following["teacher_ids"], logprobs, torch.isfinite(logprobs))
@@ -89,11 +89,16 @@ class CachedDistillation:
         if self.measures:
             self.figures = {"outside": support.tail().mean(), **_staleness(logits[rows], wanted, following)}
             if self.teacher is not None:
-                theirs = teacher_logits(self.teacher, batch)[valid][:, : self.num_tokens]
+                theirs = self._tokens_of(teacher_logits(self.teacher, batch)[valid])
                 self.figures["seen"] = seen_share(logits[rows], theirs, support, self.config)
                 self.teacher = None
         losses = found.new_zeros(labels.shape).masked_scatter(valid, found)
         return per_sequence(module, losses, valid, batch)
+
+    def _tokens_of(self, logits: Tensor) -> Tensor:
+        """Return logits (n, vocabulary) without the columns that are padding."""
+        padded = self.num_tokens is not None and self.num_tokens < logits.shape[-1]
+        return logits[:, : self.num_tokens] if padded else logits
 
 
 @torch.no_grad()

@@ -9,13 +9,19 @@ from pangu_modules.llm.generation.weights_hash import weights_hash
 
 REFERENCES = "references"
 """In place of a model's hash: no model wrote these answers, they came with the tasks."""
+ON_SERVER = " on a server"
 
 
 def model_identity(engine: Any, stage: Any) -> dict[str, str]:
     """Return hashes of an engine's model, template and tokens; of a server its model's name, the rest is its own."""
     if engine.model is None:
-        return {"model": f"{stage.engine.model} on a server", "template": "", "tokenizer": ""}
+        return {"model": f"{stage.engine.model}{ON_SERVER}", "template": "", "tokenizer": ""}
     return {"model": weights_hash(engine.model), **text_identity(engine.tokenizer)}
+
+
+def is_weights_hash(model: str) -> bool:
+    """Whether what made answers, as an identity names it, is told from others by its weights."""
+    return model != REFERENCES and not model.endswith(ON_SERVER)
 
 
 def text_identity(tokenizer: Any) -> dict[str, str]:

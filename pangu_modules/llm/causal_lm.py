@@ -236,7 +236,7 @@ class CausalLM(NextTokenModule):
 
     @staticmethod
     def evaluation(**settings: Any) -> Evaluation:
-        """Return tasks of lm-evaluation-harness, ready to be called with a module; `EvaluationConfig` has the settings."""
+        """Return tasks of lm-evaluation-harness, to be called with a module; `EvaluationConfig` has the settings."""
         from pangu_modules.llm.evaluate.harness import Evaluation, EvaluationConfig
 
         return Evaluation(EvaluationConfig(**settings))

@@ -23,7 +23,7 @@ from pangu_modules.common.config import Configurable, caller_only
 from pangu_modules.common.parameters import count_parameters
 from pangu_modules.common.weight_names import without_wrappers
 from pangu_modules.training import objectives as objective_functions
-from pangu_modules.training.objectives import Batch, Objective, Outputs, TokenNormaliser, batch_size
+from pangu_modules.training.objectives import Batch, Objective, Outputs, TokenNormaliser
 from pangu_modules.training.optim import OptimizerConfig, build_optimizer
 from pangu_modules.training.structure import Plan, Structure, describe, find_plan, plan_from
 
@@ -301,3 +301,8 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) ->
     if problems:
         raise ValueError(f"{source} does not fit the model it should start from: {'; '.join(problems)}")
     module.load_state_dict(state)
+
+
+def batch_size(batch: Batch) -> int:
+    """Return the number of sequences or images in a batch: the length of its first tensor."""
+    return next(len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim > 0)

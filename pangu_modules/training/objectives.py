@@ -80,11 +80,6 @@ def weighted_mean(losses: Tensor, sample_weight: Tensor | None, counts: Tensor |
     return (counts * losses).sum() / counts.sum().clamp(min=1)
 
 
-def batch_size(batch: Batch) -> int:
-    """Return the number of sequences or images in a batch: the length of its first tensor."""
-    return next(len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim > 0)
-
-
 def sequence_losses(losses: Losses) -> Tensor:
     """Return what an objective has returned without the counts, (batch,)."""
     return losses[0] if isinstance(losses, tuple) else losses

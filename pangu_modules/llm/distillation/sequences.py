@@ -120,7 +120,7 @@ def _check_same(rollout: Rollout, scores: CachedScores) -> None:
 
 
 def _joined(parts: Sequence[object], dtype: type | None) -> np.ndarray:
-    """Return arrays in one; of floats of several types, with dtype None, in float16 if one but the last is that."""
+    """Return arrays in one, of a type, or with None of the first one's."""
     arrays = [np.asarray(part) for part in parts]
     if dtype is None:
         dtype = arrays[0].dtype.type

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from quiet_trainer import quiet_trainer
 from stores import SAMPLED, VOCABULARY, sample, scores_of, write_rollouts, write_scores
+from tiny_llm import tiny_module, word_tokenizer
 
 from datamodules import DistillationData, RolloutData
 from datamodules.rollouts.filters import RolloutFilters, difficulties, filtered, repeats
@@ -226,3 +228,22 @@ def test_a_teacher_that_wants_what_the_student_never_writes_is_told_of(tmp_path:
         UserWarning, match=r"at \d+\.\d % of the tokens the teacher's likeliest one is none that the student"
     ):
         set_up(tmp_path, rollouts)
+
+
+def test_samples_of_another_template_or_too_long_ones_are_refused(tmp_path: Path) -> None:
+    words = str(word_tokenizer(tmp_path / "words"))
+
+    def fit(name: str, length: int = 6, **identity: Any) -> None:
+        rollouts = [sample(number, length=length) for number in range(4)]
+        folder = write_rollouts(tmp_path / name, rollouts, **identity)
+        data = RolloutData.Config(rollouts=folder, batch_size=2, filters={"max_repeat_4gram": 1.0}).build()
+        trainer = quiet_trainer(tmp_path / "run", [], max_steps=1, limit_val_batches=0)
+        trainer.fit(tiny_module(tokenizer=words), datamodule=data)
+
+    fit("same")
+    with pytest.raises(ValueError, match="samples were made with another template than the model has"):
+        fit("template", template="f" * 64)
+    with pytest.raises(ValueError, match="samples were made with another tokenizer than the model has"):
+        fit("tokenizer", tokenizer="f" * 64)
+    with pytest.warns(UserWarning, match="data.sequence_length=72 is longer than the model's 64 positions"):
+        fit("long", length=70)

@@ -61,7 +61,11 @@ def test_data_come_from_several_stages_and_those_behind_them(tmp_path: Path) -> 
     assert one.data.scores == str(tmp_path / "score/scores")
     named = with_earlier(distill.derive(data_from="rollouts=sample"), stages, Place(tmp_path))
     assert named.data.rollouts == str(tmp_path / "sample/rollouts")
+    taught = distill.derive(teacher_from="sft")
+    found = with_earlier(taught, stages, Place(tmp_path))
+    assert found.callbacks["distill"].teacher == str(tmp_path / "sft/checkpoints/last.ckpt")
+    assert recorded(found, taught) == taught
     with pytest.raises(ValueError, match="no callback of the stage has a teacher"):
-        with_earlier(distill.derive(teacher_from="sft"), stages, Place(tmp_path))
+        with_earlier(taught.derive(callbacks={"distill": None}), stages, Place(tmp_path))
     with pytest.raises(ValueError, match="teacher_from='score' names no earlier stage that trains"):
         Recipe(stages={**stages, "distill": stages["distill"].derive(teacher_from="score")})

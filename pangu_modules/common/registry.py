@@ -165,6 +165,7 @@ TARGETS: dict[str, dict[str, str]] = {
     # Public names of `datamodules`.
     "datamodules": {
         "ChatData": "datamodules.text.chat:ChatData",
+        "ColumnSums": "datamodules.sums.column_sums:ColumnSums",
         "DataModule": "datamodules.base:DataModule",
         "DigitsData": "datamodules.images.digits:DigitsData",
         "DistillationData": "datamodules.rollouts.taught:DistillationData",

@@ -150,32 +150,40 @@ class ColumnSums(DataModule):
 
     # Drawing.
 
-    def _draw(self, stream: tuple[int, ...], count: int, *, held_out: bool) -> tuple[np.random.Generator, np.ndarray]:
-        """Return a generator and `count` sums of one side of the hash, (count, 3); some may be equal."""
-        generator = np.random.default_rng(stream)
-        found: list[np.ndarray] = []
-        while sum(map(len, found)) < count:
-            drawn = draw_operands(generator, self.config.operands, AT_ONCE)
-            found.append(drawn[is_held_out(drawn, self.config.test_share) == held_out])
-        return generator, np.concatenate(found)[:count]
+    def _drawn(self, generator: np.random.Generator, *, held_out: bool) -> np.ndarray:
+        """Return random sums of one side of the hash, (n, 3); some may be equal."""
+        drawn = draw_operands(generator, self.config.operands, AT_ONCE)
+        return drawn[is_held_out(drawn, self.config.test_share) == held_out]
 
     def _draw_tasks(self, split: Split) -> list[Task]:
         config, test = self.config, split == "test"
         wanted = config.num_test if test else config.num_tasks
-        stream = (0, TEST) if test else (config.seed, TASKS)
-        _, drawn = self._draw(stream, TRIES * wanted, held_out=test)
-        first = np.sort(np.unique(drawn, axis=0, return_index=True)[1])[:wanted]
-        if len(first) < wanted:
+        generator = np.random.default_rng((0, TEST) if test else (config.seed, TASKS))
+        found: dict[tuple[int, ...], None] = {}
+        for _ in range(0, TRIES * wanted, AT_ONCE):
+            found |= dict.fromkeys(tuple(row) for row in self._drawn(generator, held_out=test).tolist())
+            if len(found) >= wanted:
+                break
+        else:
             name = "num_test" if test else "num_tasks"
-            raise ValueError(f"{name}={wanted}: only {len(first)} different sums came out of {TRIES * wanted} drawn")
-        chosen = [tuple(map(int, row)) for row in drawn[first]]
+            raise ValueError(
+                f"{name}={wanted}: only {len(found)} different sums for it came up; lower it, or let more `operands` "
+                "have two digits"
+            )
+        chosen = list(found)[:wanted]
         if test:
             return [_task(operands, mode) for operands in chosen for mode in config.modes]
         return [_task(operands, config.modes[i % len(config.modes)]) for i, operands in enumerate(chosen)]
 
     def _rows(self) -> Rows:
         config = self.config
-        generator, operands = self._draw((config.seed, TRAIN), config.num_train, held_out=False)
+        generator = np.random.default_rng((config.seed, TRAIN))
+        operands = np.zeros((0, 3), dtype=np.int64)
+        for _ in range(0, TRIES * config.num_train, AT_ONCE):
+            if len(operands) >= config.num_train:
+                break
+            operands = np.concatenate([operands, self._drawn(generator, held_out=False)])
+        operands = operands[: config.num_train]
         slips = config.wrong_share + config.corrected_share
         sums = draw_sums(generator, operands, config.style, slips)
         thinking = generator.random(len(operands)) < config.thinking_share

@@ -159,6 +159,7 @@ TARGETS: dict[str, dict[str, str]] = {
         "RecipeCallback": "pangu_modules.training.callback:RecipeCallback",
         "ResumeCheckpoint": "pangu_modules.engine.resume_checkpoint:ResumeCheckpoint",
         "RouterBalancing": "callbacks.mixture.router_balancing:RouterBalancing",
+        "SampledAccuracy": "callbacks.sampled_accuracy:SampledAccuracy",
         "StructuredPruning": "callbacks.pruning.structured:StructuredPruning",
         "WeightAverage": "callbacks.weight_average:WeightAverage",
     },

@@ -39,7 +39,7 @@ class SampledAccuracy(RecipeCallback):
         data: str | None = Field(None, description="Public name of a datamodule with tasks; empty: the stage's data.")
         data_fields: dict[str, Any] = Field({}, description="Fields of that datamodule's configuration.")
         limit: PositiveInt | None = Field(1000, description="Tasks to answer, the first ones; empty: all.")
-        by: str = Field("mode", description="Label of the tasks by which results are given; empty: all together.")
+        by: str | None = Field("mode", description="Label of the tasks by which results are given; empty: all together.")
         generation: GenerationEngine.Config = Field(
             GenerationEngine.Config(batch_size=64), description="How answers are written."
         )
@@ -64,8 +64,11 @@ class SampledAccuracy(RecipeCallback):
                 tokens than the model.
         """
         super().setup(trainer, pl_module, stage)
-        if not hasattr(pl_module, "tokenizer"):
-            raise ValueError(f"callback {self.name!r} needs a language model, e.g. CausalLM")
+        if getattr(pl_module, "tokenizer", None) is None:
+            raise ValueError(
+                f"callback {self.name!r} asks questions in words, so it needs a language model with a tokenizer; name "
+                "one in module.tokenizer"
+            )
         if self._data is None:
             self._data = self._tasks_of(trainer)
         if self.config.teacher is not None and self._teacher is None:
@@ -83,7 +86,7 @@ class SampledAccuracy(RecipeCallback):
         else:
             data = registry.load("datamodules", config.data).Config(**config.data_fields).build()
         for task in self._chosen(data):
-            if config.by and config.by not in task.labels:
+            if config.by is not None and config.by not in task.labels:
                 raise ValueError(
                     f"callback {self.name!r}: by={config.by!r} is no label of task {task.key!r}, which has "
                     f"{', '.join(task.labels) or 'none'}"
@@ -134,7 +137,7 @@ class SampledAccuracy(RecipeCallback):
         ]
 
     def _group(self, rollout: Rollout) -> str:
-        return rollout.labels.get(self.config.by, "all")
+        return "all" if self.config.by is None else rollout.labels[self.config.by]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of tokens so far."""

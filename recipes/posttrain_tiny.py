@@ -13,6 +13,7 @@ STUDENT = {  # 101,824 parameters
     "max_position_embeddings": 64,
     "initializer_range": 0.06,  # so narrow a model learns slowly from the default, 0.02
     "tie_word_embeddings": True,
+    **{"bos_token_id": 15, "eos_token_id": 16, "pad_token_id": 17},  # those of the sums' tokenizer
 }
 TEACHER = {**STUDENT, "hidden_size": 128, "intermediate_size": 352}  # 404,352
 ADAMW = OptimizerConfig(lr=4e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_share=0.03, final_lr_share=0.1)

@@ -1,7 +1,7 @@
 """Every second layer of SmolLM2-135M, mended, then distilled from the whole on its own answers (arXiv:2509.26497)."""
 
-from callbacks import Distillation
-from datamodules import ReasoningTasks, TextData
+from callbacks import Distillation, OfflineDistillation
+from datamodules import DistillationData, ReasoningTasks, TextData
 from pangu_modules import (
     CausalLM,
     GenerateStage,
@@ -12,13 +12,13 @@ from pangu_modules import (
     ScoreStage,
     ShapePlan,
     Stage,
-    distillation_rounds,
 )
 
 LAYER = LayerSizes(num_heads=9, num_kv_heads=3, intermediate_size=1536)
 HALF = ShapePlan(hidden_size=576, layers=(LAYER,) * 15, kept_layers=tuple(range(0, 30, 2)), source="every second layer")
 ADAMW = OptimizerConfig(lr=5e-4, betas=(0.9, 0.95), weight_decay=0.1, warmup_share=0.05, final_lr_share=0.1)
 STUDENT = CausalLM.Config(model="smollm2", structure=(HALF,), optimizer=ADAMW)
+MENDED = STUDENT.derive(structure=(), optimizer={"lr": 2e-4})  # the checkpoint brings the structure
 
 recipe = Recipe(
     stages={
@@ -28,20 +28,23 @@ recipe = Recipe(
             callbacks={"distill": Distillation.Config(teacher="smollm2")},
             trainer={"max_steps": 64, "val_check_interval": 64, "gradient_clip_val": 1.0},
         ),
-        **distillation_rounds(
+        "generate": GenerateStage(
+            module=MENDED,
+            data=ReasoningTasks.Config(num_train=64, num_test=10),
+            engine=GenerationEngine.Config(temperature=1.0, max_new_tokens=64, batch_size=32, logprobs=True),
+            tasks_per_shard=32,
             start_from="sft",
-            generate=GenerateStage(
-                module=STUDENT.derive(structure=()),
-                data=ReasoningTasks.Config(num_train=64, num_test=10),
-                engine=GenerationEngine.Config(temperature=1.0, max_new_tokens=64, batch_size=32, logprobs=True),
-                tasks_per_shard=32,
-            ),
-            score=ScoreStage(module=CausalLM.Config(model="smollm2"), engine=GenerationEngine.Config(), top_k=32),
-            distill=Stage(
-                module=STUDENT.derive(structure=(), optimizer={"lr": 2e-4}),
-                data=TextData.Config(sequence_length=128, batch_size=4),
-                trainer={"max_epochs": 3, "gradient_clip_val": 1.0},
-            ),
+        ),
+        "score": ScoreStage(
+            module=CausalLM.Config(model="smollm2"), engine=GenerationEngine.Config(), data_from="generate"
+        ),
+        "distill": Stage(
+            module=MENDED,
+            data=DistillationData.Config(batch_size=4, filters={"keep_truncated": True}),
+            callbacks={"distill": OfflineDistillation.Config()},
+            trainer={"max_epochs": 3, "gradient_clip_val": 1.0},
+            start_from="sft",
+            data_from="score",
         ),
     },
     cost="15 minutes on two cores",

@@ -124,7 +124,6 @@ TARGETS: dict[str, dict[str, str]] = {
         "auxiliary_objective": "pangu_modules.llm.moge.auxiliary_loss:auxiliary_objective",
         "distillation_loss": "pangu_modules.llm.distillation.loss:distillation_loss",
         "distillation_objective": "pangu_modules.llm.distillation.teacher:distillation_objective",
-        "distillation_rounds": "pangu_modules.llm.distillation.rounds:distillation_rounds",
         "drop_layers": "pangu_modules.llm.pruning.short_gpt:drop_layers",
         "expand_depth": "pangu_modules.vision.scalenet.expansion:expand_depth",
         "finalize_module": "pangu_modules.llm.onebit.finalize:finalize_module",

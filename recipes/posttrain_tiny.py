@@ -14,8 +14,9 @@ TEACHER = {**STUDENT, "hidden_size": 128, "intermediate_size": 352}  # 404,352
 ADAMW = OptimizerConfig(lr=4e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_share=0.03, final_lr_share=0.1)
 MODULE = CausalLM.Config(architecture="llama", model_args=STUDENT, optimizer=ADAMW, loss_per="token")
 OF_TEACHER = MODULE.derive(model_args=TEACHER, optimizer={"lr": 3e-3})
-SAMPLES = GenerationEngine.Config(temperature=1.0, max_new_tokens=32, batch_size=256, logprobs=True)
-ANSWERS = {"answers": SampledAccuracy.Config(data="ColumnSums", generation=SAMPLES.derive(temperature=0.0))}
+WRITING = GenerationEngine.Config(max_new_tokens=32, batch_size=256)  # greedy
+SAMPLES = WRITING.derive(temperature=1.0, logprobs=True)
+ANSWERS = {"answers": SampledAccuracy.Config(data="ColumnSums", generation=WRITING)}
 REPLAY = {"num_train": 32_000, "thinking_share": 0.25, "seed": 2}
 CLIPPED = {"gradient_clip_val": 1.0}
 TO_THINK = Stage(

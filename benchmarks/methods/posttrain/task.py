@@ -58,6 +58,7 @@ class Row:
         rollouts: arm whose samples it reads.
         scores: arm whose scores it reads.
         teacher: arm that samples are compared with, and that teaches where it is resident.
+        makes_answers: whether making the samples is part of its work, and of its time.
         seeds: how many seeds it runs on (None: all).
     """
 
@@ -70,6 +71,7 @@ class Row:
     rollouts: str | None = None
     scores: str | None = None
     teacher: str | None = TEACHER
+    makes_answers: bool = True
     seeds: int | None = None
 
     def arm(self, miniature: bool) -> Arm:
@@ -106,11 +108,11 @@ class StageRun:
         number = SEEDS_FROM + seed
         recipe = recipe.derive(seed=number)
         stage = recipe.stages[""]
-        if "seed" in type(getattr(stage, "data", stage)).model_fields and hasattr(stage, "data"):
-            recipe = recipe.derive(data={"seed": STREAMS * number + self.row.stream})
         if "answers" in stage.callbacks:
             recipe = recipe.derive(callbacks={"answers": self._answers()})
         recipe = recipe.derive(**self.row.changes)
+        if "data" in stage.parts:
+            recipe = recipe.derive(data={"seed": STREAMS * number + self.row.stream})
         return recipe.derive(**self._small(recipe)) if self.miniature else recipe
 
     def __call__(self, seed: int, inputs: Mapping[str, ArmInput], folder: Path) -> dict[str, float]:
@@ -118,7 +120,8 @@ class StageRun:
         row, recipe = self.row, self.recipe(seed)
         recipe = recipe.derive(**self._given(recipe, inputs))
         start = inputs[row.start_from].folder / CHECKPOINT if row.start_from else None
-        wall = sum(inputs[name].values["wall_seconds"] for name in (row.rollouts, row.scores) if name is not None)
+        before = (row.rollouts if row.makes_answers else None, row.scores)
+        wall = sum(inputs[name].values["wall_seconds"] for name in before if name is not None)
         if isinstance(recipe.stages[""], DataStage):
             made = recipe.make(folder / "run", start_from=start, quiet=True)
             return {**made.metrics, "wall_seconds": made.seconds}
@@ -147,7 +150,10 @@ class StageRun:
         stage = recipe.stages[""]
         small: dict[str, Any] = {}
         if "num_tasks" in type(getattr(stage, "data", stage)).model_fields:
-            small["data"] = {"num_train": 192, "num_tasks": 96, "num_test": 8}
+            small["data"] = {"num_train": 192, "num_tasks": 24, "num_test": 8}
+        elif "filters" in type(getattr(stage, "data", stage)).model_fields:  # answers of models that know nothing
+            filters = {"keep_truncated": True, "max_repeat_4gram": 1.0, "verifier_filter": "none"}
+            small["data"] = {"batch_size": 4, "filters": filters}
         if stage.trainer:
             small["trainer"] = {"max_steps": 3}
         return small

@@ -56,7 +56,7 @@ class Identities:
         batch = rows.__getitems__(range(min(SAMPLES, len(rows))))
         with torch.no_grad():
             outputs = student.compute_outputs(batch)
-            losses, counts = CachedDistillation(CachedDistillationConfig(), None)(student, batch, outputs)
+            losses, counts = CachedDistillation(CachedDistillationConfig())(student, batch, outputs)
             resident = distillation_objective(teacher)(student, batch, outputs)
             cached, online = ((counts * each).sum() for each in (losses, resident))
             valid = batch["labels"][:, 1:] != IGNORE_INDEX

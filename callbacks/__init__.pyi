@@ -11,6 +11,7 @@ from callbacks.pruning.pangu_light import PanguLightPruning as PanguLightPruning
 from callbacks.pruning.pangu_light import PostNormAbsorption as PostNormAbsorption
 from callbacks.pruning.structured import LayerDropping as LayerDropping
 from callbacks.pruning.structured import StructuredPruning as StructuredPruning
+from callbacks.sampled_accuracy import SampledAccuracy as SampledAccuracy
 from callbacks.weight_average import WeightAverage as WeightAverage
 from callbacks.weighting.batch_weighting import BatchWeighting as BatchWeighting
 from callbacks.weighting.influence_selection import InfluenceSelection as InfluenceSelection

@@ -9,6 +9,7 @@ from datamodules.reasoning.files import TaskFile as TaskFile
 from datamodules.reasoning.gym import ReasoningTasks as ReasoningTasks
 from datamodules.rollouts.answers import RolloutData as RolloutData
 from datamodules.rollouts.taught import DistillationData as DistillationData
+from datamodules.sums.column_sums import ColumnSums as ColumnSums
 from datamodules.text.chat import ChatData as ChatData
 from datamodules.text.mixture import Domain as Domain
 from datamodules.text.mixture import MixtureData as MixtureData

@@ -39,7 +39,9 @@ class SampledAccuracy(RecipeCallback):
         data: str | None = Field(None, description="Public name of a datamodule with tasks; empty: the stage's data.")
         data_fields: dict[str, Any] = Field({}, description="Fields of that datamodule's configuration.")
         limit: PositiveInt | None = Field(1000, description="Tasks to answer, the first ones; empty: all.")
-        by: str | None = Field("mode", description="Label of the tasks by which results are given; empty: all together.")
+        by: str | None = Field(
+            "mode", description="Label of the tasks by which results are given; empty: all together."
+        )
         generation: GenerationEngine.Config = Field(
             GenerationEngine.Config(batch_size=64), description="How answers are written."
         )
@@ -80,8 +82,8 @@ class SampledAccuracy(RecipeCallback):
             data = getattr(trainer, "datamodule", None)
             if not (hasattr(data, "tasks") and hasattr(data, "verify")):
                 raise ValueError(
-                    f"callback {self.name!r}: {type(data).__name__} has no tasks; name a datamodule that has in `data`, "
-                    "e.g. ReasoningTasks"
+                    f"callback {self.name!r}: {type(data).__name__} has no tasks; name a datamodule that has in "
+                    "`data`, e.g. ReasoningTasks"
                 )
         else:
             data = registry.load("datamodules", config.data).Config(**config.data_fields).build()

@@ -78,8 +78,8 @@ class ColumnSums(DataModule):
                 raise ValueError(f"operands={self.operands}: three shares from 0 on, which add up to 1")
             if self.wrong_share + self.corrected_share > 1:
                 raise ValueError(
-                    f"wrong_share={self.wrong_share:g} and corrected_share={self.corrected_share:g} add up to more than "
-                    "1: a reference has one slip at most"
+                    f"wrong_share={self.wrong_share:g} and corrected_share={self.corrected_share:g} add up to more "
+                    "than 1: a reference has one slip at most"
                 )
             if len(set(self.modes)) < len(self.modes):
                 raise ValueError(f"modes={self.modes}: name each once")
@@ -213,7 +213,9 @@ class Rows(Dataset[Any]):
             answers[row, : len(answer)] = answer
         self.input_ids = torch.from_numpy(np.concatenate([asked, answers], axis=1))
         hidden = np.full_like(asked, IGNORE_INDEX)
-        self.labels = torch.from_numpy(np.concatenate([hidden, np.where(answers == PAD, IGNORE_INDEX, answers)], axis=1))
+        self.labels = torch.from_numpy(
+            np.concatenate([hidden, np.where(answers == PAD, IGNORE_INDEX, answers)], axis=1)
+        )
         self.lengths = torch.from_numpy(PROMPT_TOKENS + lengths)
 
     def __len__(self) -> int:

@@ -130,9 +130,7 @@ def draw_operands(generator: np.random.Generator, shares: tuple[float, float, fl
     return np.select([kinds == 0, kinds == 1], [two, one], 0)
 
 
-def draw_sums(
-    generator: np.random.Generator, operands: np.ndarray, style: Style, slip_share: float
-) -> Sums:
+def draw_sums(generator: np.random.Generator, operands: np.ndarray, style: Style, slip_share: float) -> Sums:
     """Return sums with random orders and slips.
 
     Args:

@@ -32,14 +32,14 @@ class BaseStage(Config):
 
     parts: ClassVar[tuple[str, ...]]  # the fields that hold a configuration with fields of its own
 
-    if TYPE_CHECKING:
+    if TYPE_CHECKING:  # defaults where a kind of stage is without the field
         module: Config
-        data: Config
+        data: Config = Config()
         seed: int
         start_from: str | None
         data_from: str | tuple[str, ...] | None
-        callbacks: dict[str, Config | None]
-        trainer: dict[str, Any]
+        callbacks: dict[str, Config | None] = {}
+        trainer: dict[str, Any] = {}
 
     @property
     def data_sources(self) -> dict[str, str | None]:

@@ -100,9 +100,7 @@ def test_the_divergence_is_that_of_full_softmaxes_on_the_models_own_samples(tmp_
     for rollout in engine.generate([task.messages for task in data.tasks("test")]):
         ids = torch.tensor([[*rollout.prompt_ids, *rollout.token_ids]])
         with torch.no_grad():
-            theirs, ours = (
-                each.model(input_ids=ids).logits[0].double().log_softmax(-1) for each in (teacher, module)
-            )
+            theirs, ours = (each.model(input_ids=ids).logits[0].double().log_softmax(-1) for each in (teacher, module))
         for place in range(len(rollout.prompt_ids) - 1, ids.shape[1] - 1):
             total += float((theirs[place].exp() * (theirs[place] - ours[place])).sum())
             tokens += 1
@@ -131,7 +129,7 @@ def test_what_cannot_be_answered_is_refused_before_training(tmp_path):
         metrics_of(tmp_path, module_of(data), data, by="colour")
     with pytest.raises(ValueError, match="no such file"):
         metrics_of(tmp_path, module_of(data), data, teacher="nowhere.ckpt")
-    with pytest.raises(ValueError, match="unknown datamodules 'ColumnSum'.*ColumnSums"):
+    with pytest.raises(ValueError, match=r"unknown datamodules 'ColumnSum'.*ColumnSums"):
         metrics_of(tmp_path, module_of(data), data, data="ColumnSum")
     bare = CausalLM.Config(architecture="llama", model_args=TINY).build()
     with pytest.raises(ValueError, match="tokenizer"):
@@ -140,5 +138,7 @@ def test_what_cannot_be_answered_is_refused_before_training(tmp_path):
 
 def test_other_tasks_than_the_datas_are_found_by_name(tmp_path):
     data = data_of()
-    metrics = metrics_of(tmp_path, module_of(data), data, data="ColumnSums", data_fields={"num_test": 3, "modes": ["fast"]})
+    metrics = metrics_of(
+        tmp_path, module_of(data), data, data="ColumnSums", data_fields={"num_test": 3, "modes": ["fast"]}
+    )
     assert {name for name in metrics if "accuracy" in name} == {"test/accuracy_fast"}

@@ -147,11 +147,12 @@ class StageRun:
         return {"data_fields": {"num_test": 8 if self.miniature else 4000}, "limit": None}
 
     def _small(self, recipe: Recipe) -> dict[str, Any]:
-        stage = recipe.stages[""]
+        stage: Any = recipe.stages[""]
         small: dict[str, Any] = {}
-        if "num_tasks" in type(getattr(stage, "data", stage)).model_fields:
+        fields = type(stage.data).model_fields if "data" in stage.parts else {}
+        if "num_tasks" in fields:
             small["data"] = {"num_train": 192, "num_tasks": 24, "num_test": 8}
-        elif "filters" in type(getattr(stage, "data", stage)).model_fields:  # answers of models that know nothing
+        elif "filters" in fields:  # answers of models that know nothing
             filters = {"keep_truncated": True, "max_repeat_4gram": 1.0, "verifier_filter": "none"}
             small["data"] = {"batch_size": 4, "filters": filters}
         if stage.trainer:

@@ -104,7 +104,7 @@ def test_bad_values_are_refused():
     with pytest.raises(ValidationError, match="name each once"):
         ColumnSums.Config(modes=("fast", "fast"))
     data = ColumnSums.Config(num_test=300, operands=(0.0, 0.0, 1.0)).build()
-    with pytest.raises(ValueError, match="num_test=300: only .* different sums"):
+    with pytest.raises(ValueError, match=r"num_test=300: only .* different sums"):
         data.tasks("test")
     with pytest.raises(ValueError, match="'train' and 'test'"):
         data.tasks("val")

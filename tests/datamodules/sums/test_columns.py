@@ -67,7 +67,8 @@ def test_fast_answers_are_the_sum_and_with_a_slip_a_wrong_one():
     assert [int(text) for text in written(sums, thinking=False)] == sums.operands.sum(1).tolist()
     slipped = some(100, slip_share=1.0)
     assert all(
-        int(text) != total for text, total in zip(written(slipped, thinking=False), slipped.operands.sum(1), strict=True)
+        int(text) != total
+        for text, total in zip(written(slipped, thinking=False), slipped.operands.sum(1), strict=True)
     )
 
 

@@ -39,7 +39,9 @@ def test_curricula_of_equal_length_are_compared():
 
 
 def test_answers_are_to_the_same_prompts_and_rows_are_seen_once():
-    seeds = {arm.config["recipe"]["data"]["seed"] for arm in METHOD.arms if arm.name.endswith(("samples", "references"))}
+    seeds = {
+        arm.config["recipe"]["data"]["seed"] for arm in METHOD.arms if arm.name.endswith(("samples", "references"))
+    }
     assert len(seeds) == 1
     for row in CURRICULA:
         recipe = METHOD.arm(row.name).config["recipe"]

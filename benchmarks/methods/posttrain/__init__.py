@@ -1,0 +1,1 @@
+"""Benchmarks of post-training: curriculum fine-tuning and offline on-policy distillation."""

@@ -42,8 +42,8 @@ class Setting:
     top_k: int = 32
 
 
-def smollm2_setting(folder: Path) -> Setting:
-    """Write SmolLM2-135M, the teacher, and its half with every second layer, the student; return the setting."""
+def smollm2_setting(folder: Path, every: int) -> Setting:
+    """Write SmolLM2-135M, the teacher, and a student of every second (third, ...) of its layers; return the setting."""
     from torch import nn
 
     from pangu_modules.llm.models.loading import load_causal_lm
@@ -51,7 +51,7 @@ def smollm2_setting(folder: Path) -> Setting:
 
     model: Any = load_causal_lm("smollm2").eval()
     model.save_pretrained(folder / "teacher")
-    kept = model.model.layers[::2]
+    kept = model.model.layers[::every]
     for number, layer in enumerate(kept):
         layer.self_attn.layer_idx = number
     model.model.layers = nn.ModuleList(kept)

@@ -30,7 +30,7 @@ def has_trl() -> bool:
     return importlib.util.find_spec("trl") is not None
 
 
-def trl_contest(setting: Setting, rollouts: Sequence[Rollout]) -> Contest:
+def trl_contest(setting: Setting, rollouts: Sequence[Rollout], name: str, what: str) -> Contest:
     """Return the races of an epoch whose samples and scores are on disk, as from the second epoch on, with TRL's.
 
     TRL samples in each step; once it does so, and once it gets our samples in the place of its own.
@@ -44,7 +44,7 @@ def trl_contest(setting: Setting, rollouts: Sequence[Rollout]) -> Contest:
         differences = [abs(one - other) / other for one, other in zip(ours, peer, strict=True)]
         return max(differences), 1e-3  # of each step's loss, the first before and the rest after AdamW's steps
 
-    epoch = f"an epoch of {len(rollouts)} samples of {setting.new_tokens} tokens, {setting.batch_size} a step"
+    epoch = f"an epoch of {what} on {len(rollouts)} samples of {setting.new_tokens} tokens, {setting.batch_size} a step"
 
     def ours() -> float:
         return fit_ours(setting, "raced")[0]
@@ -54,15 +54,15 @@ def trl_contest(setting: Setting, rollouts: Sequence[Rollout]) -> Contest:
 
     named, given = "TRL's DistillationTrainer", "TRL's DistillationTrainer, samples given"
     races = (
-        race("trl_epoch", "TRL samples", lambda: fit_trl(setting, None, order)[0], named),
+        race(f"trl_epoch_{name}", "TRL samples", lambda: fit_trl(setting, None, order)[0], named),
         race(
-            "trl_epoch_given",
+            f"trl_epoch_given_{name}",
             "both on our samples",
             lambda: fit_trl(setting, rollouts, order)[0],
             given,
         ),
         Race(
-            "trl_memory",
+            f"trl_memory_{name}",
             f"peak memory of {epoch}, less what the libraries take",
             lambda: peak_of_child(setting, None, order),
             lambda: peak_of_child(setting, rollouts, order),
@@ -116,7 +116,7 @@ def fit_ours(setting: Setting, name: str) -> tuple[float, list[float]]:
             self.seconds = time.perf_counter() - self.start
 
     clock = Clock()
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=1,

@@ -103,7 +103,7 @@ def test_trl_trains_by_the_same_losses(setting: Setting) -> None:
     """Would fail if TRL saw other samples, another order, another divergence or another optimizer."""
     if not speed_trl.has_trl():
         pytest.skip(f"needs TRL: {speed_trl.VARIABLE} names no folder with it")
-    contest = speed_trl.trl_contest(setting, sampled(setting))
+    contest = speed_trl.trl_contest(setting, sampled(setting), "toy", "a toy")
     error, bound = contest.check()
     assert error <= bound
     rollouts, order = sampled(setting), list(PROMPTS)

@@ -35,8 +35,8 @@ def trl_contest(setting: Setting, rollouts: Sequence[Rollout], name: str, what: 
 
     TRL samples in each step; once it does so, and once it gets our samples in the place of its own.
     """
-    for name, top_k, precision in (("raced", setting.top_k, "float16"), ("whole", 0, "float32")):
-        cached(setting, name, rollouts, top_k or vocabulary_size(setting), precision)
+    for cache, top_k, precision in (("raced", setting.top_k, "float16"), ("whole", 0, "float32")):
+        cached(setting, cache, rollouts, top_k or vocabulary_size(setting), precision)
     order = order_of(setting, rollouts)
 
     def check() -> tuple[float, float]:

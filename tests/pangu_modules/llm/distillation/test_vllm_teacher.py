@@ -26,21 +26,15 @@ def test_vllm_s_cache_is_that_of_the_teacher_in_process(tmp_path: Path) -> None:
     if VLLM_PYTHON not in os.environ:
         pytest.skip(f"needs vLLM's CPU build: {VLLM_PYTHON} names the Python of its environment")
     engine = GenerationEngine.Config(max_new_tokens=16, temperature=1.0, samples=2, logprobs=True, batch_size=4)
-    data = Sums.Config(num=3)
-    stage = GenerateStage(module=SMOLLM2, data=data, engine=engine, device="cpu")
+    common: dict[str, Any] = {"module": SMOLLM2, "device": "cpu"}
+    stage = GenerateStage(**common, data=Sums.Config(num=3), engine=engine)
     rollouts = Recipe(stages={"": stage}).make(tmp_path / "samples", quiet=True).artefact
     module: Any = SMOLLM2.build()
     module.export(tmp_path / "teacher")
 
     def scored(name: str, **fields: Any) -> dict[tuple[str, int], Any]:
-        stage = ScoreStage(
-            module=SMOLLM2,
-            engine=GenerationEngine.Config(batch_size=4, **fields),
-            rollouts=str(rollouts),
-            top_k=TOP_K,
-            precision="float32",
-            device="cpu",
-        )
+        kept = {"rollouts": str(rollouts), "top_k": TOP_K, "precision": "float32"}
+        stage = ScoreStage(**common, **kept, engine=GenerationEngine.Config(batch_size=4, **fields))
         made = Recipe(stages={"": stage}).make(tmp_path / name, quiet=True)
         return {(one.key, one.sample): one for one in read_scores(made.artefact)}
 

@@ -20,7 +20,7 @@ from pangu_modules.common.files import write_atomically
 from pangu_modules.common.masking import mask_secrets
 from pangu_modules.common.names import nearest
 from pangu_modules.engine.folder import RUNS, RunFolder, versions
-from pangu_modules.engine.result_table import result_columns, result_row
+from pangu_modules.engine.result_table import narrow, result_columns, result_row
 from pangu_modules.report.html import render_html
 from pangu_modules.report.run_report import RunReport, learning_curves, terminal_table
 
@@ -66,8 +66,8 @@ def main(arguments: Sequence[str], call: str = "pangu compare") -> None:
         raise SystemExit(2) from None
     rows, settings = result_rows(runs), differing_settings(runs)
     write_atomically(output, render_html(_report(runs, rows, settings)))
-    narrow = [{name: value for name, value in row.items() if name != "test/accuracy_top5"} for row in rows]
-    terminal_table(narrow, result_columns(narrow), "Result on the test set")
+    shown = narrow(rows)
+    terminal_table(shown, result_columns(shown), "Result on the test set")
     if settings:
         terminal_table(settings, title="Settings that differ")
     else:

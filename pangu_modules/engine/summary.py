@@ -13,7 +13,7 @@ from pangu_modules.engine.data_stages import DataStage
 from pangu_modules.engine.folder import RunFolder, to_yaml
 from pangu_modules.engine.making import DataResult
 from pangu_modules.engine.request import Request
-from pangu_modules.engine.result_table import result_columns, result_row
+from pangu_modules.engine.result_table import narrow, result_columns, result_row
 from pangu_modules.engine.run import StageResult
 from pangu_modules.report.origin import Origin, collect_machine, commit_of
 from pangu_modules.report.parts import add_parts
@@ -24,6 +24,20 @@ from pangu_modules.report.writing import write_report
 def result_rows(results: Mapping[str, StageResult | DataResult]) -> list[dict[str, Any]]:
     """Return a row per stage: test metrics (accuracies in percent), parameters, epochs, seconds of training."""
     return [{**({"stage": name} if name else {}), **result_row(result.plain())} for name, result in results.items()]
+
+
+def result_tables(results: Mapping[str, StageResult | DataResult]) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of the stages that train, of those that sample, and of those that score, by a heading."""
+    trained = {name: one for name, one in results.items() if isinstance(one, StageResult)}
+    tables: dict[str, list[dict[str, Any]]] = {}
+    if trained:
+        tables["Result on the test set"] = result_rows(trained)
+    made = {name: one for name, one in results.items() if name not in trained}
+    for kind, heading in (("generate/", "Samples" if trained else "Result"), ("score/", "Scores")):
+        rows = result_rows({n: one for n, one in made.items() if any(m.startswith(kind) for m in one.metrics)})
+        if rows:
+            tables[heading] = rows
+    return tables
 
 
 def next_commands(request: Request, folder: Path) -> list[str]:
@@ -56,8 +70,7 @@ def origin_of(request: Request, folder: Path) -> Origin:
 
 def finish(request: Request, folder: Path, results: Mapping[str, StageResult | DataResult]) -> None:
     """Write the report of a run and print its result table and paths."""
-    rows = result_rows(results)
-    columns = result_columns(rows)
+    tables = result_tables(results)
     labels = {name: name or request.program.name for name in results}
     report = RunReport(
         title=request.program.title,
@@ -67,15 +80,17 @@ def finish(request: Request, folder: Path, results: Mapping[str, StageResult | D
         seconds={labels[name]: result.seconds for name, result in results.items()},
         origin=origin_of(request, folder),
     )
-    heading = "Result on the test set" if any(isinstance(one, StageResult) for one in results.values()) else "Result"
-    report.add_table(heading, rows, columns)
+    for heading, rows in tables.items():
+        report.add_table(heading, rows, result_columns(rows))
     curves = {labels[name]: RunFolder(folder / name).metrics for name in results}
     for caption, figure in learning_curves({name: path for name, path in curves.items() if path.is_file()}).items():
         report.add_figure(figure, caption)
     for name in results:
         add_parts(folder / name, report, prefix=name)
     page, _ = write_report(report, folder)
-    narrow = [{name: value for name, value in row.items() if name != "test/accuracy_top5"} for row in rows]
-    title = f"{request.program.title}\n{heading}"
-    terminal_table(narrow, result_columns(narrow), title)  # fits 80 columns
+    title = request.program.title
+    for heading, rows in tables.items():
+        shown = narrow(rows)
+        terminal_table(shown, result_columns(shown), f"{title}\n{heading}" if title else heading)
+        title = ""
     print(f"run folder  {folder}\nreport      {page}")

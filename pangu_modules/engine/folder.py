@@ -6,11 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
-from pangu_modules.common.errors import UsageError
+from pangu_modules.common.errors import UsageError, readable
+
+T = TypeVar("T")
 
 RUNS = Path("runs")
 RUN_DIR_VARIABLE = "PANGU_RUN_DIR"  # the run's place, for processes that Lightning launches from the first one
@@ -67,6 +70,19 @@ class RunFolder:
         if not isinstance(result, dict):
             raise damaged_result(self.result, "no JSON object")
         return result
+
+
+def stored_result(kind: type[T], folder: RunFolder) -> T | None:
+    """Return the result stored in `folder` as `kind`, a dataclass, or None while the stage is unfinished.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    plain = folder.read_result()
+    try:
+        return None if plain is None else TypeAdapter(kind).validate_python(plain)
+    except ValidationError as error:
+        raise damaged_result(folder.result, readable(error).splitlines()[0]) from error
 
 
 def damaged_result(path: Path, reason: object) -> UsageError:

@@ -11,15 +11,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import seed_everything
-from pydantic import TypeAdapter, ValidationError
 
 from pangu_modules.common import registry
-from pangu_modules.common.errors import UsageError, readable
+from pangu_modules.common.errors import UsageError
 from pangu_modules.common.files import write_atomically
 from pangu_modules.common.production import Produced, Production
 from pangu_modules.engine.data_stages import DataStage
 from pangu_modules.engine.errors import usage_errors
-from pangu_modules.engine.folder import RunFolder, damaged_result, to_yaml
+from pangu_modules.engine.folder import RunFolder, stored_result, to_yaml
 from pangu_modules.engine.launch import leads
 from pangu_modules.engine.run import build_data, build_module
 from pangu_modules.report.parts import read_table
@@ -55,11 +54,7 @@ class DataResult:
         Raises:
             UsageError: the file is damaged.
         """
-        plain = folder.read_result()
-        try:
-            return None if plain is None else TypeAdapter(cls).validate_python(plain)
-        except ValidationError as error:
-            raise damaged_result(folder.result, readable(error).splitlines()[0]) from error
+        return stored_result(cls, folder)
 
 
 def make_data(

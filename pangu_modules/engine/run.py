@@ -11,16 +11,14 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from pydantic import TypeAdapter, ValidationError
 
 from pangu_modules.common.checkpoints import check_checkpoint
-from pangu_modules.common.errors import readable
 from pangu_modules.common.files import write_atomically
 from pangu_modules.common.parameters import count_parameters
 from pangu_modules.engine.checkpoint_io import read_checkpoint
 from pangu_modules.engine.clock import RunClock
 from pangu_modules.engine.errors import usage_errors
-from pangu_modules.engine.folder import RunFolder, damaged_result, to_yaml
+from pangu_modules.engine.folder import RunFolder, stored_result, to_yaml
 from pangu_modules.engine.own_modules import build_own, counted, has_test, rebuild_own
 from pangu_modules.engine.resuming import changeable_fields, other_module
 from pangu_modules.engine.stages import BaseStage, Stage
@@ -60,11 +58,7 @@ class StageResult:
         Raises:
             UsageError: the file is damaged.
         """
-        plain = folder.read_result()
-        try:
-            return None if plain is None else TypeAdapter(cls).validate_python(plain)
-        except ValidationError as error:
-            raise damaged_result(folder.result, readable(error).splitlines()[0]) from error
+        return stored_result(cls, folder)
 
 
 def fit_stage(

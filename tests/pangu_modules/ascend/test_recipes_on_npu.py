@@ -53,7 +53,7 @@ def test_a_recipe_trains_there_and_its_export_is_the_cpus(tmp_path, flag):
     for path in (npu_path, cpu_path):
         module = ToyModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
         module.export(path.parent / "exported", "state_dict")
-    exported = [torch.load(path.parent / "exported" / "model.pt") for path in (npu_path, cpu_path)]
+    exported = [torch.load(path.parent / "exported" / "model.pt", weights_only=True) for path in (npu_path, cpu_path)]
     torch.testing.assert_close(exported[0], exported[1], rtol=0, atol=0)
 
 

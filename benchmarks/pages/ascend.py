@@ -6,17 +6,16 @@ meta device, in bfloat16 and with one layer of their family's default sizes; wha
 
 from __future__ import annotations
 
-import argparse
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 from benchmarks.methods.ascend import prediction
+from benchmarks.pages.whole_page import write_or_check
 from pangu_modules.ascend.ops import OPERATORS, Explanation, recorded
 from pangu_modules.ascend.ops.fusing import fuse
 from pangu_modules.ascend.ops.fusing.seams import empty_seams, fill_seams
-from pangu_modules.common.files import write_atomically
 from pangu_modules.report.markdown import markdown_table
 from pangu_modules.report.tables import table_of
 
@@ -152,17 +151,7 @@ def page() -> str:
 
 def main(arguments: list[str]) -> int:
     """Write or check the page; return 0, or 1 if a check finds it out of date."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pages.ascend", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with code 1 if the page is old")
-    options = parser.parse_args(arguments)
-    current = page()
-    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == current:
-        return 0
-    if options.check:
-        print(f"out of date: {PAGE}; run python -m benchmarks.pages.ascend", file=sys.stderr)
-        return 1
-    write_atomically(PAGE, current)
-    return 0
+    return write_or_check("python -m benchmarks.pages.ascend", __doc__, PAGE, page, arguments)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,11 @@ pairs trains or refuses every pair, so that the table is what happens.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from benchmarks.pages.whole_page import write_or_check
 from pangu_modules.common import registry
-from pangu_modules.common.files import write_atomically
 from pangu_modules.report.markdown import markdown_table
 from pangu_modules.report.tables import table_of
 from pangu_modules.training.callback import RecipeCallback
@@ -87,19 +86,7 @@ def page() -> str:
 
 def main(arguments: list[str]) -> int:
     """Write or check the page; return 0, or 1 if a check finds it out of date."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.pages.composition", description=__doc__, allow_abbrev=False
-    )
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with code 1 if the page is old")
-    options = parser.parse_args(arguments)
-    current = page()
-    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == current:
-        return 0
-    if options.check:
-        print(f"out of date: {PAGE}; run python -m benchmarks.pages.composition", file=sys.stderr)
-        return 1
-    write_atomically(PAGE, current)
-    return 0
+    return write_or_check("python -m benchmarks.pages.composition", __doc__, PAGE, page, arguments)
 
 
 if __name__ == "__main__":
